@@ -1,0 +1,93 @@
+"""From a yaml file and command-line options to a checked config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.configs.defaults import cfg as defaults
+from core.configs.node import Config
+from core.utils.errors import UserError
+
+MODEL_NAMES = ("deeplab_resnet18", "deeplab_resnet34", "deeplab_resnet50", "deeplab_resnet101")
+PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Defaults, overwritten by a yaml file, overwritten by KEY VALUE options; checked, and frozen.
+
+    Raises:
+        UserError: unreadable file, unknown key, value of the wrong type or outside its range.
+    """
+    config = defaults.clone()
+    config.merge_from_file(str(path))
+    config.merge_from_list(list(options))
+    if not config.OUTPUT_DIR:
+        config.OUTPUT_DIR = str(Path("results") / Path(path).stem)
+    check_config(config)
+    config.freeze()
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for the first option outside its range."""
+    _one_of(config, "MODEL.NAME", MODEL_NAMES)
+    _one_of(config, "DTU.PROXY_METRIC", ("SND", "ENT"))
+    _one_of(config, "TCR.MIX_SAMPLING", ("confidence", "uniform"))
+    _one_of(config, "SOLVER.LR_METHOD", ("poly",))
+    _one_of(config, "SOLVER.AMP", ("off", "bf16"))
+    for key in ("SOURCE_INPUT_SIZE_TRAIN", "TARGET_INPUT_SIZE_TRAIN", "INPUT_SIZE_TEST"):
+        size = config.INPUT[key]
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise UserError(f"INPUT.{key} must be (width, height) in pixels, not {size}")
+    scales = config.INPUT.INPUT_SCALES_TRAIN
+    if len(scales) != 2 or not all(isinstance(s, int | float) for s in scales) or not 0 < scales[0] <= scales[1]:
+        raise UserError(f"INPUT.INPUT_SCALES_TRAIN must be (smallest, largest) above 0, not {scales}")
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(config.INPUT[key]) != 3 or not all(isinstance(v, int | float) for v in config.INPUT[key]):
+            raise UserError(f"INPUT.{key} must be three numbers, not {config.INPUT[key]}")
+    if config.INPUT.IGNORE_LABEL != 255:
+        raise UserError("INPUT.IGNORE_LABEL must be 255: stored labels are 8-bit and use it throughout")
+    _within(config, "INPUT.HORIZONTAL_FLIP_PROB_TRAIN", 0, 1)
+    _within(config, "INPUT.GRAYSCALE_PROB", 0, 1)
+    for key in ("BRIGHTNESS", "CONTRAST", "SATURATION"):
+        _within(config, f"INPUT.{key}", 0, None)
+    _within(config, "INPUT.HUE", 0, 0.5)
+    _within(config, "MODEL.NUM_CLASSES", 2, 254)
+    _within(config, "MODEL.UNCERTAINTY", 0, 1)
+    _within(config, "DTU.EMA_WEIGHT", 0, 1)
+    _within(config, "TCR.TOPK_CANDIDATE", 0, 1)
+    _within(config, "TCR.PASTE_MAX_RATIO", 0, None, exclusive=True)
+    _within(config, "TCR.MAX_PASS_IMAGES", 0, None)
+    _within(config, "TCR.PASTE_LAG", 1, None)
+    for key in ("DTU.FIX_ITERATION", "DTU.Query_START", "DTU.Query_STEP", "DTU.META_MAX_UPDATE"):
+        _within(config, key, 1, None)
+    for key in ("MAX_ITER", "STOP_ITER", "BATCH_SIZE", "CHECKPOINT_PERIOD"):
+        _within(config, f"SOLVER.{key}", 1, None)
+    _within(config, "TCR.UPDATE_FREQUENCY", 2, None)
+    _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
+    _within(config, "TEST.BATCH_SIZE", 1, None)
+    _within(config, "DATALOADER.NUM_WORKERS", 0, None)
+    _within(config, "SEED", 0, None)
+    ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
+    if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
+        raise UserError(
+            f"DATALOADER.NUM_WORKERS {config.DATALOADER.NUM_WORKERS} prepare {ahead} batches ahead, which must stay "
+            f"below TCR.PASTE_LAG {config.TCR.PASTE_LAG}: use fewer workers or a larger lag"
+        )
+
+
+def _get(config: Config, key: str):
+    section, _, name = key.rpartition(".")
+    return config[section][name] if section else config[name]
+
+
+def _one_of(config: Config, key: str, known: Sequence[str]) -> None:
+    if _get(config, key) not in known:
+        raise UserError(f"{key} must be one of {', '.join(known)}, not {_get(config, key)!r}")
+
+
+def _within(config: Config, key: str, low: float, high: float | None, exclusive: bool = False) -> None:
+    value = _get(config, key)
+    too_low = value <= low if exclusive else value < low
+    if value != value or too_low or (high is not None and value > high):
+        bound = f"above {low}" if exclusive else f"at least {low}"
+        raise UserError(f"{key} must be {bound}{f' and at most {high}' if high is not None else ''}, not {value}")

@@ -1,0 +1,1 @@
+"""Data sets: class sets, files, decoding and transforms."""

@@ -1,0 +1,82 @@
+"""Reading and writing image files, one way for all data sets."""
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from core.utils.errors import UserError
+from core.utils.files import replacing
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
+_EXIF_ORIENTATION = 0x0112
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV's own warnings; a file that cannot be decoded raises here
+cv2.setNumThreads(0)  # the loader's workers are the parallelism
+
+
+def _decode(path: str | Path, flags: int) -> np.ndarray:
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+    try:
+        image = cv2.imdecode(encoded, flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(
+            f"image {path} cannot be decoded ({len(encoded)} bytes): replace it or leave it out of the list"
+        )
+    return image
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The upright RGB image, H×W×3 uint8, of any file: grey, RGBA, palette, 16-bit (its upper 8 bits), EXIF-rotated.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """A single-channel 8-bit label file, H×W uint8, values as they stand in the file.
+
+    Raises:
+        UserError: missing, undecodable or not 8-bit single-channel.
+    """
+    label = _decode(path, cv2.IMREAD_UNCHANGED)
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise UserError(f"label {path} is {label.shape} {label.dtype}; it must be an 8-bit single-channel image")
+    return label
+
+
+def write_label(path: str | Path, label: np.ndarray) -> None:
+    """Write H×W uint8 as a PNG, losslessly and fast."""
+    encoded = cv2.imencode(".png", label, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
+    Path(path).write_bytes(encoded.tobytes())
+
+
+def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Write H×W uint8 indices as a palette PNG, atomically (`palette`: 256×3 uint8 RGB)."""
+    image = Image.fromarray(label)
+    image.putpalette(palette.tobytes())
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """(width, height) of the upright image from the file's header alone; None where the header is not understood."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING_ORIENTATIONS
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return (height, width) if turned else (width, height)

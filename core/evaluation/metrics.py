@@ -1,0 +1,83 @@
+"""Confusion matrix and the scores read off it (method: intersection over union on the whole set)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def confusion_matrix(pred, label, num_classes: int, ignore: int = 255) -> torch.Tensor:
+    """Count pixels by (label, prediction).
+
+    Args:
+        pred, label: integer arrays or tensors of one shape; `label` may hold `ignore`.
+    Returns:
+        C×C int64, rows are labels. Pixels whose label is `ignore` do not count.
+    Raises:
+        ValueError: shapes differ, or a value that counts lies outside 0 … C − 1.
+    """
+    pred, label = torch.as_tensor(pred), torch.as_tensor(label)
+    if pred.shape != label.shape:
+        raise ValueError(f"prediction is {tuple(pred.shape)}, label is {tuple(label.shape)}")
+    kept = label != ignore
+    pred, label = pred[kept].long(), label[kept].long()
+    for name, values in (("label", label), ("prediction", pred)):
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
+            bad = values[(values < 0) | (values >= num_classes)]
+            raise ValueError(f"{name} value {int(bad[0])} is not one of the {num_classes} classes")
+    return torch.bincount(label * num_classes + pred, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=1), 0.0)
+
+
+def iou(confusion) -> torch.Tensor:
+    """Intersection over union per class from a C×C matrix: C floats (float64); 0 for a class absent from both."""
+    confusion = torch.as_tensor(confusion).double()
+    hits = confusion.diagonal()
+    return _ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def accuracy(confusion) -> torch.Tensor:
+    """Share of each class's labelled pixels that are predicted right: C floats; 0 for a class without a pixel."""
+    confusion = torch.as_tensor(confusion).double()
+    return _ratio(confusion.diagonal(), confusion.sum(1))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that is reported of one evaluation, in percent."""
+
+    iou: np.ndarray  # per class
+    accuracy: np.ndarray  # per class
+    occurs: np.ndarray  # bool per class: in the labels or the predictions of the set
+    mean_accuracy: float
+    all_accuracy: float
+
+    @classmethod
+    def of(cls, confusion) -> "Scores":
+        confusion = torch.as_tensor(confusion)
+        accuracies = 100 * accuracy(confusion).numpy()
+        total = max(int(confusion.sum()), 1)
+        return cls(
+            iou=100 * iou(confusion).numpy(),
+            accuracy=accuracies,
+            occurs=(confusion.sum(0) + confusion.sum(1) > 0).numpy(),
+            mean_accuracy=float(accuracies.mean()),
+            all_accuracy=100 * int(confusion.diagonal().sum()) / total,
+        )
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over all C classes, an absent one counting 0 (as the DT-ST release computes it)."""
+        return float(self.iou.mean())
+
+    @property
+    def mean_iou_occurring(self) -> float:
+        """Mean over the classes that occur in labels or predictions."""
+        return float(self.iou[self.occurs].mean()) if self.occurs.any() else 0.0
+
+    def mean_iou_over(self, classes) -> float:
+        """Mean over the given class indices."""
+        return float(self.iou[list(classes)].mean())

@@ -1,0 +1,36 @@
+"""From 8-bit images on the host to logits on the device."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from core.datasets.transforms import normalise
+from core.utils.devices import autocast
+
+
+class Predictor:
+    """Runs networks on one device as a config says: normalisation, memory layout, precision.
+
+    Args:
+        config: a whole config.
+        device: where the networks are.
+    """
+
+    def __init__(self, config, device: torch.device):
+        self.device = device
+        self._input, self._amp = config.INPUT, config.SOLVER.AMP
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """B×3×H×W uint8 on the host → normalised network input on the device."""
+        images = images.to(self.device, non_blocking=True)
+        return normalise(images, self._input).contiguous(memory_format=torch.channels_last)
+
+    def precision(self) -> AbstractContextManager:
+        """The context that networks run in."""
+        return autocast(self.device, self._amp)
+
+    def logits(self, model: nn.Module, prepared: torch.Tensor) -> torch.Tensor:
+        """Stride-8 logits (B×C×h×w, float32) of prepared images."""
+        with self.precision():
+            return model(prepared)

@@ -1,0 +1,125 @@
+"""torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torchvision.models import resnet
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """Batch norm as the fixed map y = x·w/√var + (b − mean·w/√var), without an epsilon; where var is 0, y = b.
+
+    Once `folded` is set, the convolution before it applies the map and this module passes its input on.
+    """
+
+    folded = False
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features, eps=0.0)
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The C scales and C shifts of the map."""
+        alive = self.running_var > 0
+        scale = torch.where(alive, self.weight * torch.where(alive, self.running_var, 1).rsqrt(), 0)
+        return scale, torch.where(alive, self.bias - self.running_mean * scale, self.bias)
+
+    def dead_channels(self) -> int:
+        """How many channels have no variance, and so a constant output."""
+        return int((self.running_var <= 0).sum())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.folded:
+            return x
+        scale, shift = (vector.to(x.dtype).view(-1, 1, 1) for vector in self.scale_and_shift())
+        return x * scale + shift
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that applies the frozen batch norm behind it through its weight and bias.
+
+    This saves a pass over the activations, forward and backward; the weight still gets its exact gradient.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm):
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight = conv.weight
+        self._norm = [norm]  # in a list, so that its buffers keep their one place in the module tree
+        norm.folded = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale, shift = self._norm[0].scale_and_shift()
+        return self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), shift)
+
+
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Replace, in place, every convolution that a frozen batch norm follows; names and state dict stay the same."""
+    for parent in list(module.modules()):
+        previous = (None, None)
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FrozenBatchNorm) and isinstance(previous[1], nn.Conv2d):
+                setattr(parent, previous[0], FoldedConv2d(previous[1], child))
+            previous = (name, child)
+
+
+class DilatedBasicBlock(resnet.BasicBlock):
+    """torchvision's BasicBlock with both 3×3 convolutions dilated (its own refuses dilation)."""
+
+    def __init__(
+        self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
+    ):
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
+        self.conv1 = resnet.conv3x3(inplanes, planes, stride, dilation=dilation)
+        self.conv2 = resnet.conv3x3(planes, planes, dilation=dilation)
+
+
+ARCHITECTURES = {
+    "resnet18": (DilatedBasicBlock, (2, 2, 2, 2)),
+    "resnet34": (DilatedBasicBlock, (3, 4, 6, 3)),
+    "resnet50": (resnet.Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class FeatureExtractor(nn.Module):
+    """ResNet without pooling and classifier; its layers are the children of `backbone`, under torchvision's names.
+
+    Args:
+        architecture: a key of :data:`ARCHITECTURES`.
+        freeze_bn: use :class:`FrozenBatchNorm`, folded, instead of batch norm.
+    """
+
+    def __init__(self, architecture: str, freeze_bn: bool):
+        super().__init__()
+        block, layers = ARCHITECTURES[architecture]
+        network = resnet.ResNet(
+            block,
+            list(layers),
+            norm_layer=FrozenBatchNorm if freeze_bn else nn.BatchNorm2d,
+            replace_stride_with_dilation=[False, True, True],
+        )
+        self.out_channels = network.fc.in_features
+        self.backbone = nn.Sequential(
+            OrderedDict((name, m) for name, m in network.named_children() if name not in ("avgpool", "fc"))
+        )
+        if freeze_bn:
+            fold_frozen_norms(self.backbone)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """B×3×H×W normalised image → B×`out_channels`×⌈H/8⌉×⌈W/8⌉ features of layer4."""
+        return self.backbone(image)
+
+    def dead_channels(self) -> int:
+        """Channels of frozen batch norms without variance."""
+        return sum(m.dead_channels() for m in self.modules() if isinstance(m, FrozenBatchNorm))

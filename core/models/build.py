@@ -1,0 +1,43 @@
+"""Networks from a config."""
+
+import torch
+
+from core.models.backbone import FeatureExtractor
+from core.models.deeplab import AtrousClassifier, Segmentor
+from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
+from core.utils.logging import LOGGER
+
+
+def build_feature_extractor(cfg) -> FeatureExtractor:
+    """The ResNet of MODEL.NAME at stride 8, randomly initialised."""
+    return FeatureExtractor(cfg.MODEL.NAME.removeprefix("deeplab_"), cfg.MODEL.FREEZE_BN)
+
+
+def build_classifier(cfg) -> AtrousClassifier:
+    """The classifier that fits MODEL.NAME's last stage, with MODEL.NUM_CLASSES classes."""
+    deep = cfg.MODEL.NAME in ("deeplab_resnet50", "deeplab_resnet101")
+    return AtrousClassifier(2048 if deep else 512, cfg.MODEL.NUM_CLASSES)
+
+
+def build_model(cfg) -> Segmentor:
+    """Both, as one module in channels-last layout, on the CPU, randomly initialised."""
+    model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_model(cfg, device: torch.device) -> Segmentor:
+    """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
+
+    Raises:
+        UserError: a file that is missing, no checkpoint, or of another model.
+    """
+    torch.manual_seed(cfg.SEED)
+    model = build_model(cfg)
+    if cfg.resume:
+        load_checkpoint(model, cfg.resume)
+    elif cfg.MODEL.WEIGHTS:
+        load_imagenet_weights(model.feature_extractor, cfg.MODEL.WEIGHTS)
+    dead = model.feature_extractor.dead_channels()
+    if dead:
+        LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)
+    return model.to(device)

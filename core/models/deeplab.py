@@ -1,0 +1,61 @@
+"""DeepLabV2 (Chen et al., TPAMI 2018) on a stride-8 ResNet."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+RATES = (6, 12, 18, 24)
+INITIAL_STD = 0.01
+
+
+class AtrousClassifier(nn.Module):
+    """Sum of four 3×3 convolutions with dilation 6, 12, 18 and 24; no softmax.
+
+    Args:
+        in_channels: of the feature map.
+        num_classes: C.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            nn.Conv2d(in_channels, num_classes, kernel_size=3, padding=rate, dilation=rate) for rate in RATES
+        )
+        for conv in self.conv2d_list:
+            nn.init.normal_(conv.weight, std=INITIAL_STD)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """B×in_channels×h×w → B×C×h×w logits."""
+        first, *others = self.conv2d_list
+        logits = first(features)
+        for conv in others:
+            logits = logits + conv(features)
+        return logits
+
+
+class Segmentor(nn.Module):
+    """A feature extractor and a classifier; any pair with matching channels will do."""
+
+    def __init__(self, feature_extractor: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.feature_extractor = feature_extractor
+        self.classifier = classifier
+
+    def forward(self, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Logits of a batch.
+
+        Args:
+            image: B×3×H×W, normalised.
+            size: (h, w) to upsample to, bilinearly with align_corners=True; None: stay at stride 8.
+        Returns:
+            B×C×h×w, in float32 at least, whatever precision the networks ran in.
+        """
+        logits = self.classifier(self.feature_extractor(image))
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return logits if size is None else resize_logits(logits, size)
+
+
+def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resize of B×C×h×w to `size` (H, W) with align_corners=True, as the method resizes every logit map."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)

@@ -1,0 +1,281 @@
+"""Candidate generations: the labels of one pass of the teacher over the target images (DT-ST §3.3, method §6).
+
+A generation is an immutable folder `g0000`, `g0001`, …:
+
+    index.json       per image: name, size, classes present, classes that may be pasted, classes masked as a whole
+    labels/*.png     the unmasked labels, 8-bit class indices
+    masked/*.png     first pass only: the same with the unsure pixels set to 255
+
+It is written as `g0001.partial` and renamed when complete.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.datasets.catalog import ImageSet
+from core.datasets.images import read_label, write_label
+from core.datasets.loading import full_view_loader
+from core.evaluation.predictor import Predictor
+from core.models.deeplab import resize_logits
+from core.selftraining.resampling import (
+    IGNORE,
+    MIN_CLASS_PIXELS,
+    ConfidenceRanks,
+    consistency,
+    consistency_thresholds,
+)
+from core.utils.files import write_json
+from core.utils.logging import LOGGER, progress
+
+FORMAT = 1
+FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
+
+
+class Generation:
+    """One complete generation, for reading.
+
+    Args:
+        folder: …/candidates/g0000.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise ValueError(f"{self.folder}: format {index['format']} is not {FORMAT}")
+        self.number: int = index["generation"]
+        self.iteration: int = index["iteration"]
+        self.num_classes: int = index["num_classes"]
+        self.thresholds: list[float] = index["thresholds"]
+        self._images: list[dict] = index["images"]
+        self._pixelwise: bool = index["pixelwise"]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names, in the order of every other member."""
+        return [image["name"] for image in self._images]
+
+    @cached_property
+    def presence(self) -> np.ndarray:
+        """N×C bool: classes with at least 50 pixels, at the image's own size, of the unmasked labels."""
+        return self._table("present")
+
+    @cached_property
+    def candidates(self) -> tuple[np.ndarray, ...]:
+        """Per class, the images that hold at least 50 pixels of it in their candidate labels."""
+        return tuple(np.flatnonzero(column) for column in self._table("candidates").T)
+
+    def labels(self, image: int) -> np.ndarray:
+        """Unmasked labels of one image, h×w uint8, at the size they are stored in."""
+        return read_label(self.folder / "labels" / _file_name(image))
+
+    def candidate_labels(self, image: int) -> np.ndarray:
+        """Labels with what is unsure (pixels in the first pass, whole classes later) set to 255, h×w uint8."""
+        if self._pixelwise:
+            return read_label(self.folder / "masked" / _file_name(image))
+        labels = self.labels(image)
+        return np.where(np.isin(labels, self._images[image]["masked"]), np.uint8(IGNORE), labels)
+
+    def _table(self, key: str) -> np.ndarray:
+        table = np.zeros((len(self), self.num_classes), bool)
+        for row, image in zip(table, self._images, strict=True):
+            row[image[key]] = True
+        return table
+
+
+class CandidatePass:
+    """Passes over the target images, each of which makes a generation from the teacher as it is.
+
+    Memory does not grow with the number of images but for an index entry each; every image is decoded once.
+
+    Args:
+        images: the target images of a pass.
+        num_classes: C.
+        predictor: device and precision.
+        config: a whole config.
+        folder: holds the generations; made when needed.
+    """
+
+    def __init__(self, images: ImageSet, num_classes: int, predictor: Predictor, config, folder: str | Path):
+        self.images, self.num_classes, self.folder = images, num_classes, Path(folder)
+        self._predictor, self._config = predictor, config
+        self._topk = config.TCR.TOPK_CANDIDATE
+
+    def run(self, teacher: nn.Module, iteration: int, previous: Generation | None = None) -> Generation:
+        """Make the next generation after `iteration` completed iterations; the first one where `previous` is None.
+
+        Raises:
+            UserError: an image that cannot be decoded.
+        """
+        number = 0 if previous is None else previous.number + 1
+        final = self.folder / f"g{number:04d}"
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "labels").mkdir(parents=True)
+        if previous is None:
+            thresholds, entries = self._first(teacher, partial)
+        else:
+            thresholds, entries = self._later(teacher, partial, previous)
+        write_json(
+            partial / "index.json",
+            {
+                "format": FORMAT,
+                "generation": number,
+                "iteration": iteration,
+                "num_classes": self.num_classes,
+                "pixelwise": previous is None,
+                "thresholds": [float(t) for t in thresholds],
+                "images": entries,
+            },
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        return Generation(final)
+
+    def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict]]:
+        """Threshold every pixel's confidence by its class's order statistic over the whole set.
+
+        The confidences wait on disk: the second and third sweep read them there, not from the images.
+        """
+        ranks = ConfidenceRanks(self.num_classes)
+        entries, shapes = [], []
+        spill = folder / "confidences.f32"
+        with spill.open("wb") as file:
+            for index, logits, size in self._forward(teacher):
+                own = resize_logits(logits, size)
+                grid = first_pass_grid(size)
+                labels = own.argmax(1, keepdim=True).to(torch.uint8)
+                confidence = nearest(own, grid).softmax(1).amax(1)[0].float().cpu().numpy()
+                stored = nearest(labels, grid)[0, 0].cpu().numpy()
+                entries.append(self._entry(index, size, labels))
+                shapes.append(grid)
+                ranks.count(stored, confidence)
+                confidence.tofile(file)
+                write_label(folder / "labels" / _file_name(index), stored)
+
+        def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+            with spill.open("rb") as file:
+                for index, shape in enumerate(shapes):
+                    confidence = np.fromfile(file, np.float32, count=shape[0] * shape[1]).reshape(shape)
+                    yield index, read_label(folder / "labels" / _file_name(index)), confidence
+
+        ranks.locate(self._topk)
+        for _, labels, confidence in chunks():
+            ranks.refine(labels, confidence)
+        thresholds = ranks.thresholds()
+        (folder / "masked").mkdir()
+        for index, labels, confidence in progress(chunks(), "masking candidates", len(shapes)):
+            masked = np.where(confidence < thresholds[labels], np.uint8(IGNORE), labels)
+            write_label(folder / "masked" / _file_name(index), masked)
+            height, width = entries[index]["size"]
+            entries[index]["candidates"] = present_classes(
+                resized_counts(masked, (height, width), self.num_classes)
+            )
+        spill.unlink()
+        return thresholds, entries
+
+    def _later(
+        self, teacher: nn.Module, folder: Path, previous: Generation
+    ) -> tuple[np.ndarray, list[dict]]:
+        """Mask in every image the classes that agree too little with the previous pass."""
+        table = np.zeros((len(self.images), self.num_classes))
+        entries = []
+        for index, logits, size in self._forward(teacher):
+            labels = resize_logits(logits, size).argmax(1, keepdim=True).to(torch.uint8)
+            old = nearest(torch.from_numpy(previous.labels(index))[None, None], size)[0, 0].numpy()
+            table[index] = consistency(labels[0, 0].cpu().numpy(), old, self.num_classes)
+            half = (max(size[0] // 2, 1), max(size[1] // 2, 1))
+            stored = nearest(labels, half)[0, 0].cpu().numpy()
+            write_label(folder / "labels" / _file_name(index), stored)
+            entry = self._entry(index, size, labels)
+            entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
+            entries.append(entry)
+        thresholds = consistency_thresholds(table, self._topk)
+        for entry, row in zip(entries, table, strict=True):
+            entry["masked"] = np.flatnonzero(row < thresholds).tolist()
+            entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
+        return thresholds, entries
+
+    @torch.inference_mode()
+    def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int]]]:
+        """(index, 1×C×h×w stride-8 logits, own (H, W)) of every image, in order."""
+        was_training = teacher.training
+        teacher.eval()
+        loader = full_view_loader(
+            self.images,
+            [self._config.INPUT.INPUT_SIZE_TEST],
+            self._config.TEST.BATCH_SIZE,
+            self._config.DATALOADER.NUM_WORKERS,
+        )
+        for batch in progress(loader, "candidate pass"):
+            logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
+            for position, index in enumerate(batch["index"]):
+                yield index, logits[position, None], tuple(batch["size"][position])
+        teacher.train(was_training)
+
+    def _entry(self, index: int, size: tuple[int, int], labels: torch.Tensor) -> dict:
+        counts = torch.bincount(labels.flatten().int(), minlength=self.num_classes).cpu().numpy()
+        return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
+
+
+def delete_generation(generation: Generation) -> None:
+    """Remove a generation's folder; nothing may read from it any more."""
+    shutil.rmtree(generation.folder, ignore_errors=True)
+
+
+def log_candidates(
+    generation: Generation, names: Sequence[str], paste_classes: Sequence[int], seconds: float
+) -> None:
+    """One line: how many images offer each paste class; and one more, at the first pass, where none offers any."""
+    offers = ", ".join(f"{names[c]} {len(generation.candidates[c])}" for c in paste_classes)
+    LOGGER.info(
+        "candidate pass g%04d: %d images in %.1f s; images to paste from: %s",
+        generation.number,
+        len(generation),
+        seconds,
+        offers or "not asked for",
+    )
+    if paste_classes and generation.number == 0 and not any(len(generation.candidates[c]) for c in paste_classes):
+        LOGGER.info("no paste class has a candidate: training goes on without pasting")
+
+
+def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) on which the first pass samples an H×W image: its own aspect, short side 256 (256×512 where 2:1)."""
+    scale = FIRST_PASS_SIDE / min(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest resize of B×C×h×w to (H, W) by F.interpolate's floor rule, as everywhere in the passes."""
+    return maps if tuple(maps.shape[-2:]) == tuple(size) else F.interpolate(maps, size=size, mode="nearest")
+
+
+def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """:func:`nearest` for an h×w uint8 array."""
+    return nearest(torch.from_numpy(labels)[None, None], size)[0, 0].numpy()
+
+
+def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """Pixels of each class (C int64) in an h×w label map once it is resized, nearest, to (H, W)."""
+    counts = np.bincount(nearest_labels(labels, size).ravel(), minlength=256)
+    return counts[:num_classes]
+
+
+def present_classes(counts: np.ndarray) -> list[int]:
+    """Classes with at least 50 pixels."""
+    return np.flatnonzero(np.asarray(counts) >= MIN_CLASS_PIXELS).tolist()
+
+
+def _file_name(image: int) -> str:
+    return f"{image:06d}.png"

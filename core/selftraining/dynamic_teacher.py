@@ -1,0 +1,175 @@
+"""Dynamic teacher update: the EMA teacher moves only when the student has demonstrably improved (DT-ST §3.2)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+NUM_POINTS = 100
+SND_TEMPERATURE = 20.0  # the similarities are multiplied by it before the softmax (Saito et al., ICCV 2021: 1 / 0.05)
+
+
+def snd_score(probs: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Soft neighbourhood density at the chosen pixels (Saito et al., ICCV 2021); larger is better.
+
+    Args:
+        probs: N×C softmax probabilities, one row per pixel.
+        points: int64 vector of row numbers.
+    Returns:
+        a scalar: the mean entropy of each point's softmax similarities to all points, itself included.
+    """
+    rows = torch.nn.functional.normalize(probs[points], dim=1)
+    similarity = torch.softmax(SND_TEMPERATURE * rows @ rows.T, dim=1)
+    return -(similarity * torch.log(similarity + 1e-5)).sum(dim=1).mean()
+
+
+def entropy_score(probs: torch.Tensor) -> torch.Tensor:
+    """Mean over the pixels of 1 + 2·p·log2(p), p the largest probability of each of the N×C rows; larger is better."""
+    peak = probs.amax(dim=1)
+    return (1 + 2 * peak * torch.log2(peak)).mean()
+
+
+def majority_improved(stored: Sequence[float], rescore: Callable[[int], float]) -> bool:
+    """Whether more than half of the batches score strictly higher than when stored.
+
+    `rescore(i)` gives the new score of batch i; it is called in order and no more often than the decision needs.
+    """
+    return count_improved(stored, rescore).majority
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of re-scoring stored batches until the majority is settled."""
+
+    rescored: tuple[float, ...]  # new scores of the first batches, as many as were needed
+    improved: int  # how many of those are strictly larger than stored
+    majority: bool
+
+
+def count_improved(stored: Sequence[float], rescore: Callable[[int], float]) -> Verdict:
+    """:func:`majority_improved` with the scores that it took."""
+    total, improved, rescored = len(stored), 0, []
+    while 2 * improved <= total and 2 * (improved + total - len(rescored)) > total:
+        index = len(rescored)
+        rescored.append(rescore(index))
+        improved += rescored[index] > stored[index]
+    return Verdict(tuple(rescored), improved, 2 * improved > total)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, weight: float) -> None:
+    """teacher = weight · teacher + (1 − weight) · student for the parameters; buffers are copied."""
+    for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        kept.lerp_(new, 1 - weight)
+    for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(new)
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """One batch as the student scored it: 8-bit full views (B×3×H×W), their names, the SND points, the score."""
+
+    images: torch.Tensor
+    names: tuple[str, ...]
+    points: torch.Tensor | None
+    score: torch.Tensor
+
+
+class DynamicTeacher:
+    """Decides after every optimiser step whether the teacher follows the student.
+
+    Args:
+        teacher, student: modules of one architecture.
+        options: the config node DTU.
+        class_probabilities: called with 8-bit B×3×H×W images, gives the student's N×C probabilities in eval mode,
+            without gradient.
+        record: called with one dict per decision, for the history (see :data:`HISTORY_FIELDS`).
+        seed: the points of iteration i are drawn from (seed, i).
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        options,
+        class_probabilities: Callable[[torch.Tensor], torch.Tensor],
+        record: Callable[[dict], None],
+        seed: int,
+    ):
+        self.teacher, self.student, self.options = teacher, student, options
+        self._class_probabilities, self._record, self._seed = class_probabilities, record, seed
+        self._buffer: list[StoredBatch] = []
+
+    def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str]) -> None:
+        """Score the batch's full views (8-bit B×3×H×W) with the student as it is, and remember both."""
+        if not self.options.DYNAMIC:
+            return
+        probs = self._class_probabilities(images)
+        points = None
+        if self.options.PROXY_METRIC == "SND":
+            points = draw_points(len(probs), self._seed, iteration).to(probs.device)
+        self._buffer.append(StoredBatch(images, tuple(names), points, self._score(probs, points)))
+
+    def after_step(self, iteration: int) -> bool:
+        """Move the teacher if this iteration (from 0) calls for it; returns whether it moved."""
+        if not self.options.DYNAMIC:
+            moved = iteration % self.options.FIX_ITERATION == 0
+            if moved:
+                self._move(iteration, decision="fixed")
+            return moved
+        count = len(self._buffer)
+        since_start = count - self.options.Query_START
+        if since_start < 0 or since_start % self.options.Query_STEP:
+            return False
+        if count > self.options.META_MAX_UPDATE:
+            self._move(iteration, decision="forced", batches=count, scored=0)
+            return True
+        stored = torch.stack([batch.score for batch in self._buffer]).tolist()
+        verdict = count_improved(stored, self._rescore)
+        scored = len(verdict.rescored)
+        row = {
+            "batches": count,
+            "scored": scored,
+            "improved": verdict.improved,
+            "fraction_improved": verdict.improved / scored,
+            "mean_before": math.fsum(stored[:scored]) / scored,
+            "mean_after": math.fsum(verdict.rescored) / scored,
+        }
+        if verdict.majority:
+            self._move(iteration, decision="improved", **row)
+        else:
+            self._record({"iteration": iteration + 1, "decision": "refused", **row})
+        return verdict.majority
+
+    def _rescore(self, index: int) -> float:
+        batch = self._buffer[index]
+        return float(self._score(self._class_probabilities(batch.images), batch.points))
+
+    def _score(self, probs: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
+        return entropy_score(probs) if points is None else snd_score(probs, points)
+
+    def _move(self, iteration: int, **row) -> None:
+        ema_update(self.teacher, self.student, self.options.EMA_WEIGHT)
+        self._buffer.clear()
+        self._record({"iteration": iteration + 1, **row})
+
+
+HISTORY_FIELDS = (
+    "iteration",  # completed iterations
+    "decision",  # improved | refused | forced | fixed
+    "batches",  # in the buffer
+    "scored",  # of them, before the majority was settled
+    "improved",
+    "fraction_improved",  # of the scored ones
+    "mean_before",
+    "mean_after",
+)
+
+
+def draw_points(count: int, seed: int, iteration: int) -> torch.Tensor:
+    """The (at most) 100 different rows of `count` that iteration `iteration` compares: an int64 vector."""
+    rng = np.random.default_rng([seed, 0x504F, iteration])
+    return torch.from_numpy(rng.choice(count, size=min(NUM_POINTS, count), replace=False, shuffle=False))

@@ -1,0 +1,254 @@
+"""Training samples of the target domain: full view, student view, pasted objects (method §2 and §6).
+
+A sample is a function of its request alone: the main process hands out requests, any worker makes the sample.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from core.datasets import transforms
+from core.datasets.catalog import ImageSet
+from core.datasets.images import read_image
+from core.datasets.taxonomy import Taxonomy
+from core.selftraining.candidates import Generation, nearest_labels
+from core.selftraining.copy_paste import IGNORE, cut_instances, paste_instances, paste_probabilities
+from core.selftraining.pseudo_labels import BETA
+from core.selftraining.resampling import draw_images
+from core.selftraining.views import View
+
+_SAMPLE, _DRAW = 0x5341, 0x4452  # first keys of independent random streams
+BLOCK = 500  # draws after which class-balanced drawing starts anew
+MIN_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sample depends on.
+
+    Attributes:
+        image: index of the training image.
+        position: number of the sample in the run, from 0; its randomness comes from (SEED, position).
+        generation: folder of the candidates to paste from; None: no pasting.
+        paste_probabilities: one per paste class.
+    """
+
+    image: int
+    position: int
+    generation: str | None = None
+    paste_probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples.
+
+    Attributes:
+        full: B×3×H×W uint8 full views.
+        student: B×3×h×w uint8 student views with what was pasted.
+        dropped: B×h×w bool, cut-out pixels (0 after normalisation), without pasted ones.
+        pasted: B×h×w uint8 labels of pasted pixels, 255 elsewhere.
+        valid: B×h×w bool, False on padding.
+        views: the geometry of each student view.
+        names: of the images.
+    """
+
+    full: torch.Tensor
+    student: torch.Tensor
+    dropped: torch.Tensor
+    pasted: torch.Tensor
+    valid: torch.Tensor
+    views: tuple[View, ...]
+    names: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which copies to a device need no wait (called by the loader)."""
+        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **pinned)
+
+
+class TargetSamples(Dataset):
+    """Maps a :class:`Request` to the parts of a :class:`Batch`.
+
+    Args:
+        images: all training images, without labels.
+        taxonomy: the class set.
+        config: a whole config.
+    """
+
+    def __init__(self, images: ImageSet, taxonomy: Taxonomy, config):
+        self.images, self.taxonomy = images, taxonomy
+        self.paste_classes = taxonomy.paste_classes(config.TCR.MIX_CLASSES)
+        self._input, self._seed, self._max_ratio = config.INPUT, config.SEED, config.TCR.PASTE_MAX_RATIO
+        self._paths = dict(zip(images.names, images.paths, strict=True))
+        self._generation: Generation | None = None
+
+    def __getitem__(self, request: Request) -> dict:
+        rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
+        width, height = self._input.INPUT_SIZE_TEST
+        image = transforms.to_tensor(read_image(self.images.paths[request.image]))
+        full = transforms.resize(image, (height, width), "bilinear")
+        student, view = self._student_view(full, rng)
+        dropped = transforms.cutout_mask(view.crop_size, rng)
+        student = np.ascontiguousarray(student.permute(1, 2, 0).numpy())
+        pasted = self._paste(student, request, rng)
+        return {
+            "full": full,
+            "student": transforms.to_tensor(student),
+            "dropped": torch.from_numpy(dropped & (pasted == IGNORE)),
+            "pasted": torch.from_numpy(pasted),
+            "valid": view.valid(),
+            "views": view,
+            "names": self.images.names[request.image],
+        }
+
+    def _student_view(self, full: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, View]:
+        options = self._input
+        image = transforms.random_blur(full, rng)
+        image = transforms.jitter_or_grey(image, options, rng)
+        scale = rng.uniform(*options.INPUT_SCALES_TRAIN)
+        scaled_size = tuple(max(int(n * scale), 1) for n in full.shape[-2:])
+        image = transforms.resize(image, scaled_size, "bicubic")
+        crop_width, crop_height = options.TARGET_INPUT_SIZE_TRAIN
+        crop_size = (crop_height, crop_width)
+        top_left = tuple(
+            int(rng.integers(min(0, n - crop), max(0, n - crop), endpoint=True))
+            for n, crop in zip(scaled_size, crop_size, strict=True)
+        )
+        view = View(scaled_size, top_left, crop_size, bool(rng.random() < options.HORIZONTAL_FLIP_PROB_TRAIN))
+        return view.crop(image), view
+
+    def _paste(self, student: np.ndarray, request: Request, rng: np.random.Generator) -> np.ndarray:
+        """Paste the instances of one drawn class and image into `student` (h×w×3 uint8); returns their labels."""
+        nothing = np.full(student.shape[:2], IGNORE, np.uint8)
+        if request.generation is None:
+            return nothing
+        if self._generation is None or str(self._generation.folder) != request.generation:
+            self._generation = Generation(request.generation)
+        generation = self._generation
+        offered = [len(generation.candidates[c]) > 0 for c in self.paste_classes]
+        weights = np.asarray(request.paste_probabilities) * offered
+        if not weights.sum() > 0:
+            weights = np.asarray(offered, float)
+        if not weights.sum() > 0:
+            return nothing
+        drawn = self.paste_classes[rng.choice(len(weights), p=weights / weights.sum())]
+        source = int(rng.choice(generation.candidates[drawn]))
+        image, labels = self._paste_source(generation, source)
+        classes = (drawn, *self.taxonomy.partners(drawn))
+        return paste_instances(student, cut_instances(image, labels, classes), drawn, rng)
+
+    def _paste_source(self, generation: Generation, source: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and candidate labels to cut from, at the image's own size unless that is very large."""
+        image = read_image(self._paths[generation.names[source]])
+        full_width, full_height = self._input.INPUT_SIZE_TEST
+        height, width = image.shape[:2]
+        ratio = min(self._max_ratio * full_height / height, self._max_ratio * full_width / width, 1)
+        size = (max(int(height * ratio), 1), max(int(width * ratio), 1))
+        if ratio < 1:
+            image = transforms.resize(transforms.to_tensor(image), size).permute(1, 2, 0).numpy()
+        return image, nearest_labels(generation.candidate_labels(source), size)
+
+
+def collate_batch(samples: list[dict]) -> Batch:
+    """Samples → :class:`Batch`."""
+    joined = {key: tuple(sample[key] for sample in samples) for key in samples[0]}
+    tensors = {k: torch.stack(v) for k, v in joined.items() if isinstance(v[0], torch.Tensor)}
+    return Batch(**(joined | tensors))
+
+
+class PasteSchedule:
+    """Paste probabilities per iteration: those of the running confidence some iterations earlier.
+
+    The lag lets a loader prepare batches ahead without its depth showing in the samples.
+
+    Args:
+        classes: the paste classes.
+        num_classes: C.
+        mode: TCR.MIX_SAMPLING.
+        lag: TCR.PASTE_LAG, in iterations.
+    """
+
+    def __init__(self, classes: Sequence[int], num_classes: int, mode: str, lag: int):
+        self._classes, self._mode, self._lag = classes, mode, lag
+        self._start = [BETA] * num_classes
+        self._recorded: dict[int, Callable[[], torch.Tensor]] = {}
+
+    def record(self, iteration: int, running_conf: Callable[[], torch.Tensor]) -> None:
+        """Note the running confidence after `iteration`, as a function that waits for its copy on the host."""
+        if self._mode == "confidence":
+            self._recorded[iteration] = running_conf
+
+    def probabilities(self, iteration: int) -> tuple[float, ...]:
+        """For the samples of `iteration`; asked for in ascending order."""
+        running_conf = self._start
+        if self._mode == "confidence" and iteration >= self._lag:
+            running_conf = self._recorded[iteration - self._lag]().tolist()
+            for old in [i for i in self._recorded if i < iteration - self._lag]:
+                del self._recorded[old]
+        return paste_probabilities(running_conf, self._classes, self._mode)
+
+
+class RequestStream:
+    """The requests of a stretch of iterations, a list of B per iteration: the batch sampler of the loader.
+
+    Args:
+        iterations: the stretch, ending where the next candidate pass is due.
+        batch_size: B.
+        order: image indices, at least as many as the stretch needs.
+        generation: folder of the candidates; None: no pasting.
+        schedule: gives the paste probabilities.
+    """
+
+    def __init__(
+        self,
+        iterations: range,
+        batch_size: int,
+        order: np.ndarray,
+        generation: str | None,
+        schedule: PasteSchedule,
+    ):
+        self._iterations, self._batch_size, self._order = iterations, batch_size, order
+        self._generation, self._schedule = generation, schedule
+
+    def __len__(self) -> int:
+        return len(self._iterations)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for iteration in self._iterations:
+            probabilities = self._schedule.probabilities(iteration) if self._generation else ()
+            first = (iteration - self._iterations.start) * self._batch_size
+            yield [
+                Request(
+                    image=int(self._order[first + j]),
+                    position=iteration * self._batch_size + j,
+                    generation=self._generation,
+                    paste_probabilities=probabilities,
+                )
+                for j in range(self._batch_size)
+            ]
+
+
+def balanced_order(presence: np.ndarray, count: int, seed: int, iteration: int) -> np.ndarray:
+    """At least `count` image indices, drawn class-balanced in whole blocks and shuffled as one list.
+
+    Args:
+        presence: N×C bool.
+        count: samples until the next pass.
+        seed, iteration: key of the draw; `iteration` is that of the pass.
+    """
+    rng = np.random.default_rng([seed, _DRAW, iteration])
+    if not presence.any():
+        return uniform_order(len(presence), count, seed, iteration)
+    blocks = max(MIN_BLOCKS, -(-count // BLOCK))
+    return rng.permutation(draw_images(presence, blocks * BLOCK, rng, BLOCK))
+
+
+def uniform_order(num_images: int, count: int, seed: int, iteration: int) -> np.ndarray:
+    """At least `count` image indices: shuffled rounds through all images."""
+    rng = np.random.default_rng([seed, _DRAW, iteration])
+    rounds = -(-count // num_images)
+    return np.concatenate([rng.permutation(num_images) for _ in range(rounds)])

@@ -1,0 +1,69 @@
+"""Geometry of the student views, and the teacher's predictions carried into them (DT-ST §3.1; SAC §3.2)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from core.models.deeplab import resize_logits
+
+
+class View(NamedTuple):
+    """How one student view was cut from its full view: resize, then crop, then flip.
+
+    Attributes:
+        scaled_size: (h, w) in pixels of the full view after its random rescaling.
+        top_left: (y, x) of the crop in the rescaled image; negative where the crop begins outside of it.
+        crop_size: (h, w) of the view.
+        flip: True where the view is mirrored left to right.
+    """
+
+    scaled_size: tuple[int, int]
+    top_left: tuple[int, int]
+    crop_size: tuple[int, int]
+    flip: bool
+
+    def overlap(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """(slices of the rescaled image, slices of the unflipped view) of the area that both cover."""
+        image, view = [], []
+        for extent, origin, crop in zip(self.scaled_size, self.top_left, self.crop_size, strict=True):
+            first, last = max(origin, 0), max(min(origin + crop, extent), max(origin, 0))
+            image.append(slice(first, last))
+            view.append(slice(first - origin, last - origin))
+        return tuple(image), tuple(view)
+
+    def crop(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Cut this view out of a rescaled …×h×w tensor; what lies outside of the image becomes 0."""
+        image, view = self.overlap()
+        part = scaled[(..., *image)]
+        if part.shape[-2:] != self.crop_size:
+            padded = scaled.new_zeros(*scaled.shape[:-2], *self.crop_size)
+            padded[(..., *view)] = part
+            part = padded
+        return part.flip(-1) if self.flip else part
+
+    def valid(self) -> torch.Tensor:
+        """Boolean H×W mask (on the CPU) of the pixels that lie inside the image."""
+        mask = torch.zeros(self.crop_size, dtype=torch.bool)
+        mask[self.overlap()[1]] = True
+        return mask.flip(-1) if self.flip else mask
+
+
+def warp_to_view(logits: torch.Tensor, views: Sequence[View]) -> torch.Tensor:
+    """Carry full-view maps into the student views.
+
+    Args:
+        logits: B×C×H×W floats at the full view's size (not yet softmaxed: softmax comes after the warp).
+        views: one :class:`View` per image, all of one crop size.
+    Returns:
+        B×C×h×w: each map resized bilinearly (align_corners=True) to its view's `scaled_size`, cropped and flipped;
+        0 outside of the image.
+    """
+    if len(views) != len(logits):
+        raise ValueError(f"{len(logits)} maps, but {len(views)} views")
+    return torch.stack(
+        [
+            view.crop(resize_logits(single[None], view.scaled_size)[0])
+            for single, view in zip(logits, views, strict=True)
+        ]
+    )

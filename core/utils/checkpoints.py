@@ -1,0 +1,104 @@
+"""Checkpoints in the format of FADA and DT-ST: {iteration, feature_extractor, classifier}."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.utils.errors import UserError, shorten
+from core.utils.files import replacing
+
+PARTS = ("feature_extractor", "classifier")
+
+
+def read_tensors(path: str | Path) -> dict:
+    """Load a dict of tensors, numbers, strings, lists and dicts; nothing else in the file is ever executed.
+
+    Raises:
+        UserError: missing, unreadable, or anything but such a dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
+        reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
+    return content
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> int:
+    """Load weights into `model.feature_extractor` and `model.classifier`; returns the `iteration` that the file names.
+
+    Keys may carry the prefix `module.`; num_batches_tracked may be present or not; half precision is widened.
+
+    Raises:
+        UserError: not such a file, or weights that do not fit (which keys, which shapes).
+    """
+    content = read_tensors(path)
+    lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
+    if lacking:
+        raise UserError(
+            f"{path} is not a segmentation checkpoint: it lacks {' and '.join(lacking)}; it holds "
+            f"{shorten(content)}"
+        )
+    states = {part: _plain(content[part]) for part in PARTS}
+    problems = [problem for part in PARTS for problem in _misfits(getattr(model, part), states[part])]
+    if problems:
+        raise UserError(
+            f"{path} does not fit the model: {'; '.join(problems)}. Set MODEL.NAME and MODEL.NUM_CLASSES to the "
+            "checkpoint's"
+        )
+    for part in PARTS:
+        getattr(model, part).load_state_dict(states[part], strict=False)
+    iteration = content.get("iteration", 0)
+    return iteration if isinstance(iteration, int) else 0
+
+
+def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> None:
+    """Load torchvision's `resnet*.pth` (fc ignored) into a feature extractor."""
+    state = {f"backbone.{k}": v for k, v in _plain(read_tensors(path)).items() if not k.startswith("fc.")}
+    problems = _misfits(feature_extractor, state)
+    if problems:
+        raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {'; '.join(problems)}. Set MODEL.NAME")
+    feature_extractor.load_state_dict(state, strict=False)
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
+    """Write the model in the published format, atomically."""
+    content = {"iteration": iteration}
+    for part in PARTS:
+        state = getattr(model, part).state_dict()
+        content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _plain(state: Mapping) -> dict:
+    """Without the prefix that (Distributed)DataParallel leaves."""
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _misfits(module: nn.Module, state: Mapping) -> list[str]:
+    """What keeps `state` from loading into `module`, in words; empty when it fits."""
+    wanted = module.state_dict()
+    counters = ".num_batches_tracked"
+    missing = [key for key in wanted if key not in state and not key.endswith(counters)]
+    extra = [key for key in state if key not in wanted and not key.endswith(counters)]
+    no_tensor = [k for k in state if k in wanted and not isinstance(state[k], torch.Tensor)]
+    shapes = [
+        f"{key} is {_shape(state[key])} in the file, {_shape(wanted[key])} in the model"
+        for key in wanted
+        if key in state and key not in no_tensor and state[key].shape != wanted[key].shape
+    ]
+    found = (("missing", missing), ("unexpected", extra), ("not a tensor", no_tensor))
+    return [f"{what}: {shorten(keys)}" for what, keys in found if keys] + ([shorten(shapes, 2)] if shapes else [])
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"

@@ -1,0 +1,68 @@
+"""The one place that knows about devices: choice, precision, memory, copies to the host."""
+
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from core.utils.errors import UserError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of MODEL.DEVICE: `auto`, or any name torch knows.
+
+    Raises:
+        UserError: the name is unknown or the device is not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"MODEL.DEVICE {wanted!r} is not a device; use auto, cpu, cuda or cuda:0") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"MODEL.DEVICE {wanted} is not available here ({reason}); use auto or cpu") from None
+    return device
+
+
+def describe_device(device: torch.device, wanted: str) -> str:
+    """One line for the log."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    note = ", because there is no CUDA device" if wanted == "auto" else ""
+    return f"{device.type} ({torch.get_num_threads()} threads{note})"
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    """Mixed precision as SOLVER.AMP says: `off` or `bf16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+
+def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Start a copy to the CPU and return a function that waits for it, so that a later reader never stalls the queue."""
+    if tensor.device.type == "cpu":
+        copy = tensor.detach().clone()
+        return lambda: copy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor.detach(), non_blocking=True)
+    event = torch.get_device_module(tensor.device).Event()
+    event.record()
+
+    def wait() -> torch.Tensor:
+        event.synchronize()
+        return copy
+
+    return wait
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in bytes that torch held on the device; on the CPU that the process held."""
+    if device.type == "cpu":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return torch.get_device_module(device).max_memory_allocated(device)

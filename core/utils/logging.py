@@ -1,0 +1,43 @@
+"""Log lines to the terminal and the run's log file, and progress bars."""
+
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("dtst")
+
+
+class _TerminalHandler(logging.StreamHandler):
+    """Writes around a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_logging(file: str | Path | None = None) -> None:
+    """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up."""
+    stop_logging()
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    handlers: list[logging.Handler] = [_TerminalHandler()]
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+        LOGGER.addHandler(handler)
+
+
+def stop_logging() -> None:
+    """Close and remove the handlers."""
+    for handler in list(LOGGER.handlers):
+        handler.close()
+        LOGGER.removeHandler(handler)
+
+
+def progress(items: Iterable, description: str, total: int | None = None) -> Iterable:
+    """A progress bar around `items`, on a terminal only."""
+    return tqdm(items, desc=description, total=total, leave=False, disable=not sys.stderr.isatty())

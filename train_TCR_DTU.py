@@ -1,0 +1,33 @@
+"""Adapt a source model to unlabelled target images (DT-ST: Zhao et al., CVPR 2023)."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from core.selftraining.adaptation import adapt
+from core.selftraining.check import check
+from core.utils.program import config_parser, run_program
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code."""
+    parser = config_parser(
+        __doc__,
+        "python train_TCR_DTU.py -cfg configs/deeplabv2_r101_dtst.yaml OUTPUT_DIR results/dtst/ "
+        "resume pretrain/G2C_model_iter020000.pth",
+    )
+    parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="try config, data, weights, one step and one paste, say what a run will cost, and stop",
+    )
+
+    def body(args: Namespace) -> None:
+        (check if args.check else adapt)(args.config_file, args.options, skip_test=args.skip_test)
+
+    return run_program(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
