@@ -17,9 +17,7 @@ def build_optimizer(model: nn.Module, solver) -> torch.optim.SGD:
         {"params": list(model.feature_extractor.parameters()), "lr_factor": 1},
         {"params": list(model.classifier.parameters()), "lr_factor": CLASSIFIER_LR_FACTOR},
     ]
-    return torch.optim.SGD(
-        groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
-    )
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, solver) -> float:

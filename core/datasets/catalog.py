@@ -157,9 +157,7 @@ def output_names(images: ImageSet) -> list[str]:
     """
     stems = [name.rsplit(".", 1)[0] for name in images.names]
     counts = Counter(stems)
-    return [
-        f"{stem if counts[stem] == 1 else name}.png" for stem, name in zip(stems, images.names, strict=True)
-    ]
+    return [f"{stem if counts[stem] == 1 else name}.png" for stem, name in zip(stems, images.names, strict=True)]
 
 
 def _find_entry(name: str, where: str) -> tuple[Entry, tuple[str, str]]:
@@ -206,8 +204,7 @@ def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
         chosen.update(found)
     if unknown:
         raise UserError(
-            f"DATASETS.TARGET_LIST {list_file}: each line must name one image of {images.name}, but "
-            f"{shorten(unknown)}"
+            f"DATASETS.TARGET_LIST {list_file}: each line must name one image of {images.name}, but {shorten(unknown)}"
         )
     if not chosen:
         raise UserError(f"DATASETS.TARGET_LIST {list_file} names no image")

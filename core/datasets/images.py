@@ -14,7 +14,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV's own warnings; a file that cannot be decoded raises here
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # OpenCV's own warnings; a file that cannot be decoded raises here
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 
 

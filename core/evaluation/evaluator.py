@@ -96,9 +96,7 @@ def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:
     """The scores as lines of text: per class, then the means."""
     lines = [
         f"{name:<12} IoU {iou:6.2f}  accuracy {acc:6.2f}{'' if occurs else '  (occurs nowhere)'}"
-        for name, iou, acc, occurs in zip(
-            taxonomy.names, scores.iou, scores.accuracy, scores.occurs, strict=True
-        )
+        for name, iou, acc, occurs in zip(taxonomy.names, scores.iou, scores.accuracy, scores.occurs, strict=True)
     ]
     lines.append(
         f"mIoU {scores.mean_iou:.2f}  mAcc {scores.mean_accuracy:.2f}  allAcc {scores.all_accuracy:.2f}  "

@@ -179,15 +179,11 @@ class CandidatePass:
             masked = np.where(confidence < thresholds[labels], np.uint8(IGNORE), labels)
             write_label(folder / "masked" / _file_name(index), masked)
             height, width = entries[index]["size"]
-            entries[index]["candidates"] = present_classes(
-                resized_counts(masked, (height, width), self.num_classes)
-            )
+            entries[index]["candidates"] = present_classes(resized_counts(masked, (height, width), self.num_classes))
         spill.unlink()
         return thresholds, entries
 
-    def _later(
-        self, teacher: nn.Module, folder: Path, previous: Generation
-    ) -> tuple[np.ndarray, list[dict]]:
+    def _later(self, teacher: nn.Module, folder: Path, previous: Generation) -> tuple[np.ndarray, list[dict]]:
         """Mask in every image the classes that agree too little with the previous pass."""
         table = np.zeros((len(self.images), self.num_classes))
         entries = []
@@ -234,9 +230,7 @@ def delete_generation(generation: Generation) -> None:
     shutil.rmtree(generation.folder, ignore_errors=True)
 
 
-def log_candidates(
-    generation: Generation, names: Sequence[str], paste_classes: Sequence[int], seconds: float
-) -> None:
+def log_candidates(generation: Generation, names: Sequence[str], paste_classes: Sequence[int], seconds: float) -> None:
     """One line: how many images offer each paste class; and one more, at the first pass, where none offers any."""
     offers = ", ".join(f"{names[c]} {len(generation.candidates[c])}" for c in paste_classes)
     LOGGER.info(

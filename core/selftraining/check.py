@@ -1,3 +1,153 @@
-"""`--check`: everything a run needs, tried once, and what the run will cost."""
-def check(*a, **k):
-    raise SystemExit
+"""`--check`: everything that a run needs, tried once, and what the run will cost."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from core.configs import load_config
+from core.datasets.catalog import ImageSet
+from core.datasets.images import image_size
+from core.runs import duration
+from core.selftraining.adaptation import SIZES_LOOKED_AT, Experiment
+from core.selftraining.candidates import FIRST_PASS_SIDE
+from core.selftraining.resampling import IGNORE, even_subsample
+from core.selftraining.samples import Batch, Request, collate_batch
+from core.selftraining.trainer import Trainer
+from core.utils.logging import LOGGER, start_logging
+
+CHECKED_IMAGES = 8  # of the small candidate pass
+PASTE_TRIES = 20
+
+
+def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
+    """Load config, data and weights, do one training step and one paste, and log what a run costs.
+
+    OUTPUT_DIR is neither made nor written to.
+    """
+    start_logging()
+    config = load_config(config_file, options)
+    experiment = Experiment.load(config, skip_test)
+    experiment.describe(skip_test)
+    few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
+    with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
+        trainer = replace(experiment, targets=experiment.targets.restricted(few)).trainer(Path(folder))
+        pass_seconds, _ = _timed(trainer.update_candidates)
+        batch = _try_paste(trainer)
+        step_seconds, scalars = _timed(lambda: {k: float(v) for k, v in trainer.train_step(batch).items()})
+        LOGGER.info(
+            "one training step: loss %.4f, %.1f %% of the pixels labelled",
+            scalars["loss"],
+            100 * scalars["labelled"],
+        )
+        score_seconds, _ = _timed(lambda: float(trainer.student_probabilities(batch.full).sum()))
+        _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(few))
+        _log_disk(experiment, trainer)
+
+
+def _try_paste(trainer: Trainer) -> Batch:
+    """A batch of samples; its first one shows a paste if any of the first few positions gives one."""
+    config, folder = trainer.config, str(trainer.generation.folder)
+    size = config.SOLVER.BATCH_SIZE
+    if not config.TCR.PASTE:
+        return collate_batch([trainer.samples[Request(j % CHECKED_IMAGES, j)] for j in range(size)])
+    probabilities = trainer.schedule.probabilities(0)
+    few = len(trainer.samples.images)
+
+    def sample(position: int) -> dict:
+        return trainer.samples[Request(position % few, position, folder, probabilities)]
+
+    samples = [sample(position) for position in range(size)]
+    for position in range(size, size + PASTE_TRIES):
+        if bool((samples[0]["pasted"] != IGNORE).any()):
+            break
+        samples[0] = sample(position)
+    pasted = samples[0]["pasted"]
+    names = [trainer.taxonomy.names[c] for c in pasted.unique().tolist() if c != IGNORE]
+    if names:
+        pixels = int((pasted != IGNORE).sum())
+        LOGGER.info("one paste: %d pixels of %s into %s", pixels, ", ".join(names), samples[0]["names"])
+    else:
+        LOGGER.info("no paste: the %d images looked at offer no paste class", few)
+    return collate_batch(samples)
+
+
+def _log_time(experiment: Experiment, step: float, score: float, per_image: float) -> None:
+    """Seconds of one step, of scoring one batch, and of one image in a pass → what the run takes."""
+    config = experiment.config
+    stop, dtu = config.SOLVER.STOP_ITER, config.DTU
+    least, most = (0.0, 0.0) if not dtu.DYNAMIC else rescored_per_iteration(dtu)
+    passes = count_passes(config)
+    evaluations = -(-stop // config.SOLVER.CHECKPOINT_PERIOD) if experiment.evaluator else 0
+    images = passes * images_per_pass(config, experiment.targets)
+    evaluated = evaluations * len(experiment.evaluator.images) if experiment.evaluator else 0
+    fixed = stop * step + (images + evaluated) * per_image
+    LOGGER.info(
+        "time: %.2f s/iteration × %d, %d candidate passes and %d evaluations of %.2f s an image, and the teacher's "
+        "queries: %s to %s in all, as measured on this machine without overlap",
+        step,
+        stop,
+        passes,
+        evaluations,
+        per_image,
+        duration(fixed + least * stop * score),
+        duration(fixed + most * stop * score),
+    )
+
+
+def _log_disk(experiment: Experiment, trainer: Trainer) -> None:
+    config = experiment.config
+    model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
+    checkpoints = -(-config.SOLVER.STOP_ITER // config.SOLVER.CHECKPOINT_PERIOD)
+    candidates = transient = 0.0
+    if trainer.needs_candidates:
+        count = images_per_pass(config, experiment.targets)
+        pixels = mean_pixels(experiment.targets)
+        grid = FIRST_PASS_SIDE**2 * config.INPUT.INPUT_SIZE_TEST[0] / config.INPUT.INPUT_SIZE_TEST[1]
+        stored = [path.stat().st_size for path in trainer.generation.folder.rglob("*.png")]
+        per_pixel = sum(stored) / len(stored) / grid
+        candidates = 2 * count * max(2 * grid, pixels / 4) * per_pixel  # two generations for a moment
+        transient = count * grid * 4
+    LOGGER.info(
+        "disk: %d checkpoints of %.0f MB, candidate labels up to about %.0f MB, during the first pass %.0f MB more",
+        checkpoints,
+        model / 1e6,
+        candidates / 1e6,
+        transient / 1e6,
+    )
+
+
+def rescored_per_iteration(dtu) -> tuple[float, float]:
+    """Batches re-scored per iteration: (if every first query settles at once, if every query refuses in the end)."""
+    least = (dtu.Query_START // 2 + 1) / dtu.Query_START
+    queries = range(dtu.Query_START, dtu.META_MAX_UPDATE + 1, dtu.Query_STEP)
+    cycle = dtu.Query_START + len(queries) * dtu.Query_STEP
+    return least, max(sum(queries) / cycle, least)
+
+
+def count_passes(config) -> int:
+    """Candidate passes of a run, the first one included."""
+    if not (config.TCR.RESAMPLE or config.TCR.PASTE):
+        return 0
+    return 1 + config.SOLVER.STOP_ITER // config.TCR.UPDATE_FREQUENCY
+
+
+def images_per_pass(config, targets: ImageSet) -> int:
+    return min(len(targets), config.TCR.MAX_PASS_IMAGES or len(targets))
+
+
+def mean_pixels(images: ImageSet) -> float:
+    """Mean pixel count of the images, from the headers of some of them."""
+    looked_at = np.linspace(0, len(images) - 1, min(len(images), SIZES_LOOKED_AT)).astype(int)
+    sizes = [image_size(images.paths[index]) for index in looked_at]
+    known = [width * height for width, height in filter(None, sizes)]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _timed(action: Callable) -> tuple[float, object]:
+    start = time.monotonic()
+    result = action()
+    return time.monotonic() - start, result

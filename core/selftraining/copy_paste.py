@@ -46,9 +46,7 @@ def paste_probabilities(running_conf: Sequence[float], classes: Sequence[int], m
     return tuple((weights / weights.sum()).tolist()) if len(classes) else ()
 
 
-def cut_instances(
-    image: np.ndarray, labels: np.ndarray, classes: Sequence[int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def cut_instances(image: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
     """8-connected pieces of the pixels of `classes`, those under 20 pixels left out.
 
     Args:
@@ -93,9 +91,7 @@ def paste_instances(
         if height >= view.shape[0] or width >= view.shape[1]:
             continue
         held = set(np.unique(labels).tolist()) - {IGNORE}
-        box = _find_place(
-            (height, width), view.shape[:2], boxes, [] if drawn_class in held else anchors, rng
-        )
+        box = _find_place((height, width), view.shape[:2], boxes, [] if drawn_class in held else anchors, rng)
         if box is None:
             continue
         boxes.append(box)

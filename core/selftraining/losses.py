@@ -42,9 +42,7 @@ def negative_loss_sum(logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor
     return NEGATIVE_WEIGHT * torch.where(pairs, F.softplus(logits), 0).sum()
 
 
-def negative_loss(
-    logits: torch.Tensor, teacher_probs: torch.Tensor, valid: torch.Tensor | None = None
-) -> torch.Tensor:
+def negative_loss(logits: torch.Tensor, teacher_probs: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """0.5 · mean of softplus(logit) over the negative pairs; 0 where there is none.
 
     Args:

@@ -44,7 +44,11 @@ def update_running_confidence(
 
 
 def class_thresholds(
-    peak: torch.Tensor, running_conf: torch.Tensor, beta: float = BETA, upper: float = 0.80, lower: float = 0.20
+    peak: torch.Tensor,
+    running_conf: torch.Tensor,
+    beta: float = BETA,
+    upper: float = 0.80,
+    lower: float = 0.20,
 ) -> torch.Tensor:
     """Thresholds t_c = max(peak_c · upper · (1 − exp(−running_conf_c / beta)), lower); `peak` is B×C."""
     return (peak * (upper * (1 - torch.exp(-running_conf / beta)))).clamp(min=lower)

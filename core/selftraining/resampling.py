@@ -67,9 +67,7 @@ class ConfidenceRanks:
         return labels[kept].astype(np.intp), bits[kept]
 
 
-def confidence_thresholds(
-    labels: np.ndarray, confidences: np.ndarray, num_classes: int, topk: float
-) -> np.ndarray:
+def confidence_thresholds(labels: np.ndarray, confidences: np.ndarray, num_classes: int, topk: float) -> np.ndarray:
     """Per class, the confidence of rank round(n · topk) among the n pixels labelled so, ascending (first pass).
 
     Args:

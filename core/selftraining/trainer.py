@@ -13,6 +13,7 @@ from core.datasets.loading import Loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.predictor import Predictor
 from core.models.deeplab import resize_logits
+from core.runs import RunOutput
 from core.selftraining.candidates import CandidatePass, Generation, delete_generation, log_candidates
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
 from core.selftraining.losses import negative_loss, positive_loss
@@ -33,7 +34,6 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.selftraining.views import warp_to_view
-from core.runs import RunOutput
 from core.solver import build_optimizer, set_learning_rate
 from core.utils.devices import copy_to_host
 
@@ -68,9 +68,7 @@ class Trainer:
         self.iteration = 0  # completed
         self.samples = TargetSamples(images, taxonomy, config)
         tcr = config.TCR
-        self.schedule = PasteSchedule(
-            self.samples.paste_classes, len(taxonomy), tcr.MIX_SAMPLING, tcr.PASTE_LAG
-        )
+        self.schedule = PasteSchedule(self.samples.paste_classes, len(taxonomy), tcr.MIX_SAMPLING, tcr.PASTE_LAG)
         chosen = even_subsample(len(images), tcr.MAX_PASS_IMAGES, np.random.default_rng([config.SEED, _SUBSAMPLE]))
         self._pass_images = chosen  # index into all images of every image of a pass
         self.candidate_pass = CandidatePass(
@@ -78,10 +76,8 @@ class Trainer:
         )
         self.generation: Generation | None = None
         self.dynamic_teacher = DynamicTeacher(
-            self.teacher, self.student, config.DTU, self._student_probabilities, self._record, config.SEED
+            self.teacher, self.student, config.DTU, self.student_probabilities, self._record, config.SEED
         )
-
-    # ---------------------------------------------------------------------------------------------- one iteration
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device."""
@@ -128,13 +124,11 @@ class Trainer:
         return labels, probs, valid
 
     @torch.no_grad()
-    def _student_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+    def student_probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """N×C probabilities at stride 8 of the student in eval mode, for its scores."""
         self.student.eval()
         probs = self.predictor.logits(self.student, self.predictor.prepare(images)).softmax(dim=1)
         return probs.permute(0, 2, 3, 1).flatten(0, 2)
-
-    # -------------------------------------------------------------------------------------------------- the run
 
     def run(self) -> None:
         """Train to STOP_ITER, with passes, checkpoints and evaluations on the way."""
@@ -157,7 +151,7 @@ class Trainer:
         return self.config.TCR.RESAMPLE or self.config.TCR.PASTE
 
     def next_pass(self, stop: int) -> int:
-        """Completed iterations at which the current stretch ends: N with (N + 1) mod UPDATE_FREQUENCY = 0, or `stop`."""
+        """Completed iterations N that end the current stretch: (N + 1) mod UPDATE_FREQUENCY = 0, or `stop`."""
         if not self.needs_candidates:
             return stop
         frequency = self.config.TCR.UPDATE_FREQUENCY

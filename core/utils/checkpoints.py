@@ -44,8 +44,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
     if lacking:
         raise UserError(
-            f"{path} is not a segmentation checkpoint: it lacks {' and '.join(lacking)}; it holds "
-            f"{shorten(content)}"
+            f"{path} is not a segmentation checkpoint: it lacks {' and '.join(lacking)}; it holds {shorten(content)}"
         )
     states = {part: _plain(content[part]) for part in PARTS}
     problems = [problem for part in PARTS for problem in _misfits(getattr(model, part), states[part])]

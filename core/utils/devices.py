@@ -44,7 +44,7 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Start a copy to the CPU and return a function that waits for it, so that a later reader never stalls the queue."""
+    """Start a copy to the CPU; the function returned waits for it, so that a later reader never stalls the queue."""
     if tensor.device.type == "cpu":
         copy = tensor.detach().clone()
         return lambda: copy

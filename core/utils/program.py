@@ -24,12 +24,17 @@ def config_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
     parser.add_argument(
-        "options", nargs="*", metavar="KEY VALUE", help="options that overwrite the file's, as SOLVER.BASE_LR 1e-4"
+        "options",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
     )
     return parser
 
 
-def run_program(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+def run_program(
+    body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> int:
     """Parse, run `body`, and return the exit code: 0, 1 after a user's error (one line on stderr), 130 on Ctrl-C."""
     try:
         body(parser.parse_intermixed_args(list(argv)))

@@ -1,0 +1,19 @@
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: test lint setup
+
+# the environment, made again when a list of requirements changes
+$(VENV)/.ready: requirements.txt requirements-dev.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+setup: $(VENV)/.ready
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+test: lint
+	$(VENV)/bin/python -m pytest

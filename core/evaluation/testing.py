@@ -1,0 +1,113 @@
+"""The evaluation program: one checkpoint or a folder of them, on DATASETS.TEST."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core.configs import load_config
+from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
+from core.datasets.images import write_palette_png
+from core.datasets.taxonomy import Taxonomy
+from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.evaluation.predictor import Predictor
+from core.models import build_model
+from core.utils.checkpoints import load_checkpoint
+from core.utils.devices import choose_device, describe_device
+from core.utils.errors import UserError
+from core.utils.files import Table, make_folder
+from core.utils.logging import LOGGER, start_logging
+
+
+def evaluate_checkpoints(
+    config_file: str,
+    options: Sequence[str],
+    save: bool = False,
+    flip: bool = False,
+    multi_scale: bool = False,
+) -> None:
+    """Evaluate what `resume` names, log the scores and write one row per checkpoint to OUTPUT_DIR/test_<data set>.csv.
+
+    Args:
+        save: write every prediction as a palette PNG.
+        flip, multi_scale: see :class:`Evaluator`.
+    Raises:
+        UserError: bad config, no such checkpoint, missing data, …
+    """
+    start_logging()
+    config = load_config(config_file, options)
+    checkpoints = find_checkpoints(config.resume)
+    device = choose_device(config.MODEL.DEVICE)
+    taxonomy = find_taxonomy(config)
+    images = find_test_images(config)
+    if images.label_path is None and not save:
+        raise UserError(f"DATASETS.TEST {images.name} has no labels to evaluate on; give --saveres for predictions")
+    model = build_model(config)
+    load_checkpoint(model, checkpoints[0])  # before anything is written
+    model.to(device)
+    LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
+    LOGGER.info("images: %d of %s", len(images), images.name)
+    evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), config, flip, multi_scale)
+    folder = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR")
+    label = folder_name(images.name)
+    table, results = None, []
+    for path in checkpoints:
+        load_checkpoint(model, path)
+        LOGGER.info("checkpoint: %s", path)
+        saver = None
+        if save:
+            target = folder / "inference" / label / (path.stem if len(checkpoints) > 1 else "")
+            saver = PredictionSaver(target, images, taxonomy)
+            LOGGER.info("predictions go to %s", target)
+        scores = evaluator.run(model, saver)
+        if scores is None:
+            continue
+        for line in report_lines(scores, taxonomy):
+            LOGGER.info(line)
+        if table is None:
+            table = Table(folder / f"test_{label}.csv", ("checkpoint", *table_columns(taxonomy)))
+        table.append({"checkpoint": path.name, **table_row(scores, taxonomy)})
+        results.append((scores.mean_iou, path))
+    if table is not None:
+        LOGGER.info("wrote %s", table.path)
+    if len(results) > 1:
+        best = max(results, key=lambda result: result[0])
+        LOGGER.info("best: %s with mIoU %.2f", best[1], best[0])
+
+
+class PredictionSaver:
+    """Writes predictions as colour-palette PNGs, named after their images."""
+
+    def __init__(self, folder: Path, images: ImageSet, taxonomy: Taxonomy):
+        self._folder, self._names, self._palette = folder, output_names(images), taxonomy.palette()
+
+    def __call__(self, index: int, prediction: np.ndarray) -> None:
+        path = self._folder / self._names[index]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_palette_png(path, prediction, self._palette)
+
+
+def find_checkpoints(resume: str) -> list[Path]:
+    """The file `resume`, or every model_iter*.pth of the folder, in order of iteration.
+
+    Raises:
+        UserError: empty, missing, or a folder without checkpoints.
+    """
+    if not resume:
+        raise UserError("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)")
+    path = Path(resume)
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"checkpoint {path} does not exist")
+        return [path]
+    numbered = [(re.fullmatch(r"model_iter(\d+)\.pth", p.name), p) for p in path.iterdir()]
+    found = sorted((int(match[1]), p) for match, p in numbered if match)
+    if not found:
+        raise UserError(f"folder {path} holds no model_iter*.pth")
+    return [p for _, p in found]
+
+
+def folder_name(dataset: str) -> str:
+    """A data set's name as a folder name: `folder:/my/frames` → `frames`."""
+    return Path(dataset.removeprefix("folder:")).name or "images"
