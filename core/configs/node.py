@@ -107,7 +107,7 @@ def _convert(value: Any, default: Any, where: str) -> Any:
         try:
             value = literal_eval(value.strip())
         except (ValueError, SyntaxError):
-            value = _SPELLED_BOOLEANS.get(value.strip().lower(), value) if wanted is bool else value
+            value = _read_loosely(value, wanted)
     if wanted is bool and isinstance(value, bool):
         return value
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
@@ -121,6 +121,18 @@ def _convert(value: Any, default: Any, where: str) -> Any:
     kind = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a list"}[wanted]
     example = f", as {default!r}" if default != () else ""
     raise UserError(f"{where} must be {kind}{example}, not {value!r}")
+
+
+def _read_loosely(text: str, wanted: type) -> Any:
+    """What is no Python literal but plain to a reader: `true`, or `[pole, sign]` without quotes."""
+    if wanted is bool:
+        return _SPELLED_BOOLEANS.get(text.strip().lower(), text)
+    if wanted is tuple:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+    return text
 
 
 def _near(path: Path) -> str:

@@ -11,7 +11,7 @@ from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
 from core.evaluation.predictor import Predictor
-from core.models.deeplab import resize_logits
+from core.models.deeplab import resize_logits, winning_class
 from core.utils.logging import progress
 
 MULTI_SCALES = (0.7, 1.0, 1.3)
@@ -83,13 +83,13 @@ class Evaluator:
                 maps.append((self._predictor.logits(model, prepared.flip(-1)), True))
         for position, size in enumerate(batch["size"]):
             if len(maps) == 1:
-                yield resize_logits(maps[0][0][position, None], size)[0].argmax(0)
+                yield winning_class(resize_logits(maps[0][0][position, None], size))[0]
                 continue
             total = 0
             for logits, mirrored in maps:
-                probs = resize_logits(logits[position, None], size)[0].softmax(0)
+                probs = resize_logits(logits[position, None], size).softmax(dim=1)
                 total = total + (probs.flip(-1) if mirrored else probs)
-            yield total.argmax(0)
+            yield winning_class(total)[0]
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:

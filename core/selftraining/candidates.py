@@ -24,7 +24,7 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
 from core.evaluation.predictor import Predictor
-from core.models.deeplab import resize_logits
+from core.models.deeplab import resize_logits, winning_class
 from core.selftraining.resampling import (
     IGNORE,
     MIN_CLASS_PIXELS,
@@ -155,7 +155,7 @@ class CandidatePass:
             for index, logits, size in self._forward(teacher):
                 own = resize_logits(logits, size)
                 grid = first_pass_grid(size)
-                labels = own.argmax(1, keepdim=True).to(torch.uint8)
+                labels = winning_class(own).unsqueeze(1).to(torch.uint8)
                 confidence = nearest(own, grid).softmax(1).amax(1)[0].float().cpu().numpy()
                 stored = nearest(labels, grid)[0, 0].cpu().numpy()
                 entries.append(self._entry(index, size, labels))
@@ -188,7 +188,7 @@ class CandidatePass:
         table = np.zeros((len(self.images), self.num_classes))
         entries = []
         for index, logits, size in self._forward(teacher):
-            labels = resize_logits(logits, size).argmax(1, keepdim=True).to(torch.uint8)
+            labels = winning_class(resize_logits(logits, size)).unsqueeze(1).to(torch.uint8)
             old = nearest(torch.from_numpy(previous.labels(index))[None, None], size)[0, 0].numpy()
             table[index] = consistency(labels[0, 0].cpu().numpy(), old, self.num_classes)
             half = (max(size[0] // 2, 1), max(size[1] // 2, 1))

@@ -1,0 +1,38 @@
+"""Confusion matrix and IoU."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.evaluation.metrics import confusion_matrix, iou
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_a_hand_example_with_labels_in_rows_and_an_absent_class(make):
+    label, pred = make([[0, 0, 1], [1, 255, 2]]), make([[0, 1, 1], [1, 2, 0]])
+    confusion = confusion_matrix(pred, label, 4)
+    assert str(confusion.dtype).endswith("int64")
+    assert np.asarray(confusion).tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    # class 0: 1 / (1 + 1 + 1); class 1: 2 / (2 + 1); class 2: 0 / 1; class 3: 0 / 0
+    assert np.asarray(iou(confusion)).tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0], abs=1e-6)
+
+
+def test_the_ignored_value_is_an_option():
+    confusion = confusion_matrix(np.array([0, 1, 1]), np.array([0, 7, 1]), 2, ignore=7)
+    assert np.asarray(confusion).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("to", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_byte_maps_of_19_classes_do_not_overflow(to):
+    pred, label = np.random.default_rng(0).integers(0, 19, (2, 2, 17, 13), dtype=np.uint8)
+    label[0, :3] = 255
+    expected = np.zeros((20, 19), dtype=int)
+    for row, column in zip(label.ravel().tolist(), pred.ravel().tolist(), strict=True):
+        expected[min(row, 19), column] += 1
+    np.testing.assert_array_equal(np.asarray(confusion_matrix(to(pred), to(label), 19)), expected[:19])
+
+
+def test_only_ignored_pixels_count_nothing():
+    confusion = confusion_matrix(np.zeros((2, 2), int), np.full((2, 2), 255), 3)
+    assert np.asarray(confusion).tolist() == [[0] * 3] * 3
+    assert np.asarray(iou(confusion)).tolist() == [0, 0, 0]

@@ -1,0 +1,84 @@
+"""Carrying full-view logits into a student view, against resizing, cropping and flipping written out."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.selftraining.views import View, warp_to_view
+
+
+def interpolation(source, target):
+    """The target×source weights of align_corners=True: pixel i lies at i * (source - 1) / (target - 1)."""
+    weights = np.zeros((target, source))
+    for i in range(target):
+        position = i * (source - 1) / (target - 1) if target > 1 else 0.0
+        left = min(int(position), source - 1)
+        weights[i, left] += 1 - (position - left)
+        weights[i, min(left + 1, source - 1)] += position - left
+    return weights
+
+
+def warp_by_loops(image, view):
+    """The warped C×H×W image and the mask of the pixels that come from inside it."""
+    rows, columns = (interpolation(*sizes) for sizes in zip(image.shape[1:], view.scaled_size, strict=True))
+    resized = rows @ image @ columns.T
+    out, inside = np.zeros((len(image), *view.crop_size)), np.zeros(view.crop_size, dtype=bool)
+    for i, j in np.ndindex(*view.crop_size):
+        y, x = i + view.top_left[0], j + view.top_left[1]
+        if 0 <= y < view.scaled_size[0] and 0 <= x < view.scaled_size[1]:
+            column = view.crop_size[1] - 1 - j if view.flip else j
+            out[:, i, column], inside[i, column] = resized[:, y, x], True
+    return out, inside
+
+
+def logits_of(batch, *size):
+    return 5 + torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+VIEWS = {
+    "enlarged": View(scaled_size=(15, 22), top_left=(3, 5), crop_size=(8, 12), flip=False),
+    "reduced": View(scaled_size=(7, 9), top_left=(1, 2), crop_size=(5, 6), flip=False),
+    "flipped": View(scaled_size=(13, 17), top_left=(2, 1), crop_size=(7, 9), flip=True),
+    "last row and column": View(scaled_size=(11, 13), top_left=(3, 4), crop_size=(8, 9), flip=False),
+    "padded all round": View(scaled_size=(5, 6), top_left=(-2, -3), crop_size=(9, 13), flip=False),
+    "padded, flipped": View(scaled_size=(6, 5), top_left=(-1, -3), crop_size=(9, 9), flip=True),
+    "padded in height": View(scaled_size=(6, 20), top_left=(0, 4), crop_size=(9, 9), flip=True),
+    "padded in width": View(scaled_size=(20, 6), top_left=(4, -2), crop_size=(9, 9), flip=True),
+}
+
+
+@pytest.mark.parametrize("size", [(9, 13), (8, 16)])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_and_its_mask_equal_plain_loops(name, size):
+    view, logits = VIEWS[name], logits_of(1, *size)
+    expected, inside = warp_by_loops(logits[0].numpy(), view)
+    np.testing.assert_allclose(warp_to_view(logits, [view])[0].numpy(), expected, rtol=0, atol=1e-9)
+    assert torch.equal(view.valid(), torch.from_numpy(inside))
+
+
+def test_views_of_one_batch_are_independent_and_in_order():
+    names = "padded in width", "padded, flipped", "padded in height", "padded, flipped"
+    views, logits = [VIEWS[name] for name in names], logits_of(4, 7, 11)
+    expected = [warp_by_loops(logits[i].numpy(), view)[0] for i, view in enumerate(views)]
+    np.testing.assert_allclose(warp_to_view(logits, views).numpy(), np.stack(expected), rtol=0, atol=1e-9)
+
+
+def test_the_identity_view_changes_nothing():
+    logits = logits_of(2, 7, 9).float()
+    view = View(scaled_size=(7, 9), top_left=(0, 0), crop_size=(7, 9), flip=False)
+    torch.testing.assert_close(warp_to_view(logits, [view, view]), logits)
+    assert view.valid().all()
+
+
+def test_a_ramp_keeps_its_end_values():
+    # 0..4 on 5 pixels becomes 0..4 in steps of 0.5 on 9; the crop starts at 1, the flip reverses
+    view = View(scaled_size=(3, 9), top_left=(0, 1), crop_size=(3, 8), flip=True)
+    warped = warp_to_view(torch.arange(5.0).expand(1, 1, 3, 5), [view])
+    torch.testing.assert_close(warped[0, 0], torch.tensor([4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]).expand(3, 8))
+
+
+def test_negative_origin_gives_exact_zeros_outside_and_the_flip_moves_them():
+    view = View(scaled_size=(2, 3), top_left=(-1, -2), crop_size=(3, 5), flip=True)
+    expected = torch.tensor([[0, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    assert torch.equal(warp_to_view(torch.ones(1, 1, 2, 3), [view])[0, 0], expected.float())
+    assert torch.equal(view.valid(), expected.bool())
