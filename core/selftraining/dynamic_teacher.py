@@ -55,7 +55,7 @@ def count_improved(stored: Sequence[float], rescore: Callable[[int], float]) -> 
     while 2 * improved <= total and 2 * (improved + total - len(rescored)) > total:
         index = len(rescored)
         rescored.append(rescore(index))
-        improved += rescored[index] > stored[index]
+        improved += int(rescored[index] > stored[index])
     return Verdict(tuple(rescored), improved, 2 * improved > total)
 
 

@@ -63,7 +63,7 @@ class ConfidenceRanks:
     def _bits(self, labels: np.ndarray, confidences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         labels = np.asarray(labels).ravel()
         bits = np.ascontiguousarray(confidences, dtype=np.float32).ravel().view(np.uint32)
-        kept = labels < self.num_classes
+        kept = (labels >= 0) & (labels < self.num_classes)
         return labels[kept].astype(np.intp), bits[kept]
 
 

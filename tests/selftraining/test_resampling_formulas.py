@@ -1,5 +1,6 @@
 """Thresholds of the candidate passes and the class-balanced drawing of images."""
 
+import itertools
 import math
 
 import numpy as np
@@ -50,12 +51,9 @@ def test_confidence_thresholds_are_exact_among_confidences_next_to_one():
 
 
 def test_consistency_is_the_iou_of_each_class():
-    new, old = np.array([[0, 0, 1], [1, 1, 2]]), np.array([[0, 1, 1], [1, 0, 0]])
     # class 0: 1 of 4 pixels; class 1: 2 of 4; class 2 only in new; class 3 in neither
-    assert list(consistency(new, old, 4)) == pytest.approx([1 / 4, 2 / 4, 0, 0])
-
-
-def test_consistency_equals_plain_loops_for_byte_labels_and_odd_sizes():
+    hand = consistency(np.array([[0, 0, 1], [1, 1, 2]]), np.array([[0, 1, 1], [1, 0, 0]]), 4)
+    assert list(hand) == pytest.approx([1 / 4, 2 / 4, 0, 0])
     new, old = np.random.default_rng(1).integers(0, 19, (2, 23, 37), dtype=np.uint8)
     pairs = list(zip(new.ravel().tolist(), old.ravel().tolist(), strict=True))
     expected = [sum(a == c == b for a, b in pairs) / sum(c in pair for pair in pairs) for c in range(19)]
@@ -68,45 +66,21 @@ def test_consistency_thresholds_rank_the_positive_values_only():
     assert list(consistency_thresholds(table, 0.5)) == [0.4, 0.9, 0, 0.3]
 
 
-def draw_by_loops(presence, count, rng, block):
-    images = [np.flatnonzero(column).tolist() for column in presence.T]
-    queues, drawn = [[] for _ in images], []
-    for k in range(count):
-        seen = presence[drawn[k - k % block :]].sum(0).tolist()
-        shares = [n / max(sum(seen), 1) for n in seen]
-        weights = [bool(i) / math.log(1.01 + f) for i, f in zip(images, shares, strict=True)]
-        c = np.searchsorted(np.cumsum(weights), rng.random() * sum(weights), side="right")
-        queues[c] = queues[c] or rng.permutation(images[c]).tolist()
-        drawn.append(queues[c].pop())
-    return drawn
-
-
-# class 0 everywhere, class 1 in four images, class 2 in one, class 3 nowhere, class 4 in two
-PRESENCE = np.array([[1, i < 4, i == 0, 0, i in (3, 8)] for i in range(10)], dtype=bool)
-
-
-@pytest.mark.parametrize("block", [2, 6, 30])
-def test_image_frequencies_are_those_of_a_plain_simulation(block):
-    def counts_of(draw):
-        lists = [draw(PRESENCE, 30, np.random.default_rng(seed), block) for seed in range(400)]
-        return np.array([np.bincount(drawn, minlength=10) for drawn in lists])
-
-    counts = counts_of(draw_images), counts_of(draw_by_loops)
-    error = np.sqrt((counts[0].var(0) + counts[1].var(0)) / 400) + 1e-3
-    assert (counts[0].sum(1) == 30).all()
-    assert (np.abs(counts[0].mean(0) - counts[1].mean(0)) < 5 * error).all()
-
-
-def test_the_second_image_of_a_block_rarely_shows_the_class_of_the_first():
-    # two classes of one image each: w(1) / (w(0) + w(1)) = 0.014053 for w(f) = 1 / log(1.01 + f)
-    pairs = [draw_images(np.eye(2, dtype=bool), 2, np.random.default_rng(s), block=2) for s in range(2000)]
-    assert abs(np.mean([a == b for a, b in pairs]) - 0.014053) < 5 * math.sqrt(0.014053 / 2000)
-
-
-def test_shares_start_anew_with_each_block():
-    # in blocks of one image the classes are independent coins, of variance 60 / 4; memory would lower it
-    draws = [draw_images(np.eye(2, dtype=bool), 60, np.random.default_rng(s), block=1) for s in range(300)]
-    assert 11 < np.var([np.sum(drawn) for drawn in draws]) < 20
+def test_sequences_within_a_block_have_the_probabilities_of_the_formula():
+    # each class has one image (class 5 none), so the weights alone give the probability of a sequence
+    presence = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0]], dtype=bool)
+    drawn = draw_images(presence, 90_000, np.random.default_rng(0), block=3).reshape(-1, 3)
+    distance = 0.0
+    for sequence in itertools.product(range(2), repeat=3):
+        probability, seen = 1.0, [0] * 5
+        for image in sequence:
+            weights = [1 / math.log(1.01 + n / max(sum(seen), 1)) for n in seen]
+            probability *= sum(w for c, w in enumerate(weights) if presence[image, c]) / sum(weights)
+            seen = [n + int(presence[image, c]) for c, n in enumerate(seen)]
+        expected = probability * len(drawn)
+        if expected > 5:  # all but image 1 three times
+            distance += ((drawn == sequence).all(1).sum() - expected) ** 2 / expected
+    assert distance < 29.9  # chi-square with 7 degrees of freedom: exceeded once in 10,000
 
 
 def test_a_block_is_balanced_between_a_class_of_one_image_and_one_of_many():
@@ -130,6 +104,7 @@ def test_every_image_with_a_class_is_used_and_no_other():
 
 
 def test_the_generator_alone_decides():
-    first, again, other = (list(draw_images(PRESENCE, 100, np.random.default_rng(s))) for s in (5, 5, 6))
+    presence = np.eye(9, 4, dtype=bool)
+    first, again, other = (list(draw_images(presence, 99, np.random.default_rng(s))) for s in (5, 5, 6))
     assert first == again
     assert first != other
