@@ -10,7 +10,7 @@ from core.datasets.catalog import ImageSet
 from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
-from core.evaluation.predictor import Predictor
+from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits, winning_class
 from core.utils.logging import progress
 
@@ -51,8 +51,6 @@ class Evaluator:
         Raises:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
-        was_training = model.training
-        model.eval()
         width, height = self._config.INPUT.INPUT_SIZE_TEST
         labelled = self.images.label_path is not None
         loader = full_view_loader(
@@ -63,14 +61,14 @@ class Evaluator:
             labels=labelled,
         )
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
-        for batch in progress(loader, f"evaluating on {self.images.name}"):
-            for position, prediction in enumerate(self._predict(model, batch)):
-                if labelled:
-                    label = torch.from_numpy(batch["label"][position]).to(prediction.device)
-                    confusion += confusion_matrix(prediction, label, self.num_classes).cpu()
-                if save is not None:
-                    save(batch["index"][position], prediction.to(torch.uint8).cpu().numpy())
-        model.train(was_training)
+        with evaluating(model):
+            for batch in progress(loader, f"evaluating on {self.images.name}"):
+                for position, prediction in enumerate(self._predict(model, batch)):
+                    if labelled:
+                        label = torch.from_numpy(batch["label"][position]).to(prediction.device)
+                        confusion += confusion_matrix(prediction, label, self.num_classes).cpu()
+                    if save is not None:
+                        save(batch["index"][position], prediction.to(torch.uint8).cpu().numpy())
         return Scores.of(confusion) if labelled else None
 
     def _predict(self, model: nn.Module, batch: dict) -> Iterable[torch.Tensor]:

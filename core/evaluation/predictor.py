@@ -1,6 +1,7 @@
 """From 8-bit images on the host to logits on the device."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -34,3 +35,14 @@ class Predictor:
         """Stride-8 logits (B×C×h×w, float32) of prepared images."""
         with self.precision():
             return model(prepared)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode, and back into the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

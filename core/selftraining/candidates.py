@@ -23,7 +23,7 @@ from torch import nn
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
-from core.evaluation.predictor import Predictor
+from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits, winning_class
 from core.selftraining.resampling import (
     IGNORE,
@@ -206,19 +206,17 @@ class CandidatePass:
     @torch.inference_mode()
     def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int]]]:
         """(index, 1×C×h×w stride-8 logits, own (H, W)) of every image, in order."""
-        was_training = teacher.training
-        teacher.eval()
         loader = full_view_loader(
             self.images,
             [self._config.INPUT.INPUT_SIZE_TEST],
             self._config.TEST.BATCH_SIZE,
             self._config.DATALOADER.NUM_WORKERS,
         )
-        for batch in progress(loader, "candidate pass"):
-            logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
-            for position, index in enumerate(batch["index"]):
-                yield index, logits[position, None], tuple(batch["size"][position])
-        teacher.train(was_training)
+        with evaluating(teacher):
+            for batch in progress(loader, "candidate pass"):
+                logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
+                for position, index in enumerate(batch["index"]):
+                    yield index, logits[position, None], tuple(batch["size"][position])
 
     def _entry(self, index: int, size: tuple[int, int], labels: torch.Tensor) -> dict:
         counts = torch.bincount(labels.flatten().int(), minlength=self.num_classes).cpu().numpy()

@@ -93,7 +93,7 @@ class TargetSamples(Dataset):
         full = transforms.resize(image, (height, width), "bilinear")
         student, view = self._student_view(full, rng)
         dropped = transforms.cutout_mask(view.crop_size, rng)
-        student = np.ascontiguousarray(student.permute(1, 2, 0).numpy())
+        student = np.array(student.permute(1, 2, 0).numpy(), order="C")  # a copy: pasting must not reach `full`
         pasted = self._paste(student, request, rng)
         return {
             "full": full,

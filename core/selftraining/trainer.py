@@ -83,7 +83,8 @@ class Trainer:
         """One iteration; returns the scalars to log, on the device."""
         iteration = self.iteration
         labels, teacher_probs, valid = self.pseudo_label(batch)
-        self.schedule.record(iteration, copy_to_host(self.running_conf))
+        if self.config.TCR.PASTE:
+            self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         student_input = self.predictor.prepare(batch.student)

@@ -1,0 +1,332 @@
+"""Checkpoints (method §1): the published format in all its variants, errors that name what is wrong, safe writing."""
+
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from core.configs import cfg
+from core.models import build_model, load_model
+from core.models.backbone import FrozenBatchNorm
+from core.models.deeplab import AtrousClassifier, Segmentor
+from core.utils.checkpoints import load_checkpoint, load_imagenet_weights, read_tensors, save_checkpoint
+from core.utils.errors import UserError
+
+SHAPES = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "checkpoint_shapes.json"
+PARTS = ("feature_extractor", "classifier")
+
+
+def make_config(name="resnet18", freeze=True, classes=19):
+    config = cfg.clone()
+    config.MODEL.NAME, config.MODEL.FREEZE_BN, config.MODEL.NUM_CLASSES = f"deeplab_{name}", freeze, classes
+    return config
+
+
+def make_model(name="resnet18", seed=0, **options):
+    """A model whose every tensor is random, and whose activations stay of one size."""
+    torch.manual_seed(seed)
+    return randomised(build_model(make_config(name, **options)))
+
+
+def make_tiny(seed=0):
+    """The same with one convolution in the place of the ResNet, where the size does not matter."""
+    torch.manual_seed(seed)
+    layers = OrderedDict(conv1=nn.Conv2d(3, 8, 8, stride=8, bias=False), bn1=FrozenBatchNorm(8), relu=nn.ReLU())
+    extractor = nn.Sequential(OrderedDict(backbone=nn.Sequential(layers)))
+    return randomised(Segmentor(extractor, AtrousClassifier(8, 19)))
+
+
+def randomised(model):
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, FrozenBatchNorm | nn.BatchNorm2d):
+                norm.weight.uniform_(0.3, 0.6)
+                norm.bias.normal_(0, 0.1)
+                norm.running_mean.normal_(0, 0.1)
+                norm.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def blank(model):
+    """The same model, nothing of its values left."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(1)
+    return model
+
+
+def published(model, prefix="", tracked=False, half=False):
+    """The dict that the published files hold, made by hand."""
+    content = {"iteration": 20000}
+    for part in PARTS:
+        state = {}
+        for key, value in getattr(model, part).state_dict().items():
+            state[prefix + key] = value.half() if half and value.is_floating_point() else value.clone()
+            if tracked and key.endswith("running_var"):
+                state[prefix + key.replace("running_var", "num_batches_tracked")] = torch.tensor(20000)
+        content[part] = state
+    return content
+
+
+def logits(model, size=(33, 49)):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return model(torch.randn(1, 3, *size, generator=generator))
+
+
+VARIANTS = {
+    "plain": {},
+    "module": {"prefix": "module."},
+    "tracked": {"tracked": True},
+    "half": {"half": True},
+    "all": {"prefix": "module.", "tracked": True, "half": True},
+}
+
+
+def check_variant(source, target, options, folder):
+    """Load a published file, save, load again: the same logits all the way; leaves no file behind."""
+    first, second = folder / "published.pth", folder / "ours.pth"
+    try:
+        torch.save(published(source, **options), first)
+        assert load_checkpoint(blank(target), first) == 20000
+        assert {tensor.dtype for tensor in target.parameters()} == {torch.float32}
+        before = logits(target)
+        expected = logits(source)
+        tolerance = 0.05 if options.get("half") else 1e-6
+        assert (before - expected).abs().max() <= tolerance * expected.abs().max()
+        save_checkpoint(target, second, 77)
+        assert load_checkpoint(blank(target), second) == 77
+        assert torch.equal(logits(target), before)
+    finally:
+        first.unlink(missing_ok=True)  # of a ResNet-101, half a gigabyte in all
+        second.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_of_the_published_format_loads(tmp_path, options):
+    check_variant(make_tiny(seed=1), make_tiny(seed=2), options, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def resnet101():
+    return make_model("resnet101", seed=1), make_model("resnet101", seed=2)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all"])
+def test_every_variant_loads_into_resnet101(tmp_path, resnet101, variant):
+    source, target = resnet101
+    assert logits(source).std() > 1e-3
+    check_variant(source, target, VARIANTS[variant], tmp_path)
+
+
+def test_key_names_and_shapes_are_the_published_ones(resnet101):
+    if not SHAPES.exists():
+        pytest.skip("the list of the published keys lies outside of this repository")
+    wanted = json.loads(SHAPES.read_text(encoding="utf-8"))
+    for part in PARTS:
+        found = {key: list(value.shape) for key, value in getattr(resnet101[0], part).state_dict().items()}
+        assert found == wanted[part]
+
+
+def test_saved_file_is_the_published_format(tmp_path):
+    model = make_model()
+    save_checkpoint(model, tmp_path / "a.pth", 1234)
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert set(content) >= {"iteration", *PARTS}
+    assert content["iteration"] == 1234
+    assert type(content["iteration"]) is int
+    assert {"backbone.conv1.weight", "backbone.bn1.running_var", "backbone.layer4.1.conv2.weight"} <= set(
+        content["feature_extractor"]
+    )
+    classifier = [f"conv2d_list.{k}.{kind}" for k in range(4) for kind in ("weight", "bias")]
+    assert sorted(content["classifier"]) == sorted(classifier)
+    keys = content["feature_extractor"]
+    assert not any(key.endswith("num_batches_tracked") or key.startswith("module.") for key in keys)
+    for part in PARTS:
+        for key, value in content[part].items():
+            assert torch.equal(value, getattr(model, part).state_dict()[key])
+            assert value.dtype == torch.float32
+            assert value.is_contiguous()
+            assert not value.requires_grad
+
+
+def test_unfrozen_batch_norm_survives_and_loads_into_a_frozen_one(tmp_path):
+    trained = make_model(seed=1, freeze=False)
+    save_checkpoint(trained, tmp_path / "a.pth", 5)
+    again = blank(make_model(seed=2, freeze=False))
+    load_checkpoint(again, tmp_path / "a.pth")
+    assert torch.equal(logits(again), logits(trained))
+    frozen = blank(make_model(seed=3))
+    load_checkpoint(frozen, tmp_path / "a.pth")
+    # epsilon apart (1e-5 of variances of about 1), the two are the same
+    assert torch.allclose(logits(frozen), logits(trained), rtol=1e-2, atol=1e-3)
+    save_checkpoint(frozen, tmp_path / "b.pth", 5)
+    load_checkpoint(again, tmp_path / "b.pth")  # back again, without the counters
+
+
+def test_other_keys_beside_the_published_ones_are_tolerated(tmp_path):
+    model = make_tiny(seed=1)
+    content = published(model) | {"optimizer": {"state": {}}, "running_conf": torch.zeros(19)}
+    torch.save(content, tmp_path / "a.pth")
+    target = blank(make_tiny())
+    load_checkpoint(target, tmp_path / "a.pth")
+    assert torch.equal(logits(target), logits(model))
+
+
+@pytest.mark.parametrize("iteration", [None, "later", torch.tensor(3)])
+def test_a_file_without_a_number_of_iterations_loads(tmp_path, iteration):
+    content = published(make_tiny())
+    content.pop("iteration")
+    if iteration is not None:
+        content["iteration"] = iteration
+    torch.save(content, tmp_path / "a.pth")
+    assert load_checkpoint(make_tiny(), tmp_path / "a.pth") in (0, 3)
+
+
+# --- misfits
+
+
+def spoil(content, what):
+    features, classifier = content["feature_extractor"], content["classifier"]
+    if what == "missing":
+        del features["backbone.conv1.weight"]
+    elif what == "unexpected":
+        features["backbone.layer9.conv1.weight"] = torch.zeros(1)
+    elif what == "shape":
+        classifier["conv2d_list.1.weight"] = torch.zeros(16, 8, 3, 3)
+    elif what == "no tensor":
+        classifier["conv2d_list.0.bias"] = "text"
+    elif what == "part":
+        del content["classifier"]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing", ["backbone.conv1.weight", "missing"]),
+        ("unexpected", ["backbone.layer9.conv1.weight", "unexpected"]),
+        ("shape", ["conv2d_list.1.weight", "16×8×3×3", "19×8×3×3"]),
+        ("no tensor", ["conv2d_list.0.bias"]),
+        ("part", ["classifier"]),
+    ],
+)
+def test_misfits_are_named_and_nothing_is_loaded(tmp_path, what, words):
+    torch.save(spoil(published(make_tiny(seed=1)), what), tmp_path / "spoilt.pth")
+    model = make_tiny(seed=2)
+    before = logits(model)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(model, tmp_path / "spoilt.pth")
+    message = str(error.value)
+    assert "spoilt.pth" in message
+    assert "\n" not in message
+    assert all(word in message for word in words)
+    assert torch.equal(logits(model), before)
+
+
+def test_another_network_is_a_short_one_line_error(tmp_path):
+    save_checkpoint(make_model("resnet34"), tmp_path / "r34.pth", 0)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(make_model(), tmp_path / "r34.pth")
+    assert len(str(error.value)) < 600
+    assert "MODEL.NAME" in str(error.value)
+
+
+class Malice:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["absent", "empty", "text", "list", "pickle", "torch pickle", "folder"])
+def test_what_is_no_checkpoint_is_an_error_and_never_executed(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.pth"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("weights", encoding="utf-8")
+    elif kind == "list":
+        torch.save([torch.zeros(1)], path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"feature_extractor": Malice()}))
+    elif kind == "torch pickle":
+        torch.save({"feature_extractor": Malice()}, path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"a\.pth"):
+        read_tensors(path)
+    assert not (tmp_path / "executed").exists()
+
+
+# --- writing
+
+
+def test_a_failing_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    model = make_tiny()
+    save_checkpoint(model, path, 1)
+    before = path.read_bytes()
+    save = torch.save
+
+    def full_disk(content, file):
+        save({"iteration": 2}, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(model, path, 2)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_file_is_not_there_before_it_is_complete(tmp_path, monkeypatch):
+    path, save, seen = tmp_path / "model.pth", torch.save, []
+
+    def watching(content, file):
+        save(content, file)
+        seen.append(path.exists())
+
+    monkeypatch.setattr(torch, "save", watching)
+    save_checkpoint(make_tiny(), path, 1)
+    assert seen == [False]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+# --- where the weights of a run come from
+
+
+def test_imagenet_weights_load_without_their_last_layer(tmp_path):
+    torch.manual_seed(3)
+    network = resnet18()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    model = make_model()
+    load_imagenet_weights(model.feature_extractor, tmp_path / "resnet18.pth")
+    state = model.feature_extractor.state_dict()
+    assert all(
+        torch.equal(state[f"backbone.{key}"], value)
+        for key, value in network.state_dict().items()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    )
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS .*resnet18\.pth"):
+        load_imagenet_weights(make_model("resnet34").feature_extractor, tmp_path / "resnet18.pth")
+
+
+def test_resume_needs_no_imagenet_weights(tmp_path):
+    source = make_model(seed=4)
+    save_checkpoint(source, tmp_path / "source.pth", 9)
+    config = make_config()
+    config.MODEL.WEIGHTS, config.resume = str(tmp_path / "absent.pth"), str(tmp_path / "source.pth")
+    model = load_model(config, torch.device("cpu")).eval()
+    assert torch.equal(logits(model), logits(source))
+    config.resume = ""
+    with pytest.raises(UserError, match=r"absent\.pth"):
+        load_model(config, torch.device("cpu"))
+    config.MODEL.WEIGHTS = ""
+    first, second = (load_model(config, torch.device("cpu")).eval() for _ in range(2))
+    assert torch.equal(logits(first), logits(second))  # random, but of SEED
