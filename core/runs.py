@@ -1,5 +1,6 @@
 """What a training run writes: log lines, tables, checkpoints and their evaluation. Shared by all trainers."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from core.evaluation.evaluator import Evaluator, report_lines, table_columns, ta
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import peak_memory
 from core.utils.errors import UserError
-from core.utils.files import Table, make_folder
+from core.utils.files import Table, make_folder, replacing
 from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
-METRICS, EVALUATION = "metrics.csv", "evaluation.csv"
+CONFIG, METRICS, EVALUATION = "config.yaml", "metrics.csv", "evaluation.csv"
 
 
 class RunOutput:
@@ -123,19 +124,36 @@ class _Aside:
         self._output._aside += time.monotonic() - self._start
 
 
-def claim_folder(path: str | Path) -> Path:
-    """Make OUTPUT_DIR for a new run.
+def claim_folder(path: str | Path, config_text: str) -> Path:
+    """Make OUTPUT_DIR for a new run and write its config there, which marks the folder as taken.
 
     Raises:
         UserError: it cannot be written to, or holds a run already.
     """
+    check_folder(path)
     folder = make_folder(path, "OUTPUT_DIR")
-    held = [*folder.glob("model_iter*.pth"), *folder.glob(METRICS)]
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(config_text, encoding="utf-8")
+    return folder
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise UserError if OUTPUT_DIR could not be claimed; nothing is made or written."""
+    folder = Path(path)
+    held = [*folder.glob("model_iter*.pth"), *folder.glob(METRICS), *folder.glob(CONFIG)]
     if held:
         raise UserError(
             f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): give another OUTPUT_DIR, or remove it"
         )
-    return folder
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"OUTPUT_DIR {folder} cannot be written to ({existing}); choose another folder")
+
+
+def release_folder(folder: Path) -> None:
+    """Give OUTPUT_DIR free again if the run ended before it had computed anything worth keeping."""
+    if not [*folder.glob("model_iter*.pth"), *folder.glob(METRICS)]:
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:

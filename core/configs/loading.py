@@ -66,7 +66,11 @@ def check_config(config: Config) -> None:
     _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
     _within(config, "TEST.BATCH_SIZE", 1, None)
     _within(config, "DATALOADER.NUM_WORKERS", 0, None)
-    _within(config, "SEED", 0, None)
+    _within(config, "SEED", 0, 2**63 - 1)
+    for key in ("MOMENTUM", "WEIGHT_DECAY", "LR_POWER"):
+        _within(config, f"SOLVER.{key}", 0, None)
+    if 0 in config.INPUT.PIXEL_STD:
+        raise UserError(f"INPUT.PIXEL_STD must not hold 0: {config.INPUT.PIXEL_STD}")
     ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
     if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
         raise UserError(

@@ -84,7 +84,8 @@ class Config(CfgNode):
             return
         default = self._find(key)
         if default is None:
-            near = difflib.get_close_matches(key, self.flat_keys(), n=1, cutoff=0.0)
+            keys = {name.lower(): name for name in self.flat_keys()}
+            near = [keys[name] for name in difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.0)]
             raise UserError(f"{where}: unknown option {key}; did you mean {near[0]}?")
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)

@@ -1,7 +1,8 @@
 """From a data set's name in the config to its image files, label files and class set."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +158,8 @@ def output_names(images: ImageSet) -> list[str]:
     """
     stems = [name.rsplit(".", 1)[0] for name in images.names]
     counts = Counter(stems)
-    return [f"{stem if counts[stem] == 1 else name}.png" for stem, name in zip(stems, images.names, strict=True)]
+    chosen = [f"{stem if counts[stem] == 1 else name}.png" for stem, name in zip(stems, images.names, strict=True)]
+    return chosen if len(set(chosen)) == len(chosen) else [f"{name}.png" for name in images.names]
 
 
 def _find_entry(name: str, where: str) -> tuple[Entry, tuple[str, str]]:
@@ -174,21 +176,36 @@ def _find_folder(name: str, where: str) -> ImageSet:
     folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
     if not folder.is_dir():
         raise UserError(f"{where} {name}: {folder} is not a folder")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    paths = sorted(_walk_images(folder))
     if not paths:
         raise UserError(f"{where} {name}: no image ({', '.join(EXTENSIONS)}) below {folder}")
     return ImageSet(name, tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths))
 
 
+def _walk_images(folder: Path) -> Iterator[Path]:
+    """Image files below `folder`, through links, each real folder once; hidden files are left out."""
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield Path(parent, name)
+
+
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
     """The images that a list file names, each by the end of its path, with or without ending."""
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"DATASETS.TARGET_LIST {list_file} cannot be read: {error}") from None
     by_tail: dict[str, list[int]] = {}
-    for index, name in enumerate(images.names):
-        parts = name.split("/")
+    for index, path in enumerate(images.paths):
+        parts = path.absolute().as_posix().split("/")
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             for key in {tail, tail.rsplit(".", 1)[0]}:

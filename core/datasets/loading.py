@@ -1,5 +1,6 @@
 """Batches from worker processes, with a user's errors carried back as the one line they are."""
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -51,9 +52,11 @@ class Loader:
     def __init__(self, dataset: Dataset, collate: Callable, workers: int, **options):
         if workers:
             options |= {"prefetch_factor": PREFETCH_FACTOR}
-        self._loader = DataLoader(
-            _Guarded(dataset), num_workers=workers, collate_fn=_GuardedCollate(collate), **options
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is fine
+            self._loader = DataLoader(
+                _Guarded(dataset), num_workers=workers, collate_fn=_GuardedCollate(collate), **options
+            )
 
     def __len__(self) -> int:
         return len(self._loader)

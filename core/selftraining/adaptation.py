@@ -16,11 +16,10 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import load_model
-from core.runs import RunOutput, claim_folder
+from core.runs import RunOutput, claim_folder, release_folder
 from core.selftraining.trainer import Trainer
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
-from core.utils.files import replacing
 from core.utils.logging import LOGGER, start_logging
 
 ASPECT_TOLERANCE = 0.10
@@ -88,13 +87,15 @@ def adapt(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     start_logging()
     config = load_config(config_file, options)
     experiment = Experiment.load(config, skip_test)
-    folder = claim_folder(config.OUTPUT_DIR)
-    start_logging(folder / "log.txt")
-    with replacing(folder / "config.yaml") as temporary:
-        temporary.write_text(config.dump(), encoding="utf-8")
-    LOGGER.info("writing to %s", folder)
-    experiment.describe(skip_test)
-    experiment.trainer(folder).run()
+    folder = claim_folder(config.OUTPUT_DIR, config.dump())
+    try:
+        start_logging(folder / "log.txt")
+        LOGGER.info("writing to %s", folder)
+        experiment.describe(skip_test)
+        experiment.trainer(folder).run()
+    except (UserError, KeyboardInterrupt):
+        release_folder(folder)
+        raise
 
 
 def warn_of_aspect(images: ImageSet, config) -> None:

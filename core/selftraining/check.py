@@ -11,7 +11,7 @@ import numpy as np
 from core.configs import load_config
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
-from core.runs import duration
+from core.runs import check_folder, duration
 from core.selftraining.adaptation import SIZES_LOOKED_AT, Experiment
 from core.selftraining.candidates import FIRST_PASS_SIDE
 from core.selftraining.resampling import IGNORE, even_subsample
@@ -31,6 +31,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     start_logging()
     config = load_config(config_file, options)
     experiment = Experiment.load(config, skip_test)
+    check_folder(config.OUTPUT_DIR)
     experiment.describe(skip_test)
     few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
@@ -52,10 +53,10 @@ def _try_paste(trainer: Trainer) -> Batch:
     """A batch of samples; its first one shows a paste if any of the first few positions gives one."""
     config, folder = trainer.config, str(trainer.generation.folder)
     size = config.SOLVER.BATCH_SIZE
-    if not config.TCR.PASTE:
-        return collate_batch([trainer.samples[Request(j % CHECKED_IMAGES, j)] for j in range(size)])
-    probabilities = trainer.schedule.probabilities(0)
     few = len(trainer.samples.images)
+    if not config.TCR.PASTE:
+        return collate_batch([trainer.samples[Request(j % few, j)] for j in range(size)])
+    probabilities = trainer.schedule.probabilities(0)
 
     def sample(position: int) -> dict:
         return trainer.samples[Request(position % few, position, folder, probabilities)]

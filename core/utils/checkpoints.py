@@ -1,5 +1,7 @@
 """Checkpoints in the format of FADA and DT-ST: {iteration, feature_extractor, classifier}."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,13 +21,16 @@ def read_tensors(path: str | Path) -> dict:
         UserError: missing, unreadable, or anything but such a dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
-        reason = str(error).strip().split("\n")[0][:120]
+        refused = re.search(r"Unsupported [^\n]{,100}", str(error))
+        reason = refused[0] if refused else str(error).strip().split("\n")[0][:120]
         raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
@@ -61,7 +66,13 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
 
 def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> None:
     """Load torchvision's `resnet*.pth` (fc ignored) into a feature extractor."""
-    state = {f"backbone.{k}": v for k, v in _plain(read_tensors(path)).items() if not k.startswith("fc.")}
+    try:
+        weights = read_tensors(path)
+    except UserError as error:
+        raise UserError(
+            f"MODEL.WEIGHTS: {error}; give another file, or start from a checkpoint with `resume`"
+        ) from None
+    state = {f"backbone.{k}": v for k, v in _plain(weights).items() if not k.startswith("fc.")}
     problems = _misfits(feature_extractor, state)
     if problems:
         raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {'; '.join(problems)}. Set MODEL.NAME")

@@ -1,0 +1,305 @@
+"""Options: the release's keys and values, the defaults, and what may be written for a value."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.configs import cfg, load_config
+from core.utils.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+# every option that the experiments of the release do not set, and the source trainings', with its default
+DEFAULTS = {
+    "OUTPUT_DIR": "",
+    "resume": "",
+    "MODEL.NAME": "deeplab_resnet101",
+    "MODEL.NUM_CLASSES": 19,
+    "MODEL.WEIGHTS": "",
+    "MODEL.FREEZE_BN": False,
+    "MODEL.DEVICE": "auto",
+    "MODEL.UNCERTAINTY": 0.0,
+    "MODEL.POS": (),
+    "DATASETS.ROOT": "datasets",
+    "DATASETS.TARGET_LIST": "",
+    "DATALOADER.NUM_WORKERS": 4,
+    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (1280, 720),
+    "INPUT.INPUT_SIZE_TEST": (1024, 512),
+    "INPUT.INPUT_SCALES_TRAIN": (1.0, 1.0),
+    "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": 0.0,
+    "INPUT.BRIGHTNESS": 0.0,
+    "INPUT.CONTRAST": 0.0,
+    "INPUT.SATURATION": 0.0,
+    "INPUT.HUE": 0.0,
+    "INPUT.GRAYSCALE_PROB": 0.0,
+    "INPUT.IGNORE_LABEL": 255,
+    "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
+    "INPUT.PIXEL_STD": (0.229, 0.224, 0.225),
+    "INPUT.TO_BGR255": False,
+    "DTU.DYNAMIC": True,
+    "DTU.Query_STEP": 3,
+    "DTU.Query_START": 9,
+    "DTU.META_MAX_UPDATE": 30,
+    "DTU.EMA_WEIGHT": 0.99,
+    "DTU.PROXY_METRIC": "SND",
+    "DTU.FIX_ITERATION": 12,
+    "TCR.TOPK_CANDIDATE": 0.5,
+    "TCR.UPDATE_FREQUENCY": 3000,
+    "TCR.MIX_SAMPLING": "confidence",
+    "TCR.MIX_CLASSES": (),
+    "TCR.PASTE_LAG": 16,
+    "TCR.PASTE_MAX_RATIO": 1.6,
+    "TCR.RESAMPLE": True,
+    "TCR.PASTE": True,
+    "TCR.MAX_PASS_IMAGES": 0,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.MAX_ITER": 16000,
+    "SOLVER.STOP_ITER": 10000,
+    "SOLVER.BATCH_SIZE": 16,
+    "SOLVER.LR_METHOD": "poly",
+    "SOLVER.LR_POWER": 0.9,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 5e-4,
+    "SOLVER.CHECKPOINT_PERIOD": 1000,
+    "SOLVER.AMP": "off",
+    "TEST.BATCH_SIZE": 1,
+}
+# GTA5 → Cityscapes, as published; the second table holds where SYNTHIA → Cityscapes differs
+PUBLISHED = {
+    "MODEL.NAME": "deeplab_resnet101",
+    "MODEL.WEIGHTS": "pretrain/resnet101-5d3b4d8f.pth",
+    "MODEL.FREEZE_BN": True,
+    "MODEL.NUM_CLASSES": 19,
+    "DATASETS.SOURCE_TRAIN": "gta5_train",
+    "DATASETS.TARGET_TRAIN": "cityscapes_train",
+    "DATASETS.TEST": "cityscapes_val",
+    "DATASETS.TT": "cityscapes_TT_train",
+    "DATASETS.II": "cityscapes_II_train",
+    "INPUT.TARGET_INPUT_SIZE_TRAIN": (1024, 512),
+    "INPUT.INPUT_SCALES_TRAIN": (0.75, 1.25),
+    "INPUT.INPUT_SIZE_TEST": (1536, 768),
+    "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
+    "INPUT.BRIGHTNESS": 0.5,
+    "INPUT.CONTRAST": 0.5,
+    "INPUT.SATURATION": 0.5,
+    "INPUT.HUE": 0.2,
+    "DTU.DYNAMIC": True,
+    "DTU.Query_STEP": 3,
+    "DTU.Query_START": 9,
+    "DTU.META_MAX_UPDATE": 30,
+    "DTU.EMA_WEIGHT": 0.99,
+    "DTU.PROXY_METRIC": "SND",
+    "DTU.FIX_ITERATION": 12,
+    "TCR.TOPK_CANDIDATE": 0.5,
+    "TCR.UPDATE_FREQUENCY": 3000,
+    "SOLVER.BASE_LR": 2.5e-4,
+    "SOLVER.MAX_ITER": 62500,
+    "SOLVER.STOP_ITER": 20000,
+    "SOLVER.BATCH_SIZE": 4,
+}
+SYNTHIA = {
+    "MODEL.NUM_CLASSES": 16,
+    "DATASETS.SOURCE_TRAIN": "synthia_train",
+    "INPUT.TARGET_INPUT_SIZE_TRAIN": (960, 480),
+    "INPUT.INPUT_SCALES_TRAIN": (0.75, 1.75),
+    "INPUT.INPUT_SIZE_TEST": (1280, 640),
+}
+OBSOLETE = {
+    "SOLVER.BASE_LR_D": 1e-4,
+    "SOLVER.BATCH_SIZE_VAL": 1,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.WEIGHT_DECAY_BIAS": 0,
+    "TCR.SAMPLE_LIST": "datasets/list.txt",
+    "DATASETS.VALIDATION": "cityscapes_val",
+}
+
+
+def look_up(config, key):
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def flat(config, prefix=""):
+    return {
+        full: value
+        for name, node in config.items()
+        for full, value in (flat(node, f"{prefix}{name}.") if isinstance(node, dict) else {prefix + name: node}).items()
+    }
+
+
+def typed(values):
+    """With types, since 1 == 1.0 == True."""
+    return {key: (type(value), value) for key, value in values.items()}
+
+
+def write_yaml(path, options):
+    tree = {}
+    for key, value in options.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = list(value) if isinstance(value, tuple) else value
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(yaml text, *options) → config."""
+
+    def load_text(text="", *options):
+        (tmp_path / "some.yaml").write_text(text, encoding="utf-8")
+        return load_config(tmp_path / "some.yaml", options)
+
+    return load_text
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_defaults(key):
+    assert typed({key: look_up(cfg, key)}) == typed({key: DEFAULTS[key]})
+
+
+def test_no_option_is_left_out_of_the_tables_and_the_seed_is_fixed():
+    assert flat(cfg).keys() == DEFAULTS.keys() | PUBLISHED.keys() | {"SEED"}
+    assert type(cfg.SEED) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("deeplabv2_r101_dtst", PUBLISHED), ("deeplabv2_r101_dtst_synthia", PUBLISHED | SYNTHIA)],
+)
+def test_the_published_experiments(name, published):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    expected = DEFAULTS | published | {"OUTPUT_DIR": f"results/{name}", "SEED": cfg.SEED}
+    assert typed(flat(config)) == typed(expected)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_loads_and_writes_to_a_folder_of_its_name(path):
+    assert Path(load_config(path).OUTPUT_DIR) == Path("results") / path.stem
+
+
+def test_a_yaml_file_of_the_release_loads_with_its_obsolete_keys(tmp_path, capfd):
+    path = write_yaml(
+        tmp_path / "release.yaml", PUBLISHED | OBSOLETE | {"OUTPUT_DIR": "results/x", "resume": "G2C.pth"}
+    )
+    config = load_config(path)
+    assert {key: look_up(config, key) for key in PUBLISHED} == PUBLISHED
+    assert (config.OUTPUT_DIR, config.resume) == ("results/x", "G2C.pth")
+    assert not flat(config).keys() & OBSOLETE.keys()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_obsolete_keys_pass_on_the_command_line_too(load):
+    assert load("", "SOLVER.GAMMA", "0.1", "SOLVER.STOP_ITER", "7").SOLVER.STOP_ITER == 7
+
+
+def test_the_file_overwrites_the_defaults_and_the_command_line_the_file(load):
+    config = load("SOLVER: {BATCH_SIZE: 3, MAX_ITER: 5}", "SOLVER.MAX_ITER", "6", "SOLVER.MAX_ITER", "7")
+    assert (config.SOLVER.BATCH_SIZE, config.SOLVER.MAX_ITER, config.SOLVER.STOP_ITER) == (3, 7, 10000)
+
+
+def test_loading_leaves_the_defaults_alone_and_gives_a_frozen_config(load):
+    before = flat(cfg)
+    config = load("SOLVER: {MAX_ITER: 5}\nTCR: {MIX_CLASSES: [pole]}")
+    assert flat(cfg) == before
+    with pytest.raises(AttributeError):
+        config.SOLVER.MAX_ITER = 6
+
+
+VALUES = [
+    ("SOLVER.BASE_LR", "1", 1.0),
+    ("SOLVER.BASE_LR", "2.5e-4", 2.5e-4),
+    ("SOLVER.BASE_LR", "1e-4", 1e-4),  # text to yaml, which wants 1.0e-4
+    ("SOLVER.MAX_ITER", "1e5", 100000),
+    ("SOLVER.MAX_ITER", "62_500", 62500),
+    ("SOLVER.AMP", "off", "off"),  # False to yaml
+    ("SOLVER.AMP", "bf16", "bf16"),
+    ("MODEL.FREEZE_BN", "true", True),
+    ("MODEL.FREEZE_BN", "True", True),
+    ("MODEL.FREEZE_BN", "on", True),
+    ("TCR.PASTE", "false", False),
+    ("TCR.PASTE", "no", False),
+    ("INPUT.INPUT_SIZE_TEST", "(1280, 640)", (1280, 640)),
+    ("INPUT.INPUT_SIZE_TEST", "[1280, 640]", (1280, 640)),
+    ("INPUT.INPUT_SCALES_TRAIN", "(1, 1.5)", (1, 1.5)),
+    ("MODEL.POS", "()", ()),
+    ("TCR.MIX_CLASSES", "['pole', 'sign']", ("pole", "sign")),
+    ("TCR.MIX_CLASSES", "[pole, sign]", ("pole", "sign")),
+    ("OUTPUT_DIR", "2024", "2024"),
+    ("DATASETS.TARGET_TRAIN", "folder:/some/where", "folder:/some/where"),
+]
+
+
+@pytest.mark.parametrize("place", ["yaml", "command line", "quoted in yaml"])
+@pytest.mark.parametrize(("key", "written", "value"), VALUES)
+def test_values_take_the_type_of_their_default(load, key, written, value, place):
+    if place == "command line":
+        config = load("", key, written)
+    else:
+        *sections, name = key.split(".")
+        quoted = f'"{written}"' if "quoted" in place else written
+        config = load("".join(f"{section}:\n  " for section in sections) + f"{name}: {quoted}\n")
+    found = look_up(config, key)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("SOLVER.MAX_ITER", "1.5"),
+        ("SOLVER.MAX_ITER", "True"),
+        ("SOLVER.BASE_LR", "True"),
+        ("SOLVER.BASE_LR", "(1, 2)"),
+        ("SOLVER.BASE_LR", ""),
+        ("TCR.PASTE", "1"),
+        ("TCR.PASTE", "0.0"),
+        ("TCR.PASTE", "None"),
+        ("INPUT.INPUT_SIZE_TEST", "512"),
+        ("INPUT.INPUT_SIZE_TEST", "None"),
+        ("MODEL.POS", "{1, 2}"),
+    ],
+)
+def test_values_of_another_type_are_refused_with_their_key(load, key, written):
+    with pytest.raises(UserError, match=key):
+        load("", key, written)
+
+
+def test_an_empty_file_and_a_section_without_options_mean_the_defaults(load):
+    expected = DEFAULTS | {"OUTPUT_DIR": "results/some"}
+    for text in ("", "# nothing\n", "SOLVER:\n  # BASE_LR: 1\nTCR:\n"):
+        found = flat(load(text))
+        assert {key: found[key] for key in DEFAULTS} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        (("DATALOADER.NUM_WORKERS", "7"), True),
+        (("DATALOADER.NUM_WORKERS", "8"), False),  # 2 batches ahead each: 16 is not below PASTE_LAG
+        (("DATALOADER.NUM_WORKERS", "8", "TCR.PASTE_LAG", "17"), True),
+        (("DATALOADER.NUM_WORKERS", "8", "TCR.MIX_SAMPLING", "uniform"), True),
+        (("DATALOADER.NUM_WORKERS", "8", "TCR.PASTE", "False"), True),
+        (("DATALOADER.NUM_WORKERS", "0", "TCR.PASTE_LAG", "1"), True),
+        (("DATALOADER.NUM_WORKERS", "1", "TCR.PASTE_LAG", "2"), False),
+    ],
+)
+def test_workers_must_not_run_ahead_of_the_paste_lag(load, options, allowed):
+    if allowed:
+        load("", *options)
+        return
+    with pytest.raises(UserError, match=r"NUM_WORKERS.*PASTE_LAG"):
+        load("", *options)
+
+
+def test_the_camvid_experiment_needs_no_gpu_and_names_its_paste_classes():
+    config = load_config(CONFIGS / "camvid_day2dusk_dtst.yaml")
+    assert (config.MODEL.NAME, config.MODEL.NUM_CLASSES, config.MODEL.FREEZE_BN) == ("deeplab_resnet18", 11, True)
+    datasets = config.DATASETS
+    assert datasets.SOURCE_TRAIN == "camvid_day_train"
+    assert (datasets.TARGET_TRAIN, datasets.TEST) == ("camvid_dusk_train", "camvid_dusk_val")
+    assert config.INPUT.INPUT_SIZE_TEST == (480, 360)
+    assert config.TCR.MIX_CLASSES  # camvid has no list of its own

@@ -1,0 +1,310 @@
+"""From names in a config to files, label values and classes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.configs import cfg
+from core.datasets.catalog import ImageSet, find_target_images, find_taxonomy, find_test_images, output_names
+from core.datasets.images import read_label
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19
+from core.utils.errors import UserError
+
+LABEL_IDS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "light": 19,
+    "sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+NAMES_19 = list(LABEL_IDS)
+NAMES_16 = [name for name in NAMES_19 if name not in ("terrain", "truck", "train")]
+NAMES_11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation", "sign", "fence", "car", "person", "rider"]
+PARTNERS = {
+    "rider": {"bicycle", "motorcycle"},
+    "bicycle": {"rider"},
+    "motorcycle": {"rider"},
+    "pole": {"light", "sign"},
+    "light": {"pole"},
+    "sign": {"pole"},
+}
+
+
+@pytest.fixture
+def options(tmp_path):
+    """options(**DATASETS keys, classes=19): a config whose data lie in tmp_path."""
+
+    def make(classes=19, **datasets):
+        config = cfg.clone()
+        config.MODEL.NUM_CLASSES, config.DATASETS.ROOT = classes, str(tmp_path)
+        for key, value in datasets.items():
+            config.DATASETS[key] = value
+        return config
+
+    return make
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taxonomy", "names", "paste"),
+    [
+        (CITYSCAPES_19, NAMES_19, "fence pole light sign rider train motorcycle bicycle"),
+        (CITYSCAPES_16, NAMES_16, "wall pole light sign rider motorcycle bicycle"),
+        (CAMVID_11, NAMES_11, ""),
+    ],
+    ids=["19", "16", "11"],
+)
+def test_class_sets(taxonomy, names, paste):
+    assert list(taxonomy.names) == names
+    assert len(taxonomy) == len(names)
+    assert [taxonomy.names[c] for c in taxonomy.paste_classes()] == paste.split()
+    for index, name in enumerate(names):
+        assert taxonomy.index(name) == index
+        partners = {names[c] for c in taxonomy.partners(index)}
+        assert partners == PARTNERS.get(name, set()) & set(names), name
+
+
+def test_paste_classes_can_be_chosen_by_name():
+    assert CAMVID_11.paste_classes(("person", "pole")) == (9, 2)
+    with pytest.raises(UserError, match=r"TCR\.MIX_CLASSES.*'light'.*sky, building"):
+        CAMVID_11.paste_classes(("pole", "light"))
+
+
+def test_the_palette_shows_classes_in_their_colours_and_the_rest_in_black():
+    palette = CITYSCAPES_16.palette()
+    assert (palette.shape, palette.dtype) == ((256, 3), np.uint8)
+    assert palette[NAMES_16.index("sky")].tolist() == [70, 130, 180]
+    assert palette[NAMES_16.index("bicycle")].tolist() == [119, 11, 32]
+    assert not palette[16:].any()
+    assert len(np.unique(palette[:16], axis=0)) == 16
+
+
+@pytest.mark.parametrize(
+    ("classes", "datasets", "names"),
+    [
+        (19, {"TARGET_TRAIN": "cityscapes_train"}, NAMES_19),
+        (16, {"TARGET_TRAIN": "cityscapes_train", "SOURCE_TRAIN": "synthia_train"}, NAMES_16),
+        (11, {"TARGET_TRAIN": "folder:frames", "TEST": "camvid_dusk_val", "SOURCE_TRAIN": "gta5_train"}, NAMES_11),
+        (19, {"TARGET_TRAIN": "folder:frames", "SOURCE_TRAIN": "gta5_train"}, NAMES_19),
+        (16, {"TARGET_TRAIN": "folder:frames", "SOURCE_TRAIN": "synthia_train"}, NAMES_16),
+    ],
+)
+def test_the_class_set_is_found_through_the_data_sets(options, classes, datasets, names):
+    assert list(find_taxonomy(options(classes, **datasets)).names) == names
+
+
+@pytest.mark.parametrize(
+    ("classes", "datasets", "message"),
+    [
+        (11, {"TARGET_TRAIN": "cityscapes_train"}, "NUM_CLASSES is 11.*19 or 16"),
+        (19, {"TARGET_TRAIN": "folder:x", "SOURCE_TRAIN": "synthia_train"}, "NUM_CLASSES is 19.*SOURCE_TRAIN.*16"),
+        (19, {"TARGET_TRAIN": "folder:x"}, "class names.*SOURCE_TRAIN"),
+        (19, {"TARGET_TRAIN": "kitti_train"}, "TARGET_TRAIN 'kitti_train'.*cityscapes"),
+    ],
+)
+def test_class_sets_that_do_not_fit(options, classes, datasets, message):
+    with pytest.raises(UserError, match=message):
+        find_taxonomy(options(classes, **datasets))
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [NAMES_19, NAMES_16], ids=len)
+def test_cityscapes_label_values(options, cityscapes_root, names):
+    table = find_test_images(options(len(names), TEST="cityscapes_val")).label_table
+    assert (table.shape, table.dtype) == ((256,), np.uint8)
+    expected = np.full(256, 255)
+    for index, name in enumerate(names):
+        expected[LABEL_IDS[name]] = index
+    assert table.tolist() == expected.tolist()
+
+
+def test_cityscapes_images_and_the_labels_of_its_validation_split(options, cityscapes_root):
+    target = find_target_images(options(TARGET_TRAIN="cityscapes_train"))
+    assert (len(target), target.label_path, target.label_table) == (6, None, None)
+    images = find_test_images(options(TEST="cityscapes_val"))
+    names = [f"aachen/aachen_{n:06d}_000019" for n in (0, 2)] + ["bochum/bochum_000001_000019"]
+    assert list(images.names) == [f"leftImg8bit/val/{name}_leftImg8bit.png" for name in names]
+    folder = cityscapes_root / "cityscapes"
+    assert list(images.paths) == [folder / name for name in images.names]
+    labels = [folder / f"gtFine/val/{name}_gtFine_labelIds.png" for name in names]
+    assert [images.label_path(path) for path in images.paths] == labels
+    assert set(images.label_table[read_label(labels[0])].ravel().tolist()) == {0, 2, 5, 7, 8, 10, 12, 18, 255}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+def test_data_sets_may_be_symbolic_links(options, cityscapes_root):
+    (cityscapes_root / "elsewhere").mkdir()
+    (cityscapes_root / "cityscapes").rename(cityscapes_root / "elsewhere/data")
+    city = cityscapes_root / "elsewhere/data/leftImg8bit/train/aachen"
+    city.rename(cityscapes_root / "elsewhere/aachen")
+    city.symlink_to(cityscapes_root / "elsewhere/aachen")
+    (cityscapes_root / "cityscapes").symlink_to(cityscapes_root / "elsewhere/data")
+    assert len(find_target_images(options(TARGET_TRAIN="cityscapes_train"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("split", "part", "names"),
+    [
+        ("camvid_day_train", "train", ["0006R0_f00930", "0016E5_00390"]),
+        ("camvid_day_val", "val", ["0016E5_07959", "0016E5_07961"]),
+        ("camvid_dusk_train", "train", ["0001TP_006690", "0001TP_006720"]),
+        ("camvid_dusk_val", "test", ["0001TP_008550", "0001TP_008580"]),
+    ],
+)
+@pytest.mark.parametrize("folder", ["camvid", "CamVid"])
+def test_camvid_splits_by_sequence(options, camvid_root, folder, split, part, names):
+    (camvid_root / "camvid").rename(camvid_root / folder)
+    config = options(11, TARGET_TRAIN=split, TEST=split)
+    for images in (find_target_images(config), find_test_images(config)):
+        assert list(images.names) == [f"{part}/{name}.png" for name in names]
+    path = images.label_path(images.paths[0])
+    assert path == camvid_root / folder / f"{part}annot" / f"{names[0]}.png"
+    assert images.label_table[read_label(path)[0, ::4]].tolist() == [*range(11), 255]
+    assert (images.label_table[11:] == 255).all()
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_a_folder_is_searched_through_and_sorted(options, tmp_path):
+    touch(tmp_path / "frames", "b.png", "a.JPG", "day/2/c.jpeg", "day/1/c.WebP", "day/d.bmp", "B.PNG")
+    touch(tmp_path / "frames", "notes.txt", "day/a.png.txt", "jpg", "label.tif")
+    (tmp_path / "frames/folder.png").mkdir()
+    config = options(TARGET_TRAIN=f"folder:{tmp_path / 'frames'}")
+    images = find_target_images(config)
+    assert list(images.names) == ["B.PNG", "a.JPG", "b.png", "day/1/c.WebP", "day/2/c.jpeg", "day/d.bmp"]
+    assert list(images.paths) == [tmp_path / "frames" / name for name in images.names]
+    assert len(set(images.names)) == 6
+    assert images.label_path is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+def test_a_folder_is_searched_through_links_to_folders_too(options, tmp_path):
+    touch(tmp_path, "disk/day/a.png", "frames/b.png")
+    (tmp_path / "frames/day").symlink_to(tmp_path / "disk/day")
+    images = find_target_images(options(TARGET_TRAIN=f"folder:{tmp_path / 'frames'}"))
+    assert list(images.names) == ["b.png", "day/a.png"]
+
+
+def test_restricted_sets_keep_images_and_names_together(options, camvid_root):
+    images = find_test_images(options(11, TEST="camvid_dusk_val"))
+    last = images.restricted([1])
+    assert (last.names, last.paths) == (images.names[1:], images.paths[1:])
+    assert last.label_path is images.label_path
+    assert last.label_table is images.label_table
+
+
+def image_set(*names):
+    return ImageSet("folder:x", tuple(map(Path, names)), names)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("a.jpg", "day/b.JPEG"), ["a.png", "day/b.png"]),
+        (("a.jpg", "a.png", "day/a.png"), ["a.jpg.png", "a.png.png", "day/a.png"]),
+        (("a.b.jpg", "a.c.jpg"), ["a.b.png", "a.c.png"]),
+        (("v1.0/a.png", "v1.1/a.png"), ["v1.0/a.png", "v1.1/a.png"]),
+    ],
+)
+def test_output_names_replace_the_ending(names, expected):
+    assert output_names(image_set(*names)) == expected
+
+
+def test_output_names_are_unique_whatever_the_images_are_called():
+    found = output_names(image_set("a.jpg", "a.png", "a.jpg.png"))
+    assert len(set(found)) == 3, found
+
+
+# --- TARGET_LIST -----------------------------------------------------------------------------------------------------
+
+FIRST, SECOND = (f"leftImg8bit/train/aachen/aachen_00000{n}_000019_leftImg8bit.png" for n in (0, 2))
+
+
+@pytest.fixture
+def listed(options, cityscapes_root):
+    """listed(text) → names of the images that a TARGET_LIST of this text chooses."""
+
+    def choose(text):
+        path = cityscapes_root / "list.txt"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return list(find_target_images(options(TARGET_TRAIN="cityscapes_train", TARGET_LIST=str(path))).names)
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        FIRST,
+        f"./{FIRST}",
+        FIRST.removeprefix("leftImg8bit/"),
+        "aachen/aachen_000000_000019_leftImg8bit.png",
+        "aachen_000000_000019_leftImg8bit.png",
+        "aachen_000000_000019_leftImg8bit",
+        "  aachen_000000_000019_leftImg8bit\t",
+    ],
+)
+def test_a_list_names_images_by_the_end_of_their_path(listed, line):
+    assert listed(f"{line}\n") == [FIRST]
+
+
+def test_a_list_may_hold_paths_as_find_prints_them(listed, cityscapes_root):
+    assert listed(f"{cityscapes_root / 'cityscapes' / FIRST}\n") == [FIRST]
+
+
+def test_order_repetition_comments_and_line_ends_do_not_matter(listed):
+    text = f"# chosen\r\n{SECOND}\r\n\r\n{FIRST}\r\naachen_000002_000019_leftImg8bit\r\n"
+    assert listed(text) == [FIRST, SECOND]
+
+
+def test_a_list_saved_by_a_windows_editor_is_read(listed):
+    assert listed(f"{FIRST}\n".encode("utf-8-sig")) == [FIRST]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{FIRST}\nzurich_000000_000019\n", r"line 2 'zurich_000000_000019' \(0 images\)"),
+        ("achen_000000_000019_leftImg8bit.png\n", "line 1"),  # only whole names, from a slash on
+        ("leftImg8bit.png\n", "line 1"),
+        ("# nothing\n", "names no image"),
+        ("", "names no image"),
+    ],
+)
+def test_lines_that_name_no_image(listed, text, message):
+    with pytest.raises(UserError, match=message):
+        listed(text)
+
+
+def test_a_line_that_names_two_images_is_refused(options, tmp_path):
+    touch(tmp_path / "frames", "day/a.png", "night/a.png", "b.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    config = options(TARGET_TRAIN=f"folder:{tmp_path / 'frames'}", TARGET_LIST=str(tmp_path / "list.txt"))
+    with pytest.raises(UserError, match=r"line 1 'a\.png' \(2 images\)"):
+        find_target_images(config)
+    (tmp_path / "list.txt").write_text("night/a\n")
+    assert list(find_target_images(config).names) == ["night/a.png"]

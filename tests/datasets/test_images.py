@@ -1,0 +1,153 @@
+"""Image files of every kind come in as upright RGB, label files as they stand, and broken ones as a named error."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from core.datasets.images import image_size, read_image, read_label, write_label, write_palette_png
+from core.utils.errors import UserError
+
+
+@pytest.fixture
+def scene(draw_scene):
+    """64×128×3 uint8, no two of its corners alike."""
+    return draw_scene(0)[0]
+
+
+def save(scene, path, **options):
+    Image.fromarray(scene).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "bmp", "Bmp", "webp", "WEBP"])
+def test_lossless_files_come_back_exactly(tmp_path, scene, ending):
+    options = {"lossless": True} if ending.lower() == "webp" else {}
+    path = save(scene, tmp_path / f"a.{ending}", **options)
+    image = read_image(path)
+    assert (image.dtype, image.shape) == (np.uint8, (64, 128, 3))
+    assert np.array_equal(image, scene)
+    assert image_size(path) == (128, 64)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "Jpeg"])
+def test_jpeg_files_agree_with_pillow(tmp_path, scene, ending):
+    path = save(scene, tmp_path / f"a.{ending}", quality=90)
+    with Image.open(path) as expected:
+        assert np.abs(read_image(path).astype(int) - np.asarray(expected.convert("RGB"))).max() <= 2
+    assert image_size(path) == (128, 64)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "transparent P"])
+@pytest.mark.parametrize("odd", [False, True], ids=["even size", "odd size"])
+def test_other_modes_become_rgb(tmp_path, scene, mode, odd):
+    image = Image.fromarray(scene[:63, :127] if odd else scene)
+    options = {"transparency": 3} if mode == "transparent P" else {}
+    if mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(np.arange(image.height * image.width, dtype=np.uint8).reshape(image.size[::-1])))
+    else:
+        image = image.convert(mode.split()[-1])
+    image.save(tmp_path / "a.png", **options)
+    expected = np.asarray(image.convert("RGBA" if "A" in mode or "P" in mode else "RGB"))[..., :3]
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+    assert image_size(tmp_path / "a.png") == image.size
+
+
+def test_a_grey_jpeg_becomes_rgb(tmp_path, scene):
+    Image.fromarray(scene).convert("L").save(tmp_path / "a.jpg")
+    image = read_image(tmp_path / "a.jpg")
+    assert image.shape == (64, 128, 3)
+    assert (image == image[..., :1]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_files_give_their_upper_8_bits(tmp_path, channels):
+    shape = (8, 16) if channels == 1 else (8, 16, channels)
+    deep = np.random.default_rng(0).integers(0, 1 << 16, shape).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), deep)
+    upper = (deep >> 8).astype(np.uint8)
+    expected = upper[..., None].repeat(3, 2) if channels == 1 else upper[..., 2::-1]  # OpenCV writes BGR(A)
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+    assert image_size(tmp_path / "a.png") == (16, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_exif_orientations_are_undone(tmp_path, scene, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(scene, tmp_path / f"a.{ending}", exif=exif)
+    with Image.open(path) as stored:
+        upright = np.asarray(ImageOps.exif_transpose(stored).convert("RGB")).astype(int)
+    image = read_image(path)
+    assert image.shape == ((64, 128, 3) if orientation <= 4 else (128, 64, 3))
+    assert np.abs(image - upright).max() <= 2
+    assert image_size(path) == image.shape[1::-1]
+
+
+def test_a_name_in_any_script_is_found(tmp_path, scene):
+    assert read_image(save(scene, tmp_path / "straße 東京.png")).shape == (64, 128, 3)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_file_that_was_cut_off_is_an_error_with_its_path(tmp_path, scene, ending, share):
+    path = save(scene, tmp_path / f"a.{ending}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match=rf"a\.{ending} cannot be decoded"):
+        read_image(path)
+
+
+def test_a_png_with_a_damaged_middle_is_an_error(tmp_path, scene):
+    path = save(scene, tmp_path / "a.png")
+    damaged = bytearray(path.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(64)
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_missing_files_folders_and_other_files_are_errors_with_their_path(tmp_path, read):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("missing.png", "folder.png", "text.png"):
+        with pytest.raises(UserError, match=name) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert image_size(tmp_path / "missing.png") is None
+    assert image_size(tmp_path / "text.png") is None
+
+
+def test_labels_keep_their_values(tmp_path):
+    label = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    Image.fromarray(label).save(tmp_path / "theirs.png")
+    write_label(tmp_path / "ours.png", label)
+    assert np.array_equal(read_label(tmp_path / "theirs.png"), label)
+    assert np.array_equal(read_label(tmp_path / "ours.png"), label)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "ours.png")), label)
+
+
+@pytest.mark.parametrize("label", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)], ids=["RGB", "16 bit"])
+def test_labels_must_be_8_bit_and_single_channel(tmp_path, label):
+    assert cv2.imwrite(str(tmp_path / "label.png"), label)
+    with pytest.raises(UserError, match=r"label\.png.*8-bit single-channel"):
+        read_label(tmp_path / "label.png")
+
+
+def test_palette_images_hold_indices_and_show_colours(tmp_path):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 256, (50, 70), dtype=np.uint8)
+    palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    path = tmp_path / "prediction.png"
+    for content in (np.zeros_like(label), label):  # a file that is there is replaced
+        write_palette_png(path, content, palette)
+    with Image.open(path) as image:
+        assert (image.format, image.mode) == ("PNG", "P")
+        assert np.array_equal(np.asarray(image), label)
+        assert np.array_equal(np.asarray(image.convert("RGB")), palette[label])
+    assert np.array_equal(read_image(path), palette[label])
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,201 @@
+"""Resizing against Pillow, normalisation against numpy, and the distributions of what is drawn at random."""
+
+import colorsys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.configs import cfg
+from core.datasets.transforms import (
+    colour_jitter,
+    cutout_mask,
+    jitter_or_grey,
+    normalise,
+    random_blur,
+    resize,
+    to_tensor,
+)
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def draws(function, count=400):
+    return [function(np.random.default_rng(seed)) for seed in range(count)]
+
+
+def jitter(**strengths):
+    return SimpleNamespace(**dict.fromkeys(("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"), 0.0) | strengths)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("size", [(32, 64), (45, 90), (21, 37), (5, 4), (64, 64), (80, 160), (112, 224)], ids=str)
+@pytest.mark.parametrize("content", ["noise", "scene"])
+def test_resize_agrees_with_pillow_within_one_grey_level(draw_scene, interpolation, size, content):
+    image = noise(64, 128) if content == "noise" else draw_scene(0)[0]
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], FILTERS[interpolation])).astype(int)
+    for tensor in (to_tensor(image), to_tensor(image).contiguous()):  # channels last, and first
+        resized = resize(tensor, size, interpolation)
+        assert (resized.dtype, tuple(resized.shape)) == (torch.uint8, (3, *size))
+        difference = np.abs(resized.permute(1, 2, 0).numpy() - expected)
+        assert difference.max() <= 2
+        assert (difference > 1).mean() < 1e-4  # both round twice, to 8 bits after each direction
+
+
+def test_resize_is_bilinear_unless_told_otherwise_and_leaves_its_input():
+    image = to_tensor(noise(40, 60))
+    before = image.clone()
+    assert torch.equal(resize(image, (20, 25)), resize(image, (20, 25), "bilinear"))
+    assert not torch.equal(resize(image, (20, 25)), resize(image, (20, 25), "bicubic"))
+    assert torch.equal(resize(image, (40, 60)), image)
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 5, 7)])
+@pytest.mark.parametrize("bgr", [False, True])
+def test_normalise_equals_numpy(shape, bgr):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    options = cfg.INPUT.clone()
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    scaled = images / 255
+    if bgr:  # Caffe's: BGR in 0 … 255 less its mean
+        mean, std = np.array([104.00699, 116.66877, 122.67892]), np.ones(3)
+        options.PIXEL_MEAN, options.PIXEL_STD, options.TO_BGR255 = tuple(mean), tuple(std), True
+        scaled = images[..., ::-1, :, :].astype(float)
+    expected = (scaled - mean[:, None, None]) / std[:, None, None]
+    tensor = torch.from_numpy(images)
+    found = normalise(tensor, options)
+    assert found.dtype == torch.float32
+    assert np.allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(tensor.numpy(), images)
+
+
+# --- cutout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(96, 128), (100, 150), (512, 1024), (32, 63)], ids=str)
+def test_cutout_drops_whole_cells_of_a_stretched_grid(size):
+    rows, columns = size[0] // 32, size[1] // 32
+    row_of = np.floor(np.arange(size[0]) * rows / size[0]).astype(int)
+    column_of = np.floor(np.arange(size[1]) * columns / size[1]).astype(int)
+    for mask in draws(lambda rng: cutout_mask(size, rng), 40):
+        assert (mask.dtype, mask.shape) == (bool, size)
+        cells = np.zeros((rows, columns), bool)
+        cells[row_of[:, None], column_of[None]] = mask
+        assert np.array_equal(mask, cells[row_of][:, column_of])
+
+
+def test_cutout_comes_with_a_quarter_of_the_views_and_takes_a_quarter_of_their_cells():
+    masks = np.stack(draws(lambda rng: cutout_mask((128, 256), rng)[::32, ::32], 2000))
+    struck = masks.any(axis=(1, 2))
+    assert struck.mean() == pytest.approx(0.25, abs=0.04)  # 4 standard deviations
+    assert masks[struck].mean() == pytest.approx(0.25, abs=0.02)
+    assert masks[struck].any(axis=0).all()  # every cell is hit at times
+    assert len(np.unique(masks[struck].reshape(struck.sum(), -1), axis=0)) > 0.9 * struck.sum()
+
+
+@pytest.mark.parametrize("size", [(31, 500), (500, 31), (8, 8)], ids=str)
+def test_views_smaller_than_a_cell_are_not_cut(size):
+    assert not any(mask.any() for mask in draws(lambda rng: cutout_mask(size, rng), 50))
+
+
+# --- colour ----------------------------------------------------------------------------------------------------------
+
+
+def spread_of(values):
+    return float(np.min(values)), float(np.max(values))
+
+
+def test_brightness_multiplies_by_a_uniform_factor():
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    levels = draws(lambda rng: int(colour_jitter(image, jitter(BRIGHTNESS=0.5), rng)[0, 0, 0]))
+    low, high = spread_of(levels)
+    assert 49 <= low < 55
+    assert 145 < high <= 150
+    assert np.mean(levels) == pytest.approx(100, abs=6)
+
+
+def test_contrast_scales_the_distance_from_the_mean():
+    image = torch.full((3, 4, 4), 80, dtype=torch.uint8)
+    image[:, 2:] = 120  # mean 100
+    ranges = []
+    for jittered in draws(lambda rng: colour_jitter(image, jitter(CONTRAST=0.5), rng)):
+        dark, bright = int(jittered[0, 0, 0]), int(jittered[0, 3, 0])
+        assert (dark + bright) / 2 == pytest.approx(100, abs=1.5)
+        ranges.append((bright - dark) / 40)
+    low, high = spread_of(ranges)
+    assert 0.45 <= low < 0.55
+    assert 1.45 < high <= 1.55
+
+
+def test_saturation_scales_the_distance_from_grey():
+    image = torch.tensor([140, 100, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4).contiguous()
+    grey = 0.299 * 140 + 0.587 * 100 + 0.114 * 60
+    factors = []
+    for jittered in draws(lambda rng: colour_jitter(image, jitter(SATURATION=0.5), rng)):
+        red, green, blue = jittered[:, 0, 0].tolist()
+        assert 0.299 * red + 0.587 * green + 0.114 * blue == pytest.approx(grey, abs=1.5)
+        factors.append((red - blue) / 80)
+    low, high = spread_of(factors)
+    assert 0.45 <= low < 0.55
+    assert 1.45 < high <= 1.55
+
+
+def test_hue_turns_both_ways_by_at_most_its_strength():
+    image = torch.tensor([200, 50, 50], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4).contiguous()
+    turns = []
+    for jittered in draws(lambda rng: colour_jitter(image, jitter(HUE=0.2), rng)):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(jittered[:, 0, 0].numpy() / 255.0))
+        assert saturation == pytest.approx(0.75, abs=0.03)
+        assert value == pytest.approx(200 / 255, abs=0.01)
+        turns.append((hue + 0.5) % 1 - 0.5)
+    low, high = spread_of(turns)
+    assert -0.205 <= low < -0.18
+    assert 0.18 < high <= 0.205
+
+
+def test_strengths_above_one_stop_at_black():
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    levels = draws(lambda rng: int(colour_jitter(image, jitter(BRIGHTNESS=1.4), rng)[0, 0, 0]))
+    assert min(levels) < 10
+    assert np.mean(np.array(levels) == 0) < 0.03  # factors are drawn from 0 … 2.4, not cut off at 0
+
+
+def test_without_strength_nothing_changes_and_one_seed_gives_one_image():
+    image = to_tensor(noise(20, 30))
+    assert torch.equal(colour_jitter(image, jitter(), np.random.default_rng(0)), image)
+    options = jitter(BRIGHTNESS=0.5, CONTRAST=0.5, SATURATION=0.5, HUE=0.2)
+    first, second, other = (colour_jitter(image, options, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_a_tenth_of_the_views_is_grey_instead():
+    image = to_tensor(noise(8, 8))
+    options = jitter(BRIGHTNESS=0.5, CONTRAST=0.5, SATURATION=0.5, HUE=0.2)
+    grey = [bool((out == out[:1]).all()) for out in draws(lambda rng: jitter_or_grey(image, options, rng), 2000)]
+    assert np.mean(grey) == pytest.approx(0.1, abs=0.027)  # 4 standard deviations
+
+
+def test_half_of_the_views_are_blurred_each_to_its_own_degree():
+    image = torch.zeros(3, 15, 15, dtype=torch.uint8)
+    image[:, 7, 7] = 255
+    peaks = []
+    for blurred in draws(lambda rng: random_blur(image, rng), 600):
+        outside = blurred.clone()
+        outside[:, 5:10, 5:10] = 0
+        assert not outside.any()  # kernel 5
+        peaks.append(int(blurred[0, 7, 7]))
+    peaks = np.array(peaks)
+    # σ 0.1 leaves the pixel as it is; σ 2 leaves 0.2251² of it at a kernel of 5
+    strength = 255 / np.exp(-(np.arange(-2, 3) ** 2) / (2 * 2.0**2)).sum() ** 2
+    assert peaks.min() == pytest.approx(strength, abs=2)
+    # below σ of about 0.3 the rounded peak still is 255, which is 0.5 + 0.5 · 0.2 / 1.9 of all views at most
+    assert 0.45 < (peaks == 255).mean() < 0.68
+    assert len(set(peaks.tolist())) > 50
