@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -108,20 +109,12 @@ class RunOutput:
             columns = ("iteration", *table_columns(self._taxonomy))
             self.append(EVALUATION, columns, {"iteration": iteration, **table_row(scores, self._taxonomy)})
 
-    def aside(self) -> "_Aside":
+    @contextmanager
+    def aside(self) -> Iterator[None]:
         """Context of work whose time is not training time."""
-        return _Aside(self)
-
-
-class _Aside:
-    def __init__(self, output: RunOutput):
-        self._output = output
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *exc_info) -> None:
-        self._output._aside += time.monotonic() - self._start
+        start = time.monotonic()
+        yield
+        self._aside += time.monotonic() - start
 
 
 def claim_folder(path: str | Path, config_text: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from core.configs import cfg
-from core.datasets.transforms import normalise, to_tensor
+from core.datasets.transforms import Normalise, to_tensor
 from core.models import build_model
 from core.utils.checkpoints import save_checkpoint
 
@@ -138,7 +138,7 @@ def tiny_checkpoint(tmp_path_factory):
     for index, label_id, _ in CLASSES.values():
         index_of[label_id] = index
     scenes = [draw_scene(seed) for seed in range(2000, 2008)]
-    images = normalise(torch.stack([to_tensor(image) for image, _ in scenes]), config.INPUT)
+    images = Normalise(config.INPUT)(torch.stack([to_tensor(image) for image, _ in scenes]))
     labels = np.stack([index_of[label_ids[4::8, 4::8]] for _, label_ids in scenes])  # the networks have stride 8
     classifier, sharpness = model.classifier, 6.0
     with torch.no_grad():

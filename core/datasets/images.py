@@ -30,9 +30,7 @@ def _decode(path: str | Path, flags: int) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(
-            f"image {path} cannot be decoded ({len(encoded)} bytes): replace it or leave it out of the list"
-        )
+        raise UserError(f"image {path} cannot be decoded ({len(encoded)} bytes): replace or remove it")
     return image
 
 
@@ -72,13 +70,23 @@ def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) 
 
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
-    """(width, height) of the upright image from the file's header alone; None where the header is not understood."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    """(width, height) of the upright image, from the file's header; None where the header is not understood."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING_ORIENTATIONS
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
-    return (height, width) if turned else (width, height)
+                size = image.size
+                turned = _is_turned(image)
+        except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+            return None
+    return size[::-1] if turned else size
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that width and height swap; broken EXIF says nothing."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # getexif would decode the whole image to look for it at the end of the file
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING_ORIENTATIONS
+    except Exception:
+        return False

@@ -59,7 +59,7 @@ class Taxonomy:
         return self.names.index(name)
 
     def partners(self, index: int) -> tuple[int, ...]:
-        """Indices of the classes that are pasted along with class `index` where they touch it or stand by."""
+        """Indices of the classes that are pasted along with class `index` where the image holds them."""
         return tuple(self.index(name) for name in PARTNERS.get(self.names[index], ()) if name in self.names)
 
     def paste_classes(self, chosen: Sequence[str] = ()) -> tuple[int, ...]:

@@ -65,10 +65,19 @@ def cutout_mask(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return cells[np.ix_(np.arange(size[0]) * rows // size[0], np.arange(size[1]) * columns // size[1])]
 
 
-def normalise(images: torch.Tensor, options) -> torch.Tensor:
-    """…×3×H×W uint8 RGB → float32 network input on the same device (`options`: the config node INPUT)."""
-    mean = images.new_tensor(options.PIXEL_MEAN, dtype=torch.float32).view(3, 1, 1)
-    std = images.new_tensor(options.PIXEL_STD, dtype=torch.float32).view(3, 1, 1)
-    if options.TO_BGR255:
-        return (images.flip(-3).float() - mean) / std
-    return (images.float() / 255 - mean) / std
+class Normalise:
+    """…×3×H×W uint8 RGB → float32 network input, on one device.
+
+    Args:
+        options: the config node INPUT (PIXEL_MEAN, PIXEL_STD, TO_BGR255).
+        device: of the images.
+    """
+
+    def __init__(self, options, device: torch.device | str = "cpu"):
+        self._mean = torch.tensor(options.PIXEL_MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+        self._std = torch.tensor(options.PIXEL_STD, dtype=torch.float32, device=device).view(3, 1, 1)
+        self._bgr255 = options.TO_BGR255
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        values = images.flip(-3).float() if self._bgr255 else images.float() / 255
+        return (values - self._mean) / self._std

@@ -113,10 +113,11 @@ def table_row(scores: Scores, taxonomy: Taxonomy) -> dict:
     row |= {f"mIoU_{len(names)}": scores.mean_iou_over(map(taxonomy.index, names)) for _, names in taxonomy.subsets}
     row |= {"mAcc": scores.mean_accuracy, "allAcc": scores.all_accuracy}
     row |= {f"IoU_{name}": iou for name, iou in zip(taxonomy.names, scores.iou, strict=True)}
+    row |= {f"accuracy_{name}": accuracy for name, accuracy in zip(taxonomy.names, scores.accuracy, strict=True)}
     return {column: f"{value:.4f}" for column, value in row.items()}
 
 
 def table_columns(taxonomy: Taxonomy) -> list[str]:
     """Columns of :func:`table_row`."""
     means = ["mIoU", "mIoU_occurring", *(f"mIoU_{len(names)}" for _, names in taxonomy.subsets)]
-    return [*means, "mAcc", "allAcc", *(f"IoU_{name}" for name in taxonomy.names)]
+    return [*means, "mAcc", "allAcc", *(f"{score}_{name}" for score in ("IoU", "accuracy") for name in taxonomy.names)]

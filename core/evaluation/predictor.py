@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from core.datasets.transforms import normalise
-from core.utils.devices import autocast
+from core.datasets.transforms import Normalise
+from core.utils.devices import autocast, to_device
 
 
 class Predictor:
@@ -20,12 +20,12 @@ class Predictor:
 
     def __init__(self, config, device: torch.device):
         self.device = device
-        self._input, self._amp = config.INPUT, config.SOLVER.AMP
+        self._normalise, self._amp = Normalise(config.INPUT, device), config.SOLVER.AMP
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """B×3×H×W uint8 on the host → normalised network input on the device."""
-        images = images.to(self.device, non_blocking=True)
-        return normalise(images, self._input).contiguous(memory_format=torch.channels_last)
+        images = to_device(images, self.device)
+        return self._normalise(images).contiguous(memory_format=torch.channels_last)
 
     def precision(self) -> AbstractContextManager:
         """The context that networks run in."""

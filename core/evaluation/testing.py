@@ -12,7 +12,7 @@ from core.datasets.images import write_palette_png
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
 from core.evaluation.predictor import Predictor
-from core.models import build_model
+from core.models import build_model, log_dead_channels
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
@@ -53,8 +53,10 @@ def evaluate_checkpoints(
     label = folder_name(images.name)
     table, results = None, []
     for path in checkpoints:
-        load_checkpoint(model, path)
+        if path != checkpoints[0]:
+            load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
+        log_dead_channels(model)
         saver = None
         if save:
             target = folder / "inference" / label / (path.stem if len(checkpoints) > 1 else "")

@@ -117,7 +117,6 @@ class FeatureExtractor(nn.Module):
             norm_layer=FrozenBatchNorm if freeze_bn else nn.BatchNorm2d,
             replace_stride_with_dilation=[False, True, True],
         )
-        self.out_channels = network.fc.in_features
         self.backbone = nn.Sequential(
             OrderedDict((name, m) for name, m in network.named_children() if name not in ("avgpool", "fc"))
         )
@@ -125,7 +124,7 @@ class FeatureExtractor(nn.Module):
             fold_frozen_norms(self.backbone)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """B×3×H×W normalised image → B×`out_channels`×⌈H/8⌉×⌈W/8⌉ features of layer4."""
+        """B×3×H×W normalised image → B×512×⌈H/8⌉×⌈W/8⌉ features of layer4 (2048 channels for ResNet-50 and 101)."""
         return self.backbone(image)
 
     def dead_channels(self) -> int:

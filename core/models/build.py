@@ -2,7 +2,7 @@
 
 import torch
 
-from core.models.backbone import FeatureExtractor
+from core.models.backbone import ARCHITECTURES, FeatureExtractor
 from core.models.deeplab import AtrousClassifier, Segmentor
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.logging import LOGGER
@@ -10,13 +10,13 @@ from core.utils.logging import LOGGER
 
 def build_feature_extractor(cfg) -> FeatureExtractor:
     """The ResNet of MODEL.NAME at stride 8, randomly initialised."""
-    return FeatureExtractor(cfg.MODEL.NAME.removeprefix("deeplab_"), cfg.MODEL.FREEZE_BN)
+    return FeatureExtractor(_architecture(cfg), cfg.MODEL.FREEZE_BN)
 
 
 def build_classifier(cfg) -> AtrousClassifier:
     """The classifier that fits MODEL.NAME's last stage, with MODEL.NUM_CLASSES classes."""
-    deep = cfg.MODEL.NAME in ("deeplab_resnet50", "deeplab_resnet101")
-    return AtrousClassifier(2048 if deep else 512, cfg.MODEL.NUM_CLASSES)
+    block, _ = ARCHITECTURES[_architecture(cfg)]
+    return AtrousClassifier(512 * block.expansion, cfg.MODEL.NUM_CLASSES)
 
 
 def build_model(cfg) -> Segmentor:
@@ -37,7 +37,15 @@ def load_model(cfg, device: torch.device) -> Segmentor:
         load_checkpoint(model, cfg.resume)
     elif cfg.MODEL.WEIGHTS:
         load_imagenet_weights(model.feature_extractor, cfg.MODEL.WEIGHTS)
+    return model.to(device)
+
+
+def log_dead_channels(model: Segmentor) -> None:
+    """One line that counts the channels of frozen batch norms without variance, if there are any."""
     dead = model.feature_extractor.dead_channels()
     if dead:
         LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)
-    return model.to(device)
+
+
+def _architecture(cfg) -> str:
+    return cfg.MODEL.NAME.removeprefix("deeplab_")

@@ -15,7 +15,7 @@ from core.datasets.images import image_size
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.models import load_model
+from core.models import load_model, log_dead_channels
 from core.runs import RunOutput, claim_folder, release_folder
 from core.selftraining.trainer import Trainer
 from core.utils.devices import choose_device, describe_device
@@ -70,6 +70,9 @@ class Experiment:
         LOGGER.info("classes: %d (%s)", len(self.taxonomy), ", ".join(self.taxonomy.names))
         start = config.resume or config.MODEL.WEIGHTS
         LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, start or "random")
+        log_dead_channels(self.model)
+        if config.MODEL.UNCERTAINTY > 0:
+            LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if not config.resume:
             LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
         if config.TCR.PASTE and not self.taxonomy.paste_classes(config.TCR.MIX_CLASSES):
@@ -93,7 +96,7 @@ def adapt(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
         LOGGER.info("writing to %s", folder)
         experiment.describe(skip_test)
         experiment.trainer(folder).run()
-    except (UserError, KeyboardInterrupt):
+    except BaseException:  # whatever it was, a corrected command may use the folder again
         release_folder(folder)
         raise
 

@@ -25,8 +25,8 @@ from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
 from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits, winning_class
+from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import (
-    IGNORE,
     MIN_CLASS_PIXELS,
     ConfidenceRanks,
     consistency,
@@ -61,7 +61,7 @@ class Generation:
     def __len__(self) -> int:
         return len(self._images)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The images' names, in the order of every other member."""
         return [image["name"] for image in self._images]

@@ -14,7 +14,8 @@ from core.datasets.images import image_size
 from core.runs import check_folder, duration
 from core.selftraining.adaptation import SIZES_LOOKED_AT, Experiment
 from core.selftraining.candidates import FIRST_PASS_SIDE
-from core.selftraining.resampling import IGNORE, even_subsample
+from core.selftraining.pseudo_labels import IGNORE
+from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer
 from core.utils.logging import LOGGER, start_logging
@@ -36,7 +37,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
         trainer = replace(experiment, targets=experiment.targets.restricted(few)).trainer(Path(folder))
-        pass_seconds, _ = _timed(trainer.update_candidates)
+        pass_seconds, trainer.generation = _timed(lambda: trainer.candidate_pass.run(trainer.teacher, iteration=0))
         batch = _try_paste(trainer)
         step_seconds, scalars = _timed(lambda: {k: float(v) for k, v in trainer.train_step(batch).items()})
         LOGGER.info(
@@ -45,7 +46,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
             100 * scalars["labelled"],
         )
         score_seconds, _ = _timed(lambda: float(trainer.student_probabilities(batch.full).sum()))
-        _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(few))
+        _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
         _log_disk(experiment, trainer)
 
 
@@ -88,7 +89,7 @@ def _log_time(experiment: Experiment, step: float, score: float, per_image: floa
     fixed = stop * step + (images + evaluated) * per_image
     LOGGER.info(
         "time: %.2f s/iteration × %d, %d candidate passes and %d evaluations of %.2f s an image, and the teacher's "
-        "queries: %s to %s in all, as measured on this machine without overlap",
+        "queries: %s to %s in all, as measured on this machine, loading apart",
         step,
         stop,
         passes,

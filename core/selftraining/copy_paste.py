@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-IGNORE = 255
+from core.selftraining.pseudo_labels import IGNORE
+
 MIN_INSTANCE_PIXELS = 20
 MAX_SCALE = 2.5
 MAX_TRIES = 100

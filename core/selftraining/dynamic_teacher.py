@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.utils.devices import to_device
+
 NUM_POINTS = 100
 SND_TEMPERATURE = 20.0  # the similarities are multiplied by it before the softmax (Saito et al., ICCV 2021: 1 / 0.05)
 
@@ -110,8 +112,9 @@ class DynamicTeacher:
         probs = self._class_probabilities(images)
         points = None
         if self.options.PROXY_METRIC == "SND":
-            points = draw_points(len(probs), self._seed, iteration).to(probs.device)
-        self._buffer.append(StoredBatch(images, tuple(names), points, self._score(probs, points)))
+            points = to_device(draw_points(len(probs), self._seed, iteration), probs.device)
+        # a copy: the loader's memory is shared with its workers, and scarce in containers
+        self._buffer.append(StoredBatch(images.clone(), tuple(names), points, self._score(probs, points)))
 
     def after_step(self, iteration: int) -> bool:
         """Move the teacher if this iteration (from 0) calls for it; returns whether it moved."""

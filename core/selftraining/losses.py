@@ -1,7 +1,4 @@
-"""Positive and negative self-training losses (DT-ST §3.1), each as a (sum, count) pair that the mean is built on.
-
-Sums and counts add up over micro-batches and processes; means do not.
-"""
+"""Positive and negative self-training losses (DT-ST §3.1): sums over pixels or pairs, and the means built on them."""
 
 import torch
 import torch.nn.functional as F

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-IGNORE = 255
+BLOCK = 500  # draws after which class-balanced drawing starts anew
 MIN_CLASS_PIXELS = 50  # a class is present in an image from this many pixels at the image's own size
 _LOW_BITS = 16
 _BINS = 1 << _LOW_BITS
@@ -113,7 +113,7 @@ def consistency_thresholds(table: np.ndarray, topk: float) -> np.ndarray:
     return thresholds
 
 
-def draw_images(presence: np.ndarray, count: int, rng: np.random.Generator, block: int = 500) -> np.ndarray:
+def draw_images(presence: np.ndarray, count: int, rng: np.random.Generator, block: int = BLOCK) -> np.ndarray:
     """Draw training images class-balanced: rare classes are drawn until every block has them about as often.
 
     For each draw a class is taken with probability ∝ 1 / log(1.01 + f), f its share of the class occurrences in the

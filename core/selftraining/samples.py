@@ -15,13 +15,13 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.taxonomy import Taxonomy
 from core.selftraining.candidates import Generation, nearest_labels
-from core.selftraining.copy_paste import IGNORE, cut_instances, paste_instances, paste_probabilities
-from core.selftraining.pseudo_labels import BETA
-from core.selftraining.resampling import draw_images
+from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
+from core.selftraining.pseudo_labels import BETA, IGNORE
+from core.selftraining.resampling import BLOCK, draw_images
 from core.selftraining.views import View
+from core.utils.devices import one_thread
 
 _SAMPLE, _DRAW = 0x5341, 0x4452  # first keys of independent random streams
-BLOCK = 500  # draws after which class-balanced drawing starts anew
 MIN_BLOCKS = 20
 
 
@@ -87,6 +87,10 @@ class TargetSamples(Dataset):
         self._generation: Generation | None = None
 
     def __getitem__(self, request: Request) -> dict:
+        with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
+            return self._make(request)
+
+    def _make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
         width, height = self._input.INPUT_SIZE_TEST
         image = transforms.to_tensor(read_image(self.images.paths[request.image]))
@@ -244,7 +248,7 @@ def balanced_order(presence: np.ndarray, count: int, seed: int, iteration: int) 
     if not presence.any():
         return uniform_order(len(presence), count, seed, iteration)
     blocks = max(MIN_BLOCKS, -(-count // BLOCK))
-    return rng.permutation(draw_images(presence, blocks * BLOCK, rng, BLOCK))
+    return rng.permutation(draw_images(presence, blocks * BLOCK, rng))
 
 
 def uniform_order(num_images: int, count: int, seed: int, iteration: int) -> np.ndarray:

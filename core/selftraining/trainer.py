@@ -35,7 +35,7 @@ from core.selftraining.samples import (
 )
 from core.selftraining.views import warp_to_view
 from core.solver import build_optimizer, set_learning_rate
-from core.utils.devices import copy_to_host
+from core.utils.devices import copy_to_host, to_device
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
@@ -88,7 +88,7 @@ class Trainer:
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         student_input = self.predictor.prepare(batch.student)
-        student_input.masked_fill_(batch.dropped.to(self.device).unsqueeze(1), 0)
+        student_input.masked_fill_(to_device(batch.dropped, self.device).unsqueeze(1), 0)
         self.student.train()
         logits = resize_logits(self.predictor.logits(self.student, student_input), labels.shape[-2:])
         positive = positive_loss(logits, labels)
@@ -118,7 +118,7 @@ class Trainer:
         logits = resize_logits(self.predictor.logits(self.teacher, full), full.shape[-2:])
         self.running_conf = update_running_confidence(self.running_conf, logits.softmax(dim=1))
         probs = warp_to_view(logits, batch.views).softmax(dim=1)
-        valid, pasted = batch.valid.to(self.device), batch.pasted.to(self.device)
+        valid, pasted = (to_device(mask, self.device) for mask in (batch.valid, batch.pasted))
         labels = select_pseudo_labels(probs, self.running_conf)
         labels = torch.where(valid, labels, IGNORE)
         labels = torch.where(pasted != IGNORE, pasted.long(), labels)

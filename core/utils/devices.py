@@ -2,8 +2,8 @@
 
 import resource
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -22,11 +22,15 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError:
         raise UserError(f"MODEL.DEVICE {wanted!r} is not a device; use auto, cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"MODEL.DEVICE {wanted!r} is not supported; use auto, cpu, cuda or cuda:0")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"MODEL.DEVICE {wanted} is not available here ({reason}); use auto or cpu") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, events and page-locked memory of this process belong to it
     return device
 
 
@@ -50,8 +54,8 @@ def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: copy
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor.detach(), non_blocking=True)
-    event = torch.get_device_module(tensor.device).Event()
-    event.record()
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> torch.Tensor:
         event.synchronize()
@@ -65,4 +69,24 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return torch.get_device_module(device).max_memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to the device without waiting for it, through page-locked memory where that matters."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one CPU thread, so that sums do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)

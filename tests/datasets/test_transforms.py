@@ -10,10 +10,10 @@ from PIL import Image
 
 from core.configs import cfg
 from core.datasets.transforms import (
+    Normalise,
     colour_jitter,
     cutout_mask,
     jitter_or_grey,
-    normalise,
     random_blur,
     resize,
     to_tensor,
@@ -70,7 +70,7 @@ def test_normalise_equals_numpy(shape, bgr):
         scaled = images[..., ::-1, :, :].astype(float)
     expected = (scaled - mean[:, None, None]) / std[:, None, None]
     tensor = torch.from_numpy(images)
-    found = normalise(tensor, options)
+    found = Normalise(options)(tensor)
     assert found.dtype == torch.float32
     assert np.allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
     assert np.array_equal(tensor.numpy(), images)

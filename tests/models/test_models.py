@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from core.configs import cfg
-from core.models import build_classifier, build_feature_extractor, build_model, load_model
+from core.models import (
+    build_classifier,
+    build_feature_extractor,
+    build_model,
+    load_model,
+    log_dead_channels,
+)
 from core.models.backbone import FrozenBatchNorm
 from core.utils.checkpoints import save_checkpoint
 from core.utils.logging import LOGGER
@@ -208,6 +214,7 @@ def test_dead_channels_are_counted_in_one_log_line(tmp_path):
     LOGGER.setLevel(logging.INFO)
     try:
         loaded = load_model(config, torch.device("cpu")).eval()
+        log_dead_channels(loaded)
     finally:
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(level)
