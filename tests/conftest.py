@@ -14,8 +14,6 @@ from core.datasets.transforms import Normalise, to_tensor
 from core.models import build_model
 from core.utils.checkpoints import save_checkpoint
 
-# on a machine that does other work as well, two threads on tiny tensors are ten times as slow as one
-torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 
 CELL = 16  # pixels; the scenes are a grid of such squares
@@ -73,6 +71,12 @@ def make_cityscapes(root, train=6, val=3):
             if split == "val":
                 write_png(Path(root) / "cityscapes/gtFine" / f"{stem}_gtFine_labelIds.png", labels)
     return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a loader's worker; several threads on tiny tensors are many times as slow where others work, too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", name="make_cityscapes")

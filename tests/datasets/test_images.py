@@ -151,3 +151,11 @@ def test_palette_images_hold_indices_and_show_colours(tmp_path):
         assert np.array_equal(np.asarray(image.convert("RGB")), palette[label])
     assert np.array_equal(read_image(path), palette[label])
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", ["webp", "png", "jpg"])
+def test_broken_exif_hides_neither_image_nor_size(tmp_path, ending):
+    path = tmp_path / f"frame.{ending}"
+    Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(path, exif=b"XX")
+    assert read_image(path).shape == (30, 50, 3)
+    assert image_size(path) == (50, 30)

@@ -22,15 +22,6 @@ TABLE = np.full(256, IGNORE, np.uint8)
 TABLE[[10, 11, 12, 13, 14]] = range(C)  # label values of the files
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many threads for tiny images slow a busy machine down a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Lopsided(nn.Module):
     """Stride-8 logits from mean colour and place: of a mirrored image they are not the mirrored logits."""
 

@@ -23,15 +23,6 @@ FULL = (64, 128)  # (h, w) of the full view
 SIZES = ((64, 128), (96, 150), (51, 87), (33, 20), (64, 128), (130, 131), (7, 9))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many threads for tiny images slow a busy machine down a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class LinearNet(nn.Module):
     """Stride-8 logits that are a linear map of the mean colour; records inputs, outputs and its mode."""
 

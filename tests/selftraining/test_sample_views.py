@@ -13,15 +13,6 @@ from core.selftraining.samples import Request, TargetSamples
 from core.selftraining.views import warp_to_view
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a worker process; many threads for tiny images slow a busy machine down a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def plain(monkeypatch):
     """Without blur, greying and cutout, so that geometry alone is left."""
@@ -136,3 +127,22 @@ def test_dropped_pixels_are_whole_cells(tmp_path):
     any_dropped = np.mean([cell.any() for cell in cells])
     assert abs(any_dropped - 0.25 * (1 - 0.75**6)) < 4.5 * np.sqrt(0.2 * 0.8 / 300)
     assert abs(np.mean([cell for cell in cells if cell.any()]) - 0.25 / (1 - 0.75**6)) < 0.12
+
+
+def test_samples_are_made_on_one_thread_wherever_they_are_made(tmp_path, monkeypatch):
+    """torch's float32 mean over a large image, which contrast is adjusted about, depends on the number of threads:
+    so rarely on the rounded pixels that only the threads themselves can be tested."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(path)
+    samples = TargetSamples(ImageSet("one", (path,), ("image.png",)), CITYSCAPES_19, cfg.clone())
+    seen, resize = [], transforms.resize
+
+    def spy(*args):
+        seen.append(torch.get_num_threads())
+        return resize(*args)
+
+    monkeypatch.setattr(transforms, "resize", spy)
+    torch.set_num_threads(2)
+    samples[Request(0, 0)]
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2  # the network's threads are left as they were

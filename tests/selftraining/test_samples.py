@@ -92,15 +92,6 @@ def single_class_world(folder, classes=PASTE):
     return images, write_generation(folder / "g0001", images.names, maps, [[label] for label in classes])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a worker process; many threads for tiny images slow a busy machine down a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def only(label):
     """Paste probabilities that draw one class."""
     return tuple(float(c == label) for c in PASTE)

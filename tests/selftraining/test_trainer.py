@@ -25,15 +25,6 @@ FULL, CROP = (32, 64), (32, 48)  # (h, w)
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many threads for tiny images slow a busy machine down a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_config(**options):
     config = cfg.clone()
     config.INPUT.INPUT_SIZE_TEST, config.INPUT.TARGET_INPUT_SIZE_TRAIN = FULL[::-1], CROP[::-1]
