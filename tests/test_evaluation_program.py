@@ -178,7 +178,7 @@ def test_both_spellings_of_the_config_and_flags_behind_options(cityscapes_root, 
     ):
         out = cityscapes_root / f"test{number}"
         assert evaluate([*argv, "OUTPUT_DIR", str(out)]) == 0
-        scores.append(rows_of(out / "test_cityscapes_val.csv"))
+        scores.append(rows_of(out / "test_cityscapes_val_flip.csv"))
     assert scores[0] == scores[1]
     assert capsys.readouterr().err == ""
 

@@ -1,5 +1,6 @@
 """From a yaml file and command-line options to a checked config."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def check_config(config: Config) -> None:
     _one_of(config, "SOLVER.AMP", ("off", "bf16"))
     for key in ("SOURCE_INPUT_SIZE_TRAIN", "TARGET_INPUT_SIZE_TRAIN", "INPUT_SIZE_TEST"):
         size = config.INPUT[key]
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        if len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
             raise UserError(f"INPUT.{key} must be (width, height) in pixels, not {size}")
     scales = config.INPUT.INPUT_SCALES_TRAIN
-    if len(scales) != 2 or not all(isinstance(s, int | float) for s in scales) or not 0 < scales[0] <= scales[1]:
+    if len(scales) != 2 or not all(map(_is_finite_number, scales)) or not 0 < scales[0] <= scales[1]:
         raise UserError(f"INPUT.INPUT_SCALES_TRAIN must be (smallest, largest) above 0, not {scales}")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
-        if len(config.INPUT[key]) != 3 or not all(isinstance(v, int | float) for v in config.INPUT[key]):
+        if len(config.INPUT[key]) != 3 or not all(map(_is_finite_number, config.INPUT[key])):
             raise UserError(f"INPUT.{key} must be three numbers, not {config.INPUT[key]}")
     if config.INPUT.IGNORE_LABEL != 255:
         raise UserError("INPUT.IGNORE_LABEL must be 255: stored labels are 8-bit and use it throughout")
@@ -84,6 +85,10 @@ def _get(config: Config, key: str):
     return config[section][name] if section else config[name]
 
 
+def _is_finite_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _one_of(config: Config, key: str, known: Sequence[str]) -> None:
     if _get(config, key) not in known:
         raise UserError(f"{key} must be one of {', '.join(known)}, not {_get(config, key)!r}")
@@ -92,6 +97,6 @@ def _one_of(config: Config, key: str, known: Sequence[str]) -> None:
 def _within(config: Config, key: str, low: float, high: float | None, exclusive: bool = False) -> None:
     value = _get(config, key)
     too_low = value <= low if exclusive else value < low
-    if value != value or too_low or (high is not None and value > high):
+    if not math.isfinite(value) or too_low or (high is not None and value > high):
         bound = f"above {low}" if exclusive else f"at least {low}"
         raise UserError(f"{key} must be {bound}{f' and at most {high}' if high is not None else ''}, not {value}")

@@ -71,7 +71,7 @@ class Taxonomy:
         for name in chosen:
             if name not in self.names:
                 raise UserError(f"TCR.MIX_CLASSES: {name!r} is not one of {', '.join(self.names)}")
-        return tuple(self.index(name) for name in (chosen or self.paste))
+        return tuple(self.index(name) for name in dict.fromkeys(chosen or self.paste))
 
     def palette(self) -> np.ndarray:
         """256×3 uint8 RGB: the classes' colours, black elsewhere."""

@@ -27,7 +27,8 @@ def evaluate_checkpoints(
     flip: bool = False,
     multi_scale: bool = False,
 ) -> None:
-    """Evaluate what `resume` names, log the scores and write one row per checkpoint to OUTPUT_DIR/test_<data set>.csv.
+    """Evaluate what `resume` names, log the scores and write one row per checkpoint to OUTPUT_DIR/test_<data set>.csv
+    (`…_flip.csv`, `…_multi_scale.csv` where they are averaged).
 
     Args:
         save: write every prediction as a palette PNG.
@@ -68,7 +69,11 @@ def evaluate_checkpoints(
         for line in report_lines(scores, taxonomy):
             LOGGER.info(line)
         if table is None:
-            table = Table(folder / f"test_{label}.csv", ("checkpoint", *table_columns(taxonomy)))
+            averaged = "_flip" * flip + "_multi_scale" * multi_scale
+            table = Table(folder / f"test_{label}{averaged}.csv", ("checkpoint", *table_columns(taxonomy)))
+                folder / f"test_{label}{'_flip' * flip}{'_multi_scale' * multi_scale}.csv",
+                ("checkpoint", *table_columns(taxonomy)),
+            )
         table.append({"checkpoint": path.name, **table_row(scores, taxonomy)})
         results.append((scores.mean_iou, path))
     if table is not None:
