@@ -71,9 +71,6 @@ def evaluate_checkpoints(
         if table is None:
             averaged = "_flip" * flip + "_multi_scale" * multi_scale
             table = Table(folder / f"test_{label}{averaged}.csv", ("checkpoint", *table_columns(taxonomy)))
-                folder / f"test_{label}{'_flip' * flip}{'_multi_scale' * multi_scale}.csv",
-                ("checkpoint", *table_columns(taxonomy)),
-            )
         table.append({"checkpoint": path.name, **table_row(scores, taxonomy)})
         results.append((scores.mean_iou, path))
     if table is not None:
