@@ -105,7 +105,7 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order_and_the_best_named(
     (best,) = [line for line in log.splitlines() if "best" in line]
     assert f"model_iter999999.pth with mIoU {float(rows[1]['mIoU']):.2f}" in best
     assert list(rows[0])[:6] == ["checkpoint", "mIoU", "mIoU_occurring", "mAcc", "allAcc", "IoU_road"]
-    assert len(rows[0]) == 5 + 19
+    assert len(rows[0]) == 5 + 19 + 19  # IoU and accuracy of each class
 
 
 def test_every_checkpoint_of_a_folder_keeps_its_own_predictions(evaluated, cityscapes_root, tiny_checkpoint):
