@@ -61,11 +61,18 @@ class RunOutput:
         """Training begins now (after a first pass over the data, say)."""
         self._started = self._stretch_started = time.monotonic()
 
-    def step(self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor]) -> None:
-        """Note the scalars of the iteration that was just completed; log their means every 20 iterations.
+    def completed(
+        self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor], model: nn.Module
+    ) -> None:
+        """An iteration was just completed: note its scalars, and write (and evaluate) `model` when that is due.
 
-        Nothing waits for the device in between.
+        The scalars' means are logged every 20 iterations; nothing waits for the device in between.
         """
+        self._note(iteration, learning_rate, scalars)
+        if iteration % self._period == 0 or iteration == self._stop:
+            self._checkpoint(model, iteration)
+
+    def _note(self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor]) -> None:
         for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._count += 1
@@ -92,10 +99,7 @@ class RunOutput:
         self._sums, self._count, self._aside = {}, 0, 0.0
         self._stretch_started = time.monotonic()
 
-    def checkpoint_due(self, iteration: int) -> bool:
-        return iteration % self._period == 0 or iteration == self._stop
-
-    def checkpoint(self, model: nn.Module, iteration: int) -> None:
+    def _checkpoint(self, model: nn.Module, iteration: int) -> None:
         """Write `model_iter%06d.pth`, and evaluate the model."""
         with self.aside():
             path = self.folder / f"model_iter{iteration:06d}.pth"

@@ -262,7 +262,7 @@ def test_nothing_to_evaluate(refused, argv, parts):
         (["DATASETS.TARGET_TRAIN", "cityscape_train"], ["'cityscape_train'", "cityscapes", "folder:"]),
         (["DATASETS.TARGET_TRAIN", "cityscapes_trian"], ["'trian'", "cityscapes_train", "cityscapes_val"]),
         (["DATASETS.TARGET_TRAIN", ""], ["DATASETS.TARGET_TRAIN", "empty"]),
-        (["DATASETS.TARGET_TRAIN", "gta5_train"], ["gta5_train", "cannot be read"]),
+        (["DATASETS.TARGET_TRAIN", "gta5_train"], ["DATASETS.TARGET_TRAIN gta5_train", "gta5 does not exist"]),
         (["DATASETS.TARGET_TRAIN", "folder:{root}/none"], ["DATASETS.TARGET_TRAIN", "none", "not a folder"]),
         (["DATASETS.TARGET_TRAIN", "folder:{root}/bare"], ["DATASETS.TARGET_TRAIN", "no image", "bare", ".jpg"]),
         (["DATASETS.TEST", "cityscapes_vla"], ["DATASETS.TEST", "'vla'", "cityscapes_val"]),

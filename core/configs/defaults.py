@@ -3,7 +3,8 @@
 The keys, spelling included, are those of the DT-ST release, so that its yaml files work as they are.
 """
 
-from core.configs.node import Config
+from core.configs.node import Config, OpenConfig
+from core.datasets.catalog import check_custom
 
 cfg = Config()
 
@@ -23,11 +24,13 @@ cfg.MODEL.POS = ()  # 0 after conv1, 1 after maxpool, 2 … 5 after layer1 … l
 cfg.DATASETS = Config()
 cfg.DATASETS.ROOT = "datasets"  # the folder that holds the data sets' folders
 cfg.DATASETS.SOURCE_TRAIN = ""  # <data set>_<split>; in adaptation only its class names are used
+cfg.DATASETS.SOURCE_SAMPLING = "auto"  # balanced: images drawn class-balanced | uniform | auto: balanced for gta5
 cfg.DATASETS.TARGET_TRAIN = ""  # unlabelled images to adapt to: <data set>_<split>, or folder:PATH
 cfg.DATASETS.TEST = ""  # labelled images to evaluate on; empty: no evaluation
 cfg.DATASETS.TT = ""  # of the release; means TARGET_TRAIN
 cfg.DATASETS.II = ""  # of the release; means TARGET_TRAIN
 cfg.DATASETS.TARGET_LIST = ""  # text file naming the target images to use, one a line; empty: all
+cfg.DATASETS.CUSTOM = OpenConfig(check_custom)  # own data sets by name, as datasets/README.md describes them
 
 cfg.DATALOADER = Config()
 cfg.DATALOADER.NUM_WORKERS = 4  # processes that prepare samples; 0: in the main process
@@ -78,6 +81,8 @@ cfg.SOLVER.MAX_ITER = 16000  # at which the learning rate would reach 0
 cfg.SOLVER.STOP_ITER = 10000  # at which training stops
 cfg.SOLVER.BATCH_SIZE = 16  # images per iteration
 cfg.SOLVER.CHECKPOINT_PERIOD = 1000  # iterations between two checkpoints (and evaluations)
+cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 0: none
+cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
 cfg.SOLVER.AMP = "off"  # off | bf16: mixed precision of the networks
 
 cfg.TEST = Config()

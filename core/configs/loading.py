@@ -35,6 +35,10 @@ def check_config(config: Config) -> None:
     _one_of(config, "TCR.MIX_SAMPLING", ("confidence", "uniform"))
     _one_of(config, "SOLVER.LR_METHOD", ("poly",))
     _one_of(config, "SOLVER.AMP", ("off", "bf16"))
+    _one_of(config, "DATASETS.SOURCE_SAMPLING", ("auto", "balanced", "uniform"))
+    positions = config.MODEL.POS
+    if not all(type(n) is int and 0 <= n <= 5 for n in positions) or len(set(positions)) < len(positions):
+        raise UserError(f"MODEL.POS must be a list of different numbers from 0 to 5, not {positions}")
     for key in ("SOURCE_INPUT_SIZE_TRAIN", "TARGET_INPUT_SIZE_TRAIN", "INPUT_SIZE_TEST"):
         size = config.INPUT[key]
         if len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
@@ -63,6 +67,7 @@ def check_config(config: Config) -> None:
         _within(config, key, 1, None)
     for key in ("MAX_ITER", "STOP_ITER", "BATCH_SIZE", "CHECKPOINT_PERIOD"):
         _within(config, f"SOLVER.{key}", 1, None)
+    _within(config, "SOLVER.CLIP_GRAD", 0, None)
     _within(config, "TCR.UPDATE_FREQUENCY", 2, None)
     _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
     _within(config, "TEST.BATCH_SIZE", 1, None)

@@ -2,6 +2,7 @@
 
 import difflib
 from ast import literal_eval
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,31 @@ class Config(CfgNode):
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             self._set(key, value, "command line")
 
+    def dump(self, **kwargs) -> str:
+        """As yaml, which :meth:`merge_from_file` reads back; arguments are those of yaml.safe_dump."""
+        return yaml.safe_dump(_plain(self), **kwargs)
+
     def flat_keys(self, prefix: str = "") -> list[str]:
         """Every option's full name, as `SOLVER.BASE_LR`."""
         keys = []
         for name, value in self.items():
-            keys += value.flat_keys(f"{prefix}{name}.") if isinstance(value, Config) else [prefix + name]
+            is_section = isinstance(value, Config) and not isinstance(value, OpenConfig)
+            keys += value.flat_keys(f"{prefix}{name}.") if is_section else [prefix + name]
         return keys
 
     def _merge_tree(self, tree: dict, where: str, parents: tuple[str, ...]) -> None:
         for name, value in tree.items():
             path = (*parents, str(name))
-            if isinstance(value, dict):
-                self._merge_tree(value, where, path)
-            elif value is None and isinstance(self._find(".".join(path)), Config):
+            key = ".".join(path)
+            node = self._find(key)
+            if value is None and isinstance(node, Config):
                 continue  # a section whose options are all commented out
+            if isinstance(node, OpenConfig):
+                node.merge(value, f"{where}: {key}")
+            elif isinstance(value, dict):
+                self._merge_tree(value, where, path)
             else:
-                self._set(".".join(path), value, where)
+                self._set(key, value, where)
 
     def _find(self, key: str) -> Any:
         node = self
@@ -82,6 +92,10 @@ class Config(CfgNode):
     def _set(self, key: str, value: Any, where: str) -> None:
         if key in OBSOLETE_KEYS:
             return
+        names = key.split(".")
+        for section in (".".join(names[:end]) for end in range(1, len(names) + 1)):
+            if isinstance(self._find(section), OpenConfig):
+                raise UserError(f"{where}: {key} cannot be set alone; give {section} in a yaml file")
         default = self._find(key)
         if default is None:
             keys = {name.lower(): name for name in self.flat_keys()}
@@ -93,6 +107,41 @@ class Config(CfgNode):
         *parents, last = key.split(".")
         node = self._find(".".join(parents)) if parents else self
         node[last] = _convert(value, default, f"{where}: {key}")
+
+
+class OpenConfig(Config):
+    """A section whose content is the user's own; it comes from yaml files only.
+
+    Args:
+        check: check(content, where) raises UserError for content that makes no sense.
+    """
+
+    def __init__(self, check: Callable[[Mapping, str], None]):
+        super().__init__()
+        self.__dict__["check"] = check  # beside the options, as yacs keeps its own state
+
+    def merge(self, tree: Any, where: str) -> None:
+        """Add what a yaml file holds for this section (`where`: file and key). Raises UserError."""
+        if not isinstance(tree, dict):
+            raise UserError(f"{where} must hold NAME: VALUE pairs, not {tree!r}")
+        self.__dict__["check"](tree, where)
+        self.update(_as_options(tree))
+
+
+def _as_options(value: Any) -> Any:
+    """What yaml reads, with sections that can be frozen and lists that cannot change."""
+    if isinstance(value, dict):
+        node = Config()
+        node.update({name: _as_options(inner) for name, inner in value.items()})
+        return node
+    return tuple(map(_as_options, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Options as yaml writes them."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _convert(value: Any, default: Any, where: str) -> Any:

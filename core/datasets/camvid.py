@@ -5,23 +5,10 @@ Day and dusk are different drives: sequences 0016E5 and 0006R0 by day, 0001TP at
 
 from pathlib import Path
 
-import numpy as np
+from core.datasets.reader import Reader
+from core.datasets.taxonomy import CAMVID_11
 
-from core.datasets.taxonomy import Taxonomy
-
-FOLDERS = ("camvid", "CamVid")
-_PARTS = {
-    "day_train": ("train", ("0016E5", "0006R0")),
-    "day_val": ("val", ("",)),
-    "dusk_train": ("train", ("0001TP",)),
-    "dusk_val": ("test", ("0001TP",)),
-}
-SPLITS = tuple(_PARTS)
-
-
-def list_images(folder: Path, split: str) -> list[Path]:
-    part, sequences = _PARTS[split]
-    return sorted(path for path in (folder / part).glob("*.png") if path.name.startswith(sequences))
+VOID = 11
 
 
 def label_path(image: Path) -> Path:
@@ -29,8 +16,15 @@ def label_path(image: Path) -> Path:
     return image.parents[1] / f"{image.parent.name}annot" / image.name
 
 
-def label_table(taxonomy: Taxonomy) -> np.ndarray:
-    """256 uint8: labels are class indices already; 11 (void) and all above → 255."""
-    table = np.full(256, 255, np.uint8)
-    table[: len(taxonomy)] = np.arange(len(taxonomy))
-    return table
+READER = Reader(
+    folders=("camvid",),
+    splits={
+        "day_train": ("train/0016E5*.png", "train/0006R0*.png"),
+        "day_val": ("val/*.png",),
+        "dusk_train": ("train/0001TP*.png",),
+        "dusk_val": ("test/0001TP*.png",),
+    },
+    label_path=label_path,
+    values={name: index for index, name in enumerate(CAMVID_11.names)},
+    no_class=(VOID,),
+)

@@ -1,90 +1,79 @@
-"""From a data set's name in the config to its image files, label files and class set."""
+"""From a data set's name in the config to its image files, label files and class set.
 
-import os
+A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUSTOM).
+"""
+
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from core.datasets import camvid, cityscapes
+from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
+from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, Taxonomy
+from core.datasets.reader import ImageSet, Reader, walk_files
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
+KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set of the catalog: its class sets and, where it can be read, the module that knows its files."""
+    """One data set of the catalog: its class sets and how it is read."""
 
     taxonomies: tuple[Taxonomy, ...]
-    reader: object | None = None
+    reader: Reader | CustomReader
 
 
 ENTRIES = {
-    "cityscapes": Entry((CITYSCAPES_19, CITYSCAPES_16), cityscapes),
-    "camvid": Entry((CAMVID_11,), camvid),
-    "gta5": Entry((CITYSCAPES_19,)),
-    "synthia": Entry((CITYSCAPES_16,)),
+    "cityscapes": Entry((CITYSCAPES_19, CITYSCAPES_16), cityscapes.READER),
+    "gta5": Entry((CITYSCAPES_19, CITYSCAPES_16), gta5.READER),
+    "synthia": Entry((CITYSCAPES_16,), synthia.READER),
+    "bdd100k": Entry((CITYSCAPES_19, CITYSCAPES_16), bdd100k.READER),
+    "camvid": Entry((CAMVID_11,), camvid.READER),
+    "toy": Entry((TOY_14,), toy.READER),
 }
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """The images of one split, sorted by path.
-
-    Attributes:
-        name: as in the config.
-        paths: image files.
-        names: a unique name per image: its path below the split's common folder, with forward slashes.
-        label_path: gives the label file of an image file; None for a set without labels. Calling it opens nothing.
-        label_table: 256 uint8, class index of every label value.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    label_path: Callable[[Path], Path] | None = None
-    label_table: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def restricted(self, indices: Sequence[int]) -> "ImageSet":
-        """The same set with some of its images only."""
-        return ImageSet(
-            self.name,
-            tuple(self.paths[i] for i in indices),
-            tuple(self.names[i] for i in indices),
-            self.label_path,
-            self.label_table,
-        )
 
 
 def find_taxonomy(config) -> Taxonomy:
     """The class set of a run: that of TARGET_TRAIN, else of TEST, else of SOURCE_TRAIN, with NUM_CLASSES classes.
 
     Raises:
-        UserError: none of them has a class set, or none of NUM_CLASSES classes.
+        UserError: none of them has a class set, one has none of NUM_CLASSES classes, or two have different ones.
     """
-    datasets = config.DATASETS
-    for key in ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN"):
-        name = datasets[key]
-        if not name or name.startswith(FOLDER_PREFIX):
-            continue
-        entry, _ = _find_entry(name, f"DATASETS.{key}")
-        for taxonomy in entry.taxonomies:
-            if len(taxonomy) == config.MODEL.NUM_CLASSES:
-                return taxonomy
-        counts = " or ".join(str(len(taxonomy)) for taxonomy in entry.taxonomies)
-        raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, but DATASETS.{key} {name} has {counts}")
-    raise UserError(
-        "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
-        f"model's classes come from, one of {', '.join(ENTRIES)}"
-    )
+    found: dict[str, Taxonomy] = {}
+    for key in KEYS:
+        name = config.DATASETS[key]
+        if name and not name.startswith(FOLDER_PREFIX):
+            found[f"DATASETS.{key} {name}"] = _taxonomy_of(config, key)
+    if not found:
+        raise UserError(
+            "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
+            f"model's classes come from, one of {_known_names(config)}"
+        )
+    (first, taxonomy), *others = found.items()
+    for where, other in others:
+        pairs = zip(taxonomy.names, other.names, strict=True)
+        for index, (name, other_name) in enumerate(pairs):
+            if name != other_name:
+                raise UserError(
+                    f"{first} and {where} must have the same classes, but class {index} is {name!r} in the first, "
+                    f"{other_name!r} in the second"
+                )
+    return taxonomy
+
+
+def _taxonomy_of(config, key: str) -> Taxonomy:
+    """The class set of one data set of the config."""
+    name = config.DATASETS[key]
+    entry, _ = _find_entry(config, key)
+    for taxonomy in entry.taxonomies:
+        if len(taxonomy) == config.MODEL.NUM_CLASSES:
+            return taxonomy
+    counts = " or ".join(str(len(taxonomy)) for taxonomy in entry.taxonomies)
+    raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, but DATASETS.{key} {name} has {counts}")
 
 
 def find_images(config, key: str) -> ImageSet:
@@ -99,30 +88,12 @@ def find_images(config, key: str) -> ImageSet:
         raise UserError(f"{where} is empty; set it to a data set, or to folder:PATH for any images")
     if name.startswith(FOLDER_PREFIX):
         return _find_folder(name, where)
-    entry, (dataset, split) = _find_entry(name, where)
-    if entry.reader is None:
-        raise UserError(f"{where} {name}: {dataset} is known by its classes only; its images cannot be read yet")
-    reader = entry.reader
-    if split not in reader.SPLITS:
-        known = ", ".join(f"{dataset}_{known}" for known in reader.SPLITS)
+    entry, split = _find_entry(config, key)
+    if split not in entry.reader.splits:
+        dataset = name.partition("_")[0]
+        known = ", ".join(f"{dataset}_{known}" for known in entry.reader.splits)
         raise UserError(f"{where} {name}: {dataset} has no split {split!r}; known are {known}")
-    root = Path(config.DATASETS.ROOT)
-    folder = next((root / sub for sub in reader.FOLDERS if (root / sub).is_dir()), None)
-    if folder is None:
-        raise UserError(
-            f"{where} {name}: folder {root / reader.FOLDERS[0]} does not exist; put the data set there "
-            "(datasets/README.md says how) or set DATASETS.ROOT"
-        )
-    paths = reader.list_images(folder, split)
-    if not paths:
-        raise UserError(f"{where} {name}: no image found below {folder}; datasets/README.md shows the layout")
-    return ImageSet(
-        name,
-        tuple(paths),
-        tuple(path.relative_to(folder).as_posix() for path in paths),
-        reader.label_path,
-        reader.label_table(find_taxonomy(config)),
-    )
+    return entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), find_taxonomy(config), where)
 
 
 def find_target_images(config) -> ImageSet:
@@ -142,13 +113,29 @@ def find_test_images(config) -> ImageSet:
     """
     images = find_images(config, "TEST")
     if images.label_path is not None:
-        missing = [path for path in map(images.label_path, images.paths) if not path.is_file()]
-        if missing:
-            raise UserError(
-                f"DATASETS.TEST {images.name}: {len(missing)} of {len(images)} label files are missing, "
-                f"the first is {missing[0]}"
-            )
+        _require_labels(images, "DATASETS.TEST")
     return images
+
+
+def find_source_images(config) -> ImageSet:
+    """The labelled images of DATASETS.SOURCE_TRAIN.
+
+    Raises:
+        UserError: as :func:`find_images`, the set has no labels, or a label file is missing.
+    """
+    images = find_images(config, "SOURCE_TRAIN")
+    if images.label_path is None:
+        raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
+    _require_labels(images, "DATASETS.SOURCE_TRAIN")
+    return images
+
+
+def _require_labels(images: ImageSet, where: str) -> None:
+    missing = [path for path in map(images.label_path, images.paths) if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{where} {images.name}: {len(missing)} of {len(images)} label files are missing, the first is {missing[0]}"
+        )
 
 
 def output_names(images: ImageSet) -> list[str]:
@@ -162,39 +149,39 @@ def output_names(images: ImageSet) -> list[str]:
     return chosen if len(set(chosen)) == len(chosen) else [f"{name}.png" for name in images.names]
 
 
-def _find_entry(name: str, where: str) -> tuple[Entry, tuple[str, str]]:
-    dataset, _, split = name.partition("_")
+def check_custom(tree: Mapping, where: str) -> None:
+    """Raise UserError for the first mistake in DATASETS.CUSTOM, `where`: file and key of that section."""
+    for name, fields in tree.items():
+        parse_data_set(name, fields, where, ENTRIES)
+
+
+def _find_entry(config, key: str) -> tuple[Entry, str]:
+    """The entry and the split that DATASETS.<key> names."""
+    dataset, _, split = config.DATASETS[key].partition("_")
+    custom = config.DATASETS.CUSTOM
+    if dataset in custom:
+        taxonomy, reader = parse_data_set(dataset, custom[dataset], "DATASETS.CUSTOM", ENTRIES)
+        return Entry((taxonomy,), reader), split
     if dataset not in ENTRIES:
         raise UserError(
-            f"{where} {name!r} is not a data set; use <data set>_<split> with one of {', '.join(ENTRIES)}, "
-            f"or {FOLDER_PREFIX}PATH"
+            f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
+            f"{_known_names(config)}, or {FOLDER_PREFIX}PATH"
         )
-    return ENTRIES[dataset], (dataset, split)
+    return ENTRIES[dataset], split
+
+
+def _known_names(config) -> str:
+    return ", ".join((*ENTRIES, *config.DATASETS.CUSTOM))
 
 
 def _find_folder(name: str, where: str) -> ImageSet:
     folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
     if not folder.is_dir():
         raise UserError(f"{where} {name}: {folder} is not a folder")
-    paths = sorted(_walk_images(folder))
+    paths = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
     if not paths:
         raise UserError(f"{where} {name}: no image ({', '.join(EXTENSIONS)}) below {folder}")
     return ImageSet(name, tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths))
-
-
-def _walk_images(folder: Path) -> Iterator[Path]:
-    """Image files below `folder`, through links, each real folder once; hidden files are left out."""
-    entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield Path(parent, name)
 
 
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:

@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
+from core.datasets.reader import Reader
 
-from core.datasets.taxonomy import Taxonomy
-
-FOLDERS = ("cityscapes",)
-SPLITS = ("train", "val", "test")
 IMAGES = "leftImg8bit/{split}/*/*_leftImg8bit.png"
 
 LABEL_IDS = {
@@ -31,10 +27,7 @@ LABEL_IDS = {
     "motorcycle": 32,
     "bicycle": 33,
 }
-
-
-def list_images(folder: Path, split: str) -> list[Path]:
-    return sorted(folder.glob(IMAGES.format(split=split)))
+NO_CLASS = tuple(value for value in range(34) if value not in LABEL_IDS.values())
 
 
 def label_path(image: Path) -> Path:
@@ -44,9 +37,10 @@ def label_path(image: Path) -> Path:
     return image.parents[3] / "gtFine" / split / city / name
 
 
-def label_table(taxonomy: Taxonomy) -> np.ndarray:
-    """256 uint8: the class index of every label value, 255 for the others."""
-    table = np.full(256, 255, np.uint8)
-    for index, name in enumerate(taxonomy.names):
-        table[LABEL_IDS[name]] = index
-    return table
+READER = Reader(
+    folders=("cityscapes",),
+    splits={split: (IMAGES.format(split=split),) for split in ("train", "val", "test")},
+    label_path=label_path,
+    values=LABEL_IDS,
+    no_class=NO_CLASS,
+)

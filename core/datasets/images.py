@@ -1,5 +1,6 @@
 """Reading and writing image files, one way for all data sets."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from core.utils.files import replacing
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PALETTE = 3  # colour type
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
@@ -20,17 +23,20 @@ cv2.utils.logging.setLogLevel(
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 
 
-def _decode(path: str | Path, flags: int) -> np.ndarray:
+def _read_bytes(path: str | Path, kind: str) -> np.ndarray:
     try:
-        encoded = np.fromfile(path, np.uint8)
+        return np.fromfile(path, np.uint8)
     except OSError as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from None
+
+
+def _decode(path: str | Path, encoded: np.ndarray, flags: int, kind: str) -> np.ndarray:
     try:
         image = cv2.imdecode(encoded, flags)
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"image {path} cannot be decoded ({len(encoded)} bytes): replace or remove it")
+        raise UserError(f"{kind} {path} cannot be decoded ({len(encoded)} bytes): replace or remove it")
     return image
 
 
@@ -40,19 +46,53 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         UserError: the file is missing or cannot be decoded.
     """
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_decode(path, _read_bytes(path, "image"), cv2.IMREAD_COLOR, "image"), cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """A single-channel 8-bit label file, H×W uint8, values as they stand in the file.
+    """An 8-bit label file of one channel, H×W uint8, values as they stand in the file; of a palette PNG the indices.
 
     Raises:
         UserError: missing, undecodable or not 8-bit single-channel.
     """
-    label = _decode(path, cv2.IMREAD_UNCHANGED)
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise UserError(f"label {path} is {label.shape} {label.dtype}; it must be an 8-bit single-channel image")
+    encoded = _read_bytes(path, "label")
+    depth, colour_type = _png_header(encoded)
+    if colour_type == _PNG_PALETTE:
+        return _decode_palette(path, encoded)
+    label = _decode(path, encoded, cv2.IMREAD_UNCHANGED, "label")
+    if label.ndim != 2 or label.dtype != np.uint8 or depth not in (8, None):
+        found = f"{depth or 8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
+        raise UserError(f"label {path} is {found}; it must be an 8-bit single-channel image, or a palette PNG")
     return label
+
+
+def read_red_channel(path: str | Path) -> np.ndarray:
+    """A 16-bit RGB label file whose red channel holds the values: H×W uint16.
+
+    Raises:
+        UserError: missing, undecodable or not 16-bit RGB.
+    """
+    label = _decode(path, _read_bytes(path, "label"), cv2.IMREAD_UNCHANGED, "label")
+    if label.ndim != 3 or label.dtype != np.uint16:
+        found = f"{8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
+        raise UserError(f"label {path} is {found}; it must be 16-bit RGB, values in the red channel")
+    return label[..., 2]  # OpenCV's order is BGR
+
+
+def _png_header(encoded: np.ndarray) -> tuple[int | None, int | None]:
+    """(bits per channel, colour type) of a PNG file, Nones for any other file."""
+    head = encoded[: len(_PNG_SIGNATURE) + 18].tobytes()
+    return (head[24], head[25]) if head.startswith(_PNG_SIGNATURE) and len(head) == 26 else (None, None)
+
+
+def _decode_palette(path: str | Path, encoded: np.ndarray) -> np.ndarray:
+    """The indices, which OpenCV would turn into colours."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as image:
+            warnings.simplefilter("ignore")
+            return np.array(image)
+    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+        raise UserError(f"label {path} cannot be decoded ({len(encoded)} bytes): replace or remove it") from None
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.configs.loading import PREFETCH_FACTOR
 from core.datasets.catalog import ImageSet
-from core.datasets.images import read_image, read_label
+from core.datasets.images import read_image
 from core.datasets.transforms import resize, to_tensor
 from core.utils.errors import UserError
 
@@ -92,18 +92,18 @@ class FullViews(Dataset):
         views = [resize(to_tensor(image), (height, width), "bicubic") for width, height in self.sizes]
         sample = {"index": index, "views": views, "size": image.shape[:2]}
         if self.labels:
-            sample["label"] = self._read_label(path, image.shape[:2])
+            sample["label"] = self._read_label(index, image.shape[:2])
         return sample
 
-    def _read_label(self, image_path, size: tuple[int, int]) -> np.ndarray:
-        path = self.images.label_path(image_path)
-        label = read_label(path)
+    def _read_label(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        label = self.images.read_label(index)
         if label.shape != size:
+            path = self.images.paths[index]
             raise UserError(
-                f"label {path} is {label.shape[1]}×{label.shape[0]}, but its image {image_path} is "
+                f"label {self.images.label_path(path)} is {label.shape[1]}×{label.shape[0]}, but its image {path} is "
                 f"{size[1]}×{size[0]}: mend or remove the pair"
             )
-        return self.images.label_table[label]
+        return label
 
 
 def _collate_full_views(samples: list[dict]) -> dict:

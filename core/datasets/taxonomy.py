@@ -1,12 +1,14 @@
 """Class sets: names, colours, which classes are pasted and which go together. Everything refers to classes by name."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
 from core.utils.errors import UserError
 
+# of street scenes; other class sets bring their own
 COLOURS = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -46,11 +48,15 @@ class Taxonomy:
         names: the class of index 0, 1, …
         paste: names of the classes that copy-paste draws unless TCR.MIX_CLASSES says otherwise (method §6).
         subsets: named smaller class sets over which a mean IoU is also reported.
+        colours: RGB of classes by name; a class that has none is given one that no other has.
+        partner_names: the classes that are pasted along with a class, all by name.
     """
 
     names: tuple[str, ...]
     paste: tuple[str, ...] = ()
     subsets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    colours: Mapping[str, tuple[int, int, int]] = field(default_factory=lambda: COLOURS)
+    partner_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PARTNERS)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +66,8 @@ class Taxonomy:
 
     def partners(self, index: int) -> tuple[int, ...]:
         """Indices of the classes that are pasted along with class `index` where the image holds them."""
-        return tuple(self.index(name) for name in PARTNERS.get(self.names[index], ()) if name in self.names)
+        names = self.partner_names.get(self.names[index], ())
+        return tuple(self.index(name) for name in names if name in self.names)
 
     def paste_classes(self, chosen: Sequence[str] = ()) -> tuple[int, ...]:
         """Indices of the `chosen` names (TCR.MIX_CLASSES), or of the set's own paste classes.
@@ -76,8 +83,20 @@ class Taxonomy:
     def palette(self) -> np.ndarray:
         """256×3 uint8 RGB: the classes' colours, black elsewhere."""
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(self)] = [COLOURS[name] for name in self.names]
+        spare = _spare_colours({tuple(self.colours[name]) for name in self.names if name in self.colours})
+        palette[: len(self)] = [self.colours[name] if name in self.colours else next(spare) for name in self.names]
         return palette
+
+
+def _spare_colours(taken: set[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Colours that are neither black nor taken, without end: those of PASCAL VOC, in its order.
+
+    Bit 3k + j of the running number becomes bit 7 − k of channel j, so that neighbours differ in the highest bits.
+    """
+    for number in count(1):
+        colour = tuple(sum((number >> 3 * k + j & 1) << 7 - k for k in range(8)) for j in range(3))
+        if colour not in taken:
+            yield colour
 
 
 def _without(names: tuple[str, ...], *left_out: str) -> tuple[str, ...]:
@@ -110,3 +129,8 @@ CAMVID_11 = Taxonomy(
         "rider",
     )
 )
+TOY_14 = Taxonomy(
+    _without(_NAMES_19, "wall", "terrain", "bus", "train", "motorcycle"),
+    ("fence", "pole", "light", "sign", "rider", "bicycle", "truck", "person"),
+)
+STREET_SCENES = (CITYSCAPES_19, CITYSCAPES_16, CAMVID_11, TOY_14)

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as TF
 BLUR_PROBABILITY = 0.5
 BLUR_KERNEL = 5
 BLUR_SIGMA = (0.1, 2.0)
-JITTER_PROBABILITY = 0.9
+GREY_PROBABILITY = 0.1  # of a student view
 CUTOUT_PROBABILITY = 0.25
 CUTOUT_CELL = 32
 CUTOUT_CELL_PROBABILITY = 0.25
@@ -33,9 +33,9 @@ def random_blur(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return TF.gaussian_blur(image, [BLUR_KERNEL, BLUR_KERNEL], [rng.uniform(*BLUR_SIGMA)] * 2)
 
 
-def jitter_or_grey(image: torch.Tensor, options, rng: np.random.Generator) -> torch.Tensor:
-    """Colour jitter with probability 0.9, else greyscale (`options`: the config node INPUT)."""
-    if rng.random() >= JITTER_PROBABILITY:
+def jitter_or_grey(image: torch.Tensor, options, rng: np.random.Generator, grey_probability: float) -> torch.Tensor:
+    """Greyscale with `grey_probability`, else colour jitter (`options`: the config node INPUT)."""
+    if rng.random() >= 1 - grey_probability:
         return TF.rgb_to_grayscale(image, num_output_channels=3)
     return colour_jitter(image, options, rng)
 

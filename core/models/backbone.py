@@ -1,11 +1,14 @@
 """torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
+
+from core.models.dsu import DSU
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -100,26 +103,38 @@ ARCHITECTURES = {
 }
 
 
+# the layers after which DSU may act, by the numbers that MODEL.POS gives them
+DSU_POSITIONS = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
 class FeatureExtractor(nn.Module):
     """ResNet without pooling and classifier; its layers are the children of `backbone`, under torchvision's names.
 
     Args:
         architecture: a key of :data:`ARCHITECTURES`.
         freeze_bn: use :class:`FrozenBatchNorm`, folded, instead of batch norm.
+        uncertainty: probability of DSU at each of `positions`, in training; 0: none.
+        positions: indices into :data:`DSU_POSITIONS`.
     """
 
-    def __init__(self, architecture: str, freeze_bn: bool):
+    def __init__(self, architecture: str, freeze_bn: bool, uncertainty: float = 0.0, positions: Sequence[int] = ()):
         super().__init__()
-        block, layers = ARCHITECTURES[architecture]
+        block, depths = ARCHITECTURES[architecture]
         network = resnet.ResNet(
             block,
-            list(layers),
+            list(depths),
             norm_layer=FrozenBatchNorm if freeze_bn else nn.BatchNorm2d,
             replace_stride_with_dilation=[False, True, True],
         )
-        self.backbone = nn.Sequential(
-            OrderedDict((name, m) for name, m in network.named_children() if name not in ("avgpool", "fc"))
-        )
+        perturbed = {DSU_POSITIONS[position] for position in positions} if uncertainty > 0 else set()
+        layers = OrderedDict()
+        for name, layer in network.named_children():
+            if name in ("avgpool", "fc"):
+                continue
+            layers[name] = layer
+            if name in perturbed:  # a module without state: the checkpoint's keys stay the same
+                layers[f"dsu_{name}"] = DSU(uncertainty)
+        self.backbone = nn.Sequential(layers)
         if freeze_bn:
             fold_frozen_norms(self.backbone)
 

@@ -9,8 +9,8 @@ from core.utils.logging import LOGGER
 
 
 def build_feature_extractor(cfg) -> FeatureExtractor:
-    """The ResNet of MODEL.NAME at stride 8, randomly initialised."""
-    return FeatureExtractor(_architecture(cfg), cfg.MODEL.FREEZE_BN)
+    """The ResNet of MODEL.NAME at stride 8, with DSU where MODEL.UNCERTAINTY is above 0, randomly initialised."""
+    return FeatureExtractor(_architecture(cfg), cfg.MODEL.FREEZE_BN, cfg.MODEL.UNCERTAINTY, cfg.MODEL.POS)
 
 
 def build_classifier(cfg) -> AtrousClassifier:
@@ -25,13 +25,19 @@ def build_model(cfg) -> Segmentor:
     return model.to(memory_format=torch.channels_last)
 
 
-def load_model(cfg, device: torch.device) -> Segmentor:
+def load_model(cfg, device: torch.device, uncertain: bool = False) -> Segmentor:
     """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
 
+    Args:
+        uncertain: with DSU as MODEL.UNCERTAINTY says; False: without, whatever it says.
     Raises:
         UserError: a file that is missing, no checkpoint, or of another model.
     """
     torch.manual_seed(cfg.SEED)
+    if not uncertain:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.UNCERTAINTY = 0.0
     model = build_model(cfg)
     if cfg.resume:
         load_checkpoint(model, cfg.resume)

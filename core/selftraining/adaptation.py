@@ -5,21 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from core.configs import load_config
 from core.configs.node import Config
-from core.datasets.catalog import ImageSet, find_target_images, find_taxonomy, find_test_images
+from core.datasets.catalog import ImageSet, find_target_images
 from core.datasets.images import image_size
 from core.datasets.taxonomy import Taxonomy
-from core.evaluation.evaluator import Evaluator
-from core.evaluation.predictor import Predictor
-from core.models import load_model, log_dead_channels
-from core.runs import RunOutput, claim_folder, release_folder
+from core.experiment import Experiment, run_in_output_folder
 from core.selftraining.trainer import Trainer
-from core.utils.devices import choose_device, describe_device
-from core.utils.errors import UserError
 from core.utils.logging import LOGGER, start_logging
 
 ASPECT_TOLERANCE = 0.10
@@ -27,78 +20,39 @@ SIZES_LOOKED_AT = 200  # headers read to find aspect and cost
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What a config names, found and loaded."""
+class Adaptation(Experiment):
+    """An experiment with the target's images."""
 
-    config: Config
-    device: torch.device
-    taxonomy: Taxonomy
     targets: ImageSet
-    evaluator: Evaluator | None
-    model: nn.Module
 
     @classmethod
-    def load(cls, config: Config, skip_test: bool) -> "Experiment":
-        """Raises UserError for whatever is missing or does not fit together."""
-        device = choose_device(config.MODEL.DEVICE)
-        taxonomy = find_taxonomy(config)
+    def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
         taxonomy.paste_classes(config.TCR.MIX_CLASSES)
-        targets = find_target_images(config)
-        evaluator = None
-        if config.DATASETS.TEST and not skip_test:
-            tests = find_test_images(config)
-            if tests.label_path is None:
-                raise UserError(
-                    f"DATASETS.TEST {tests.name} has no labels to evaluate on; leave it empty, or give --skip-test"
-                )
-            evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
-        return cls(config, device, taxonomy, targets, evaluator, load_model(config, device))
+        return {"targets": find_target_images(config)}
 
     def trainer(self, folder: Path) -> Trainer:
-        solver = self.config.SOLVER
-        output = RunOutput(
-            folder, self.taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD, self.device, self.evaluator
-        )
-        return Trainer(self.config, self.model, self.targets, self.taxonomy, output)
+        return Trainer(self.config, self.model, self.targets, self.taxonomy, self.output(folder))
+
+    def describe_data(self) -> None:
+        LOGGER.info("target images: %d of %s", len(self.targets), self.targets.name)
 
     def describe(self, skip_test: bool) -> None:
-        """Log what was found."""
+        super().describe(skip_test)
         config = self.config
-        parameters = sum(p.numel() for p in self.model.parameters())
-        LOGGER.info("device: %s", describe_device(self.device, config.MODEL.DEVICE))
-        LOGGER.info("target images: %d of %s", len(self.targets), self.targets.name)
-        LOGGER.info("classes: %d (%s)", len(self.taxonomy), ", ".join(self.taxonomy.names))
-        start = config.resume or config.MODEL.WEIGHTS
-        LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, start or "random")
-        log_dead_channels(self.model)
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if not config.resume:
             LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
         if config.TCR.PASTE and not self.taxonomy.paste_classes(config.TCR.MIX_CLASSES):
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
-        if self.evaluator is not None:
-            images = self.evaluator.images
-            LOGGER.info("evaluation: %d images of %s at every checkpoint", len(images), images.name)
-        else:
-            LOGGER.info("no evaluation: %s", "--skip-test" if skip_test else "DATASETS.TEST is empty")
         warn_of_aspect(self.targets, config)
 
 
 def adapt(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
     """Adapt, writing to OUTPUT_DIR."""
     start_logging()
-    config = load_config(config_file, options)
-    experiment = Experiment.load(config, skip_test)
-    folder = claim_folder(config.OUTPUT_DIR, config.dump())
-    try:
-        start_logging(folder / "log.txt")
-        LOGGER.info("writing to %s", folder)
-        experiment.describe(skip_test)
-        experiment.trainer(folder).run()
-    except BaseException:  # whatever it was, a corrected command may use the folder again
-        release_folder(folder)
-        raise
+    experiment = Adaptation.load(load_config(config_file, options), skip_test)
+    run_in_output_folder(experiment, lambda folder: experiment.trainer(folder).run(), skip_test)
 
 
 def warn_of_aspect(images: ImageSet, config) -> None:

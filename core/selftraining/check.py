@@ -12,7 +12,7 @@ from core.configs import load_config
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.runs import check_folder, duration
-from core.selftraining.adaptation import SIZES_LOOKED_AT, Experiment
+from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
 from core.selftraining.candidates import FIRST_PASS_SIDE
 from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import even_subsample
@@ -31,7 +31,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     """
     start_logging()
     config = load_config(config_file, options)
-    experiment = Experiment.load(config, skip_test)
+    experiment = Adaptation.load(config, skip_test)
     check_folder(config.OUTPUT_DIR)
     experiment.describe(skip_test)
     few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
@@ -77,7 +77,7 @@ def _try_paste(trainer: Trainer) -> Batch:
     return collate_batch(samples)
 
 
-def _log_time(experiment: Experiment, step: float, score: float, per_image: float) -> None:
+def _log_time(experiment: Adaptation, step: float, score: float, per_image: float) -> None:
     """Seconds of one step, of scoring one batch, and of one image in a pass → what the run takes."""
     config = experiment.config
     stop, dtu = config.SOLVER.STOP_ITER, config.DTU
@@ -100,7 +100,7 @@ def _log_time(experiment: Experiment, step: float, score: float, per_image: floa
     )
 
 
-def _log_disk(experiment: Experiment, trainer: Trainer) -> None:
+def _log_disk(experiment: Adaptation, trainer: Trainer) -> None:
     config = experiment.config
     model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
     checkpoints = -(-config.SOLVER.STOP_ITER // config.SOLVER.CHECKPOINT_PERIOD)

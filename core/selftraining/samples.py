@@ -112,17 +112,12 @@ class TargetSamples(Dataset):
     def _student_view(self, full: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, View]:
         options = self._input
         image = transforms.random_blur(full, rng)
-        image = transforms.jitter_or_grey(image, options, rng)
+        image = transforms.jitter_or_grey(image, options, rng, transforms.GREY_PROBABILITY)
         scale = rng.uniform(*options.INPUT_SCALES_TRAIN)
         scaled_size = tuple(max(int(n * scale), 1) for n in full.shape[-2:])
         image = transforms.resize(image, scaled_size, "bicubic")
         crop_width, crop_height = options.TARGET_INPUT_SIZE_TRAIN
-        crop_size = (crop_height, crop_width)
-        top_left = tuple(
-            int(rng.integers(min(0, n - crop), max(0, n - crop), endpoint=True))
-            for n, crop in zip(scaled_size, crop_size, strict=True)
-        )
-        view = View(scaled_size, top_left, crop_size, bool(rng.random() < options.HORIZONTAL_FLIP_PROB_TRAIN))
+        view = View.draw(scaled_size, (crop_height, crop_width), options.HORIZONTAL_FLIP_PROB_TRAIN, rng)
         return view.crop(image), view
 
     def _paste(self, student: np.ndarray, request: Request, rng: np.random.Generator) -> np.ndarray:

@@ -34,7 +34,7 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.selftraining.views import warp_to_view
-from core.solver import build_optimizer, set_learning_rate
+from core.solver import Solver
 from core.utils.devices import copy_to_host, to_device
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
@@ -63,7 +63,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()
         self.predictor = Predictor(config, self.device)
-        self.optimizer = build_optimizer(self.student, config.SOLVER)
+        self.solver = Solver(self.student, config.SOLVER)
         self.running_conf = initial_running_confidence(len(taxonomy), device=self.device)
         self.iteration = 0  # completed
         self.samples = TargetSamples(images, taxonomy, config)
@@ -95,10 +95,7 @@ class Trainer:
         negative = negative_loss(logits, teacher_probs, valid)
         loss = positive + negative
 
-        self.learning_rate = set_learning_rate(self.optimizer, iteration, self.config.SOLVER)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.solver.step(loss, iteration)
         self.dynamic_teacher.after_step(iteration)
         self.iteration += 1
         return {
@@ -140,9 +137,8 @@ class Trainer:
         while self.iteration < stop:
             for batch in self.batches(range(self.iteration, self.next_pass(stop))):
                 scalars = self.train_step(batch)
-                self.output.step(self.iteration, self.learning_rate, scalars)
-                if self.output.checkpoint_due(self.iteration):
-                    self.output.checkpoint(self.teacher, self.iteration)
+                learning_rate = self.solver.learning_rate(self.iteration - 1)
+                self.output.completed(self.iteration, learning_rate, scalars, self.teacher)
             if self.iteration < stop:
                 with self.output.aside():
                     self.update_candidates()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from core.models.deeplab import resize_logits
@@ -22,6 +23,17 @@ class View(NamedTuple):
     top_left: tuple[int, int]
     crop_size: tuple[int, int]
     flip: bool
+
+    @classmethod
+    def draw(
+        cls, scaled_size: tuple[int, int], crop_size: tuple[int, int], flip_probability: float, rng: np.random.Generator
+    ) -> "View":
+        """A random crop of an image rescaled to `scaled_size`; it holds the whole image where that is smaller."""
+        top_left = tuple(
+            int(rng.integers(min(0, n - crop), max(0, n - crop), endpoint=True))
+            for n, crop in zip(scaled_size, crop_size, strict=True)
+        )
+        return cls(scaled_size, top_left, crop_size, bool(rng.random() < flip_probability))
 
     def overlap(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """(slices of the rescaled image, slices of the unflipped view) of the area that both cover."""

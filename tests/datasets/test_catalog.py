@@ -8,8 +8,8 @@ import pytest
 
 from core.configs import cfg
 from core.datasets.catalog import ImageSet, find_target_images, find_taxonomy, find_test_images, output_names
-from core.datasets.images import read_label
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19
+from core.datasets.reader import UNKNOWN
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
 from core.utils.errors import UserError
 
 LABEL_IDS = {
@@ -35,6 +35,7 @@ LABEL_IDS = {
 }
 NAMES_19 = list(LABEL_IDS)
 NAMES_16 = [name for name in NAMES_19 if name not in ("terrain", "truck", "train")]
+NAMES_14 = [name for name in NAMES_19 if name not in ("wall", "terrain", "bus", "train", "motorcycle")]
 NAMES_11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation", "sign", "fence", "car", "person", "rider"]
 PARTNERS = {
     "rider": {"bicycle", "motorcycle"},
@@ -69,8 +70,9 @@ def options(tmp_path):
         (CITYSCAPES_19, NAMES_19, "fence pole light sign rider train motorcycle bicycle"),
         (CITYSCAPES_16, NAMES_16, "wall pole light sign rider motorcycle bicycle"),
         (CAMVID_11, NAMES_11, ""),
+        (TOY_14, NAMES_14, "fence pole light sign rider bicycle truck person"),
     ],
-    ids=["19", "16", "11"],
+    ids=["19", "16", "11", "14"],
 )
 def test_class_sets(taxonomy, names, paste):
     assert list(taxonomy.names) == names
@@ -97,14 +99,35 @@ def test_the_palette_shows_classes_in_their_colours_and_the_rest_in_black():
     assert len(np.unique(palette[:16], axis=0)) == 16
 
 
+def test_classes_without_a_colour_get_one_that_no_other_has():
+    names = tuple(f"class {n}" for n in range(254))
+    taken = (128, 0, 0)  # what the first would get otherwise
+    palette = Taxonomy(names, colours={"class 7": taken}).palette()
+    assert tuple(palette[7]) == taken
+    assert len(np.unique(palette[:254], axis=0)) == 254
+    assert palette[:254].any(axis=1).all()  # black is no class
+    assert np.array_equal(palette, Taxonomy(names, colours={"class 7": taken}).palette())
+
+
+def test_a_class_set_has_partners_of_its_own():
+    taxonomy = Taxonomy(("rider", "bicycle", "pole"), partner_names={"bicycle": ("pole", "elsewhere")})
+    assert [taxonomy.partners(index) for index in range(3)] == [(), (2,), ()]
+
+
 @pytest.mark.parametrize(
     ("classes", "datasets", "names"),
     [
         (19, {"TARGET_TRAIN": "cityscapes_train"}, NAMES_19),
         (16, {"TARGET_TRAIN": "cityscapes_train", "SOURCE_TRAIN": "synthia_train"}, NAMES_16),
-        (11, {"TARGET_TRAIN": "folder:frames", "TEST": "camvid_dusk_val", "SOURCE_TRAIN": "gta5_train"}, NAMES_11),
+        (
+            11,
+            {"TARGET_TRAIN": "folder:frames", "TEST": "camvid_dusk_val", "SOURCE_TRAIN": "camvid_day_train"},
+            NAMES_11,
+        ),
         (19, {"TARGET_TRAIN": "folder:frames", "SOURCE_TRAIN": "gta5_train"}, NAMES_19),
         (16, {"TARGET_TRAIN": "folder:frames", "SOURCE_TRAIN": "synthia_train"}, NAMES_16),
+        (16, {"TARGET_TRAIN": "bdd100k_train", "SOURCE_TRAIN": "gta5_train"}, NAMES_16),
+        (14, {"TARGET_TRAIN": "toy_target_train", "SOURCE_TRAIN": "toy_source_train"}, NAMES_14),
     ],
 )
 def test_the_class_set_is_found_through_the_data_sets(options, classes, datasets, names):
@@ -118,6 +141,8 @@ def test_the_class_set_is_found_through_the_data_sets(options, classes, datasets
         (19, {"TARGET_TRAIN": "folder:x", "SOURCE_TRAIN": "synthia_train"}, "NUM_CLASSES is 19.*SOURCE_TRAIN.*16"),
         (19, {"TARGET_TRAIN": "folder:x"}, "class names.*SOURCE_TRAIN"),
         (19, {"TARGET_TRAIN": "kitti_train"}, "TARGET_TRAIN 'kitti_train'.*cityscapes"),
+        (16, {"TARGET_TRAIN": "cityscapes_train", "SOURCE_TRAIN": "toy_source_train"}, "16.*SOURCE_TRAIN.*toy.*14"),
+        (19, {"TARGET_TRAIN": "cityscapes_train", "TEST": "kitti_val"}, "TEST 'kitti_val'.*cityscapes"),
     ],
 )
 def test_class_sets_that_do_not_fit(options, classes, datasets, message):
@@ -132,7 +157,8 @@ def test_class_sets_that_do_not_fit(options, classes, datasets, message):
 def test_cityscapes_label_values(options, cityscapes_root, names):
     table = find_test_images(options(len(names), TEST="cityscapes_val")).label_table
     assert (table.shape, table.dtype) == ((256,), np.uint8)
-    expected = np.full(256, 255)
+    expected = np.full(256, UNKNOWN)
+    expected[[*range(34), 255]] = 255
     for index, name in enumerate(names):
         expected[LABEL_IDS[name]] = index
     assert table.tolist() == expected.tolist()
@@ -148,7 +174,7 @@ def test_cityscapes_images_and_the_labels_of_its_validation_split(options, citys
     assert list(images.paths) == [folder / name for name in images.names]
     labels = [folder / f"gtFine/val/{name}_gtFine_labelIds.png" for name in names]
     assert [images.label_path(path) for path in images.paths] == labels
-    assert set(images.label_table[read_label(labels[0])].ravel().tolist()) == {0, 2, 5, 7, 8, 10, 12, 18, 255}
+    assert set(images.read_label(0).ravel().tolist()) == {0, 2, 5, 7, 8, 10, 12, 18, 255}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links")
@@ -179,8 +205,8 @@ def test_camvid_splits_by_sequence(options, camvid_root, folder, split, part, na
         assert list(images.names) == [f"{part}/{name}.png" for name in names]
     path = images.label_path(images.paths[0])
     assert path == camvid_root / folder / f"{part}annot" / f"{names[0]}.png"
-    assert images.label_table[read_label(path)[0, ::4]].tolist() == [*range(11), 255]
-    assert (images.label_table[11:] == 255).all()
+    assert images.read_label(0)[0, ::4].tolist() == [*range(11), 255]
+    assert images.label_table[11:].tolist() == [255, *[UNKNOWN] * 243, 255]
 
 
 def touch(root, *names):

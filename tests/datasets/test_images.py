@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from core.datasets.images import image_size, read_image, read_label, write_label, write_palette_png
+from core.datasets.images import image_size, read_image, read_label, read_red_channel, write_label, write_palette_png
 from core.utils.errors import UserError
 
 
@@ -110,7 +110,7 @@ def test_a_png_with_a_damaged_middle_is_an_error(tmp_path, scene):
         read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_image, read_label])
+@pytest.mark.parametrize("read", [read_image, read_label, read_red_channel])
 def test_missing_files_folders_and_other_files_are_errors_with_their_path(tmp_path, read):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("no image")
@@ -131,11 +131,69 @@ def test_labels_keep_their_values(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "ours.png")), label)
 
 
-@pytest.mark.parametrize("label", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)], ids=["RGB", "16 bit"])
-def test_labels_must_be_8_bit_and_single_channel(tmp_path, label):
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_labels_of_palette_files_are_the_indices(tmp_path, bits, transparent):
+    label = np.random.default_rng(0).integers(0, 2**bits, (5, 13), dtype=np.uint8)
+    image = Image.fromarray(label)
+    image.putpalette(np.random.default_rng(1).integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes())
+    image.save(tmp_path / "label.png", bits=bits, **({"transparency": 0} if transparent else {}))
+    assert (tmp_path / "label.png").read_bytes()[24:26] == bytes([bits, 3])  # bits and colour type, PNG's header
+    found = read_label(tmp_path / "label.png")
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, label)
+
+
+def test_a_palette_file_that_was_cut_off_is_an_error_with_its_path(tmp_path):
+    path = tmp_path / "label.png"
+    rng = np.random.default_rng(0)
+    write_palette_png(path, rng.integers(0, 256, (50, 70), dtype=np.uint8), np.zeros((256, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"label .*label\.png cannot be decoded"):
+        read_label(path)
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "8-bit with 3 channels"),
+        (np.zeros((4, 4, 4), np.uint8), "8-bit with 4 channels"),
+        (np.zeros((4, 4), np.uint16), "16-bit with 1 channel"),
+        (np.zeros((4, 4, 3), np.uint16), "16-bit with 3 channels"),
+    ],
+)
+def test_labels_must_be_8_bit_and_single_channel(tmp_path, label, found):
     assert cv2.imwrite(str(tmp_path / "label.png"), label)
-    with pytest.raises(UserError, match=r"label\.png.*8-bit single-channel"):
+    with pytest.raises(UserError, match=rf"label\.png is {found};.*8-bit single-channel"):
         read_label(tmp_path / "label.png")
+
+
+@pytest.mark.parametrize(("mode", "found"), [("LA", "8-bit with 4 channels"), ("1", "1-bit with 1 channel")])
+def test_grey_labels_with_alpha_or_fewer_bits_are_refused(tmp_path, mode, found):
+    Image.new(mode, (4, 4)).save(tmp_path / "label.png")
+    with pytest.raises(UserError, match=rf"label\.png is {found};.*8-bit single-channel"):
+        read_label(tmp_path / "label.png")
+
+
+def test_values_in_a_red_channel_of_16_bits(tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (4, 6), dtype=np.uint16)
+    other = np.full_like(values, 7)
+    assert cv2.imwrite(str(tmp_path / "label.png"), np.dstack([other, other, values]))  # OpenCV writes BGR
+    assert np.array_equal(read_red_channel(tmp_path / "label.png"), values)
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "8-bit with 3 channels"),
+        (np.zeros((4, 4), np.uint16), "16-bit with 1 channel"),
+        (np.zeros((4, 4), np.uint8), "8-bit with 1 channel"),
+    ],
+)
+def test_a_red_channel_must_have_16_bits(tmp_path, label, found):
+    assert cv2.imwrite(str(tmp_path / "label.png"), label)
+    with pytest.raises(UserError, match=rf"label\.png is {found};.*16-bit RGB"):
+        read_red_channel(tmp_path / "label.png")
 
 
 def test_palette_images_hold_indices_and_show_colours(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from core.configs import cfg
 from core.datasets.transforms import (
+    GREY_PROBABILITY,
     Normalise,
     colour_jitter,
     cutout_mask,
@@ -179,7 +180,10 @@ def test_without_strength_nothing_changes_and_one_seed_gives_one_image():
 def test_a_tenth_of_the_views_is_grey_instead():
     image = to_tensor(noise(8, 8))
     options = jitter(BRIGHTNESS=0.5, CONTRAST=0.5, SATURATION=0.5, HUE=0.2)
-    grey = [bool((out == out[:1]).all()) for out in draws(lambda rng: jitter_or_grey(image, options, rng), 2000)]
+    grey = [
+        bool((out == out[:1]).all())
+        for out in draws(lambda rng: jitter_or_grey(image, options, rng, GREY_PROBABILITY), 2000)
+    ]
     assert np.mean(grey) == pytest.approx(0.1, abs=0.027)  # 4 standard deviations
 
 

@@ -17,7 +17,7 @@ from core.selftraining.views import warp_to_view
 def plain(monkeypatch):
     """Without blur, greying and cutout, so that geometry alone is left."""
     monkeypatch.setattr(transforms, "BLUR_PROBABILITY", 0.0)
-    monkeypatch.setattr(transforms, "JITTER_PROBABILITY", 1.0)
+    monkeypatch.setattr(transforms, "GREY_PROBABILITY", 0.0)
     monkeypatch.setattr(transforms, "CUTOUT_PROBABILITY", 0.0)
 
 

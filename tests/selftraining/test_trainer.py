@@ -377,7 +377,7 @@ def test_a_run_makes_its_passes_after_the_checkpoint_and_resets_nothing(tmp_path
     run, passes = trainer.candidate_pass.run, []
 
     def snapshot():
-        state = trainer.optimizer.state_dict()["state"]
+        state = trainer.solver.optimizer.state_dict()["state"]
         return copy.deepcopy((trainer.running_conf, [s["momentum_buffer"] for s in state.values()]))
 
     def spy(teacher, iteration, previous):

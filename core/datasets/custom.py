@@ -1,0 +1,266 @@
+"""Data sets that a config describes itself: their own classes, files and label values (`DATASETS.CUSTOM`)."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from core.datasets.images import EXTENSIONS
+from core.datasets.reader import IGNORE, ImageSet, label_table, walk_files
+from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
+from core.utils.errors import UserError
+
+MAX_CLASSES = 254
+REST = "rest"  # as `ignore`: every value that `labels` does not name
+_FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
+_SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern")
+_NAME = re.compile(r"[A-Za-z0-9-]+")
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the files of one split lie.
+
+    Attributes:
+        images: folder of the images, absolute or below DATASETS.ROOT.
+        pattern: of their paths below it; its one `*` is any path. None: every image file.
+        labels: folder of the label files, None without labels.
+        label_pattern: of the label files' paths below that; its `*` is what the image's `*` is, or the image's path
+            without ending where it has no pattern. None: the image's path with the ending .png.
+    """
+
+    images: str
+    pattern: str | None = None
+    labels: str | None = None
+    label_pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class _LabelFiles:
+    """From image file to label file; a value, so that loader processes can be handed it."""
+
+    split: Split
+    image_folder: Path
+    label_folder: Path
+
+    def __call__(self, image: Path) -> Path:
+        name = image.relative_to(self.image_folder).as_posix()
+        stem = name.removesuffix(image.suffix)
+        if self.split.label_pattern is None:
+            return self.label_folder / f"{stem}.png"
+        star = stem if self.split.pattern is None else _star(name, self.split.pattern)
+        return self.label_folder / self.split.label_pattern.replace("*", star)
+
+
+@dataclass(frozen=True)
+class CustomReader:
+    """Reads the splits of one data set of the config.
+
+    Attributes:
+        splits: by name.
+        classes: the class of every label value that has one.
+        no_class: further label values that may occur.
+    """
+
+    splits: Mapping[str, Split]
+    classes: Mapping[int, str]
+    no_class: Sequence[int]
+
+    def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
+        """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
+        files = self.splits[split]
+        folder = _folder(root, files.images)
+        if not folder.is_dir():
+            raise UserError(f"{where} {name}: its folder of images {folder} does not exist")
+        paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
+        labels = None
+        if files.labels is not None:
+            labels = _LabelFiles(files, folder, _folder(root, files.labels))
+            masks = set(map(labels, paths))  # where images and labels share a folder
+            paths = [path for path in paths if path not in masks]
+        if not paths:
+            wanted = f"image ({', '.join(EXTENSIONS)})" if files.pattern is None else files.pattern
+            raise UserError(f"{where} {name}: no {wanted} below {folder}")
+        names = tuple(path.relative_to(folder).as_posix() for path in paths)
+        if labels is None:
+            return ImageSet(name, tuple(paths), names)
+        return ImageSet(name, tuple(paths), names, labels, label_table(taxonomy, self.classes, self.no_class))
+
+
+def parse_data_set(name: Any, tree: Any, where: str, built_in: Sequence[str]) -> tuple[Taxonomy, CustomReader]:
+    """One entry of DATASETS.CUSTOM: its class set, and what reads it.
+
+    Args:
+        name: its key.
+        tree: its fields, as yaml gives them.
+        where: the key of the section, with the file before it; begins every message.
+        built_in: names that are taken.
+
+    Raises:
+        UserError: anything that is not as datasets/README.md describes it.
+    """
+    key = f"{where}.{name}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"{key}: a data set's name is letters, digits and hyphens (after the first underscore begins the split), "
+            f"not {name!r}"
+        )
+    if name in built_in:
+        raise UserError(f"{key}: {name} is the name of a built-in data set; choose another")
+    fields = _fields(tree, _FIELDS, ("classes", "splits"), key)
+    taxonomy = _taxonomy(fields, key)
+    classes, no_class = _label_values(fields, taxonomy.names, key)
+    splits = _mapping(fields["splits"], f"{key}.splits")
+    if not splits:
+        raise UserError(f"{key}.splits must name at least one split")
+    return taxonomy, CustomReader(
+        {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}, classes, no_class
+    )
+
+
+def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
+    names = _texts(fields["classes"], f"{key}.classes")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(f"{key}.classes must be 2 to {MAX_CLASSES} names, not {len(names)}")
+    given = {}
+    colours = {}
+    for name, colour in _mapping(fields.get("colours", {}), f"{key}.colours").items():
+        _require_class(name, names, f"{key}.colours")
+        if not _is_list(colour) or len(colour) != 3 or not all(_is_byte(value) for value in colour):
+            raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {_shown(colour)}")
+        colours[name] = tuple(colour)
+    usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
+    given["colours"] = usual | colours
+    if "paste" in fields:
+        given["paste"] = _texts(fields["paste"], f"{key}.paste")
+        for name in given["paste"]:
+            _require_class(name, names, f"{key}.paste")
+    if "partners" in fields:
+        given["partner_names"] = {}
+        for name, partners in _mapping(fields["partners"], f"{key}.partners").items():
+            _require_class(name, names, f"{key}.partners")
+            given["partner_names"][name] = _texts(partners, f"{key}.partners.{name}")
+            for partner in given["partner_names"][name]:
+                _require_class(partner, names, f"{key}.partners.{name}")
+                if partner == name:
+                    raise UserError(f"{key}.partners.{name} names the class itself")
+    same = (taxonomy for taxonomy in STREET_SCENES if taxonomy.names == names)
+    return replace(next(same, Taxonomy(names, partner_names={})), **given)
+
+
+def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict[int, str], list[int]]:
+    """The class of every label value that has one, and the values that are no class."""
+    classes = dict(enumerate(names))
+    if "labels" in fields:
+        classes = dict(_mapping(fields["labels"], f"{key}.labels"))
+        if not classes:
+            raise UserError(f"{key}.labels must give the class of at least one label value")
+        for value, name in classes.items():
+            if not _is_byte(value):
+                raise UserError(f"{key}.labels.{value}: a label value is a whole number from 0 to 255")
+            if value == IGNORE:
+                raise UserError(f"{key}.labels.{value}: {IGNORE} always means no class")
+            _require_class(name, names, f"{key}.labels.{value}")
+    ignored = fields.get("ignore", ())
+    if ignored == REST:
+        return classes, [value for value in range(256) if value not in classes]
+    if not _is_list(ignored) or not all(_is_byte(value) for value in ignored):
+        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {_shown(ignored)}")
+    for value in ignored:
+        if value in classes:
+            raise UserError(f"{key}.ignore: {value} is the label value of {classes[value]!r}")
+    return classes, list(ignored)
+
+
+def _split(name: Any, tree: Any, key: str) -> Split:
+    if not isinstance(name, str) or not _SPLIT_NAME.fullmatch(name):
+        raise UserError(f"{key}: a split's name is letters, digits, hyphens and underscores, not {name!r}")
+    fields = _fields(tree, _SPLIT_FIELDS, ("images",), key)
+    for field, value in fields.items():
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{key}.{field} must be text, not {_shown(value)}")
+    for field in ("pattern", "label_pattern"):
+        pattern = fields.get(field, "*")
+        if pattern.count("*") != 1:
+            raise UserError(f"{key}.{field} must hold exactly one *, which stands for any path, not {pattern!r}")
+        if pattern.startswith(("/", "./", "../")):
+            raise UserError(f"{key}.{field} must be a path below its folder, not {pattern!r}")
+    split = Split(**fields)
+    if split.labels is None and split.label_pattern is not None:
+        raise UserError(f"{key}.label_pattern needs `labels` beside it, the folder of the label files")
+    if split.pattern is not None and (split.images, split.pattern) == (split.labels, split.label_pattern):
+        raise UserError(f"{key}.label_pattern is the images' own pattern in the images' own folder")
+    return split
+
+
+def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) -> Mapping:
+    """The fields of a section, none unknown, none missing; those that are empty in the yaml left out."""
+    fields = {name: value for name, value in _mapping(tree, key).items() if value is not None}
+    for name in tree:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise UserError(f"{key}.{name} is unknown; did you mean {near}? Known are {', '.join(known)}")
+    for name in required:
+        if name not in fields:
+            raise UserError(f"{key}.{name} is missing")
+    return fields
+
+
+def _mapping(value: Any, key: str) -> Mapping:
+    if not isinstance(value, dict):
+        raise UserError(f"{key} must hold NAME: VALUE pairs, not {_shown(value)}")
+    return value
+
+
+def _texts(value: Any, key: str) -> tuple[str, ...]:
+    """A list of names, none twice."""
+    if not _is_list(value):
+        raise UserError(f"{key} must be a list of names, not {_shown(value)}")
+    for name in value:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {_shown(name)}")
+        if list(value).count(name) > 1:
+            raise UserError(f"{key} names {name!r} twice")
+    return tuple(value)
+
+
+def _require_class(name: Any, names: Sequence[str], key: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{key}: {_shown(name)} is not one of the classes{hint}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_byte(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 255
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _folder(root: Path, folder: str) -> Path:
+    return root / Path(folder).expanduser()
+
+
+def _is_image(path: Path, pattern: str | None) -> bool:
+    if pattern is None:
+        return path.name.lower().endswith(EXTENSIONS)
+    return _star(path.as_posix(), pattern) is not None
+
+
+def _star(name: str, pattern: str) -> str | None:
+    """What the pattern's `*` stands for in a name, None if the name does not fit."""
+    before, _, after = pattern.partition("*")
+    if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+        return name[len(before) : len(name) - len(after)]
+    return None

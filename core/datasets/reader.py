@@ -1,0 +1,165 @@
+"""What all data sets share: the images of one split, how they lie on disk, and label values made class indices."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from core.datasets.images import read_label
+from core.datasets.taxonomy import Taxonomy
+from core.utils.errors import UserError, shorten
+
+IGNORE = 255
+UNKNOWN = 254  # in a label table: a value that the data set does not have; class sets have at most 254 classes
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one split, sorted by path.
+
+    Attributes:
+        name: as in the config.
+        paths: image files.
+        names: a unique name per image: its path below the split's common folder, with forward slashes.
+        label_path: gives the label file of an image file; None for a set without labels. Calling it opens nothing.
+        label_table: 256 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this set.
+        read_values: decodes a label file to H×W values.
+        skip_mismatched: images whose label has another size are known to occur and are left out of source training.
+        balanced_block: source training draws class-balanced in blocks of so many images; 0: uniformly.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    label_path: Callable[[Path], Path] | None = None
+    label_table: np.ndarray | None = None
+    read_values: Callable[[Path], np.ndarray] = read_label
+    skip_mismatched: bool = False
+    balanced_block: int = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def restricted(self, indices: Sequence[int]) -> "ImageSet":
+        """The same set with some of its images only."""
+        return replace(self, paths=tuple(self.paths[i] for i in indices), names=tuple(self.names[i] for i in indices))
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of image `index` as H×W uint8 class indices, 255 where it has none.
+
+        Raises:
+            UserError: the file is missing, cannot be decoded, or holds a value that the data set does not have.
+        """
+        path = self.label_path(self.paths[index])
+        values = self.read_values(path)
+        table = self.label_table
+        if values.dtype == np.uint8:
+            indices = table[values]
+        else:
+            indices = np.append(table, np.uint8(UNKNOWN))[np.minimum(values, len(table))]
+        unknown = indices == UNKNOWN
+        if unknown.any():
+            found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
+            raise UserError(
+                f"label {path} holds values that {self.name} does not have: "
+                + shorten(f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in found)
+            )
+        return indices
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a data set lies on disk.
+
+    Attributes:
+        folders: where it may lie below DATASETS.ROOT, in any case; the first is the one that messages name.
+        splits: patterns (of Path.glob) of every split's images below that folder.
+        label_path: gives the label file of an image file.
+        values: the label value of every class.
+        no_class: further values that labels may hold; 255 always is one.
+        read_values, skip_mismatched, balanced_block: see :class:`ImageSet`.
+    """
+
+    folders: tuple[str, ...]
+    splits: Mapping[str, tuple[str, ...]]
+    label_path: Callable[[Path], Path]
+    values: Mapping[str, int]
+    no_class: Sequence[int] = ()
+    read_values: Callable[[Path], np.ndarray] = read_label
+    skip_mismatched: bool = False
+    balanced_block: int = 0
+
+    def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
+        """The images of `split`, found by looking below `root`.
+
+        Raises:
+            UserError: missing folder, no image in it.
+        """
+        folders = [folder for folder in (_find_folder(root, sub) for sub in self.folders) if folder is not None]
+        if not folders:
+            raise UserError(
+                f"{where} {name}: folder {root / self.folders[0]} does not exist; put the data set there "
+                "(datasets/README.md says how) or set DATASETS.ROOT"
+            )
+        for folder in folders:
+            paths = sorted(path for pattern in self.splits[split] for path in folder.glob(pattern))
+            if paths:
+                break
+        else:
+            raise UserError(
+                f"{where} {name}: no image found as {folders[0] / self.splits[split][0]}; "
+                "datasets/README.md shows the layout"
+            )
+        return ImageSet(
+            name,
+            tuple(paths),
+            tuple(path.relative_to(folder).as_posix() for path in paths),
+            self.label_path,
+            label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class),
+            self.read_values,
+            self.skip_mismatched,
+            self.balanced_block,
+        )
+
+
+def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequence[int] = ()) -> np.ndarray:
+    """256 uint8, from label value to class index (see :class:`ImageSet`).
+
+    Args:
+        taxonomy: gives the indices; classes that it lacks are IGNORE.
+        classes: the class of every value that has one.
+        no_class: further values that may occur.
+    """
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[[IGNORE, *no_class]] = IGNORE
+    for value, name in classes.items():
+        table[value] = taxonomy.index(name) if name in taxonomy.names else IGNORE
+    return table
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Files below `folder`, through links, each real folder once; hidden files are left out."""
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _find_folder(root: Path, sub: str) -> Path | None:
+    """root/sub, where the spelling of `sub` may differ in upper and lower case; None if there is none."""
+    folder = root
+    for part in Path(sub).parts:
+        if not (folder / part).is_dir():
+            spelled = (path for path in sorted(folder.glob("*")) if path.name.lower() == part.lower())
+            part = next((path.name for path in spelled if path.is_dir()), None)
+            if part is None:
+                return None
+        folder = folder / part
+    return folder if folder.is_dir() else None

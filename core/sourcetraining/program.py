@@ -1,0 +1,58 @@
+"""The source training program: everything is found, counted and loaded before anything is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from core.configs import load_config
+from core.configs.node import Config
+from core.datasets.catalog import ImageSet, find_source_images
+from core.datasets.taxonomy import Taxonomy
+from core.experiment import Experiment, run_in_output_folder
+from core.sourcetraining.statistics import LabelStatistics, usable_pairs
+from core.sourcetraining.trainer import SourceTrainer
+from core.utils.errors import UserError
+from core.utils.logging import LOGGER, start_logging
+
+
+@dataclass(frozen=True)
+class SourceTraining(Experiment):
+    """An experiment with the source's images and the statistics of their labels."""
+
+    sources: ImageSet
+    statistics: LabelStatistics
+
+    UNCERTAIN: ClassVar[bool] = True
+
+    @classmethod
+    def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
+        if config.MODEL.FREEZE_BN and not (config.resume or config.MODEL.WEIGHTS):
+            raise UserError(
+                "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
+                "or give `resume` or MODEL.WEIGHTS"
+            )
+        sources = find_source_images(config)
+        sources, statistics = usable_pairs(sources, taxonomy, config.DATASETS.ROOT, config.DATALOADER.NUM_WORKERS)
+        return {"sources": sources, "statistics": statistics}
+
+    def describe_data(self) -> None:
+        LOGGER.info("source images: %d of %s", len(self.sources), self.sources.name)
+
+    def describe(self, skip_test: bool) -> None:
+        super().describe(skip_test)
+        model, batch_size = self.config.MODEL, self.config.SOLVER.BATCH_SIZE
+        if model.UNCERTAINTY > 0:
+            LOGGER.info("DSU with probability %g at the positions %s", model.UNCERTAINTY, tuple(model.POS))
+            if batch_size < 2:
+                LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
+
+    def trainer(self, folder: Path) -> SourceTrainer:
+        return SourceTrainer(self.config, self.model, self.sources, self.statistics, self.output(folder))
+
+
+def train_source(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
+    """Train a source model, writing to OUTPUT_DIR."""
+    start_logging()
+    experiment = SourceTraining.load(load_config(config_file, options), skip_test)
+    run_in_output_folder(experiment, lambda folder: experiment.trainer(folder).run(), skip_test)

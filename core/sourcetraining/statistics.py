@@ -1,0 +1,152 @@
+"""Pixels per class of every label of a source set: counted once, in parallel, and kept as JSON beside the data."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from core.datasets.catalog import ImageSet
+from core.datasets.images import image_size
+from core.datasets.loading import Loader
+from core.datasets.taxonomy import Taxonomy
+from core.utils.errors import UserError, shorten
+from core.utils.files import write_json
+from core.utils.logging import LOGGER, progress
+
+FORMAT = 1
+FOLDER = "label_statistics"  # below DATASETS.ROOT
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """What a pass over the labels found.
+
+    Attributes:
+        pixels: N×C int64, labelled pixels of each class in each image's label, at the label's own size.
+        mismatched: indices of the images whose label has another size.
+    """
+
+    pixels: np.ndarray
+    mismatched: tuple[int, ...]
+
+    @property
+    def presence(self) -> np.ndarray:
+        """N×C bool: an image holds a class from one pixel on (method §11)."""
+        return self.pixels > 0
+
+    def class_weights(self) -> np.ndarray:
+        """C float64 loss weights ∝ 1/√(share of the pixels), 1 in the mean over pixels; 0 for an empty class."""
+        totals = self.pixels.sum(axis=0)
+        shares = totals / max(totals.sum(), 1)
+        weights = np.where(totals > 0, 1 / np.sqrt(np.where(totals > 0, shares, 1)), 0)
+        return weights / max((weights * shares).sum(), np.finfo(float).tiny)
+
+    def without(self, left_out: Sequence[int]) -> "LabelStatistics":
+        """The statistics of the other images."""
+        return LabelStatistics(np.delete(self.pixels, left_out, axis=0), ())
+
+
+def usable_pairs(
+    images: ImageSet, taxonomy: Taxonomy, root: str | Path, workers: int
+) -> tuple[ImageSet, LabelStatistics]:
+    """The images that can be trained on, and their statistics; classes without a pixel are named in one log line.
+
+    Raises:
+        UserError: a label that cannot be read or holds unknown values; an image and a label of different size, unless
+            the data set is known for them; no labelled pixel at all.
+    """
+    statistics = label_statistics(images, len(taxonomy), root, workers)
+    left_out = statistics.mismatched
+    if left_out:
+        names = shorten(images.names[index] for index in left_out)
+        if not images.skip_mismatched:
+            raise UserError(
+                f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
+                "mend or remove these pairs"
+            )
+        LOGGER.info(
+            "skipped %d pairs of %s whose image and label differ in size: %s", len(left_out), images.name, names
+        )
+        images = images.restricted(np.delete(np.arange(len(images)), left_out))
+        statistics = statistics.without(left_out)
+    empty = [name for name, total in zip(taxonomy.names, statistics.pixels.sum(axis=0), strict=True) if not total]
+    if len(empty) == len(taxonomy):
+        raise UserError(f"DATASETS.SOURCE_TRAIN {images.name}: no label holds a pixel of any class")
+    if empty:
+        LOGGER.info("no pixel of %s in %s: the model will not learn it", ", ".join(empty), images.name)
+    return images, statistics
+
+
+def label_statistics(images: ImageSet, num_classes: int, root: str | Path, workers: int) -> LabelStatistics:
+    """Count the labels of `images`, or read what an earlier run counted of the same files.
+
+    Args:
+        images: a set with labels.
+        root: DATASETS.ROOT; the counts are kept in a folder of it, if it can be written to.
+        workers: processes that read labels.
+    """
+    cache = Path(root) / FOLDER / f"{images.name.replace('/', '_')}_{num_classes}.json"
+    key = _fingerprint(images)
+    kept = _read_cache(cache, key, (len(images), num_classes))
+    if kept is not None:
+        return kept
+    loader = Loader(_LabelCounts(images, num_classes), list, workers, batch_size=16)
+    counted = [found for batch in progress(loader, f"counting labels of {images.name}") for found in batch]
+    statistics = LabelStatistics(
+        np.stack([pixels for pixels, _ in counted]),
+        tuple(index for index, (_, matches) in enumerate(counted) if not matches),
+    )
+    content = {
+        "format": FORMAT,
+        "files": key,
+        "mismatched": list(statistics.mismatched),
+        "pixels": statistics.pixels.tolist(),
+    }
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        write_json(cache, content)
+    except OSError as error:
+        LOGGER.info("label statistics are not kept for the next run: %s (%s)", cache, error.strerror)
+    return statistics
+
+
+class _LabelCounts(Dataset):
+    """(C int64 pixel counts, whether image and label have one size) of every image; only the image's header is read."""
+
+    def __init__(self, images: ImageSet, num_classes: int):
+        self._images, self._num_classes = images, num_classes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+        label = self._images.read_label(index)
+        pixels = np.bincount(label.ravel(), minlength=256)[: self._num_classes]
+        size = image_size(self._images.paths[index])
+        return pixels, size is None or size == label.shape[::-1]
+
+
+def _fingerprint(images: ImageSet) -> str:
+    """Changes with the list of images, the meaning of label values, and any label's or image's size or time."""
+    digest = hashlib.sha256()
+    for name, path in zip(images.names, images.paths, strict=True):
+        label, image = images.label_path(path).stat(), path.stat()
+        digest.update(f"{name}\0{label.st_size}\0{label.st_mtime_ns}\0{image.st_size}\0{image.st_mtime_ns}\n".encode())
+    digest.update(images.label_table.tobytes())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> LabelStatistics | None:
+    """What the file holds if it was counted from these very files; None otherwise."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["files"] != key:
+            return None
+        pixels = np.array(content["pixels"], dtype=np.int64)
+        return LabelStatistics(pixels, tuple(content["mismatched"])) if pixels.shape == shape else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,469 @@
+"""DATASETS.CUSTOM: own classes and files, described in the config alone."""
+
+import copy
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from core.configs import cfg, load_config
+from core.datasets.catalog import find_images, find_source_images, find_target_images, find_taxonomy, find_test_images
+from core.datasets.cityscapes import LABEL_IDS
+from core.datasets.taxonomy import CITYSCAPES_19
+from core.utils.errors import UserError
+from test import main as evaluate
+from train_TCR_DTU import main as adapt
+
+CLASSES = ["floor", "shelf", "person", "robot"]
+TRAIN = {
+    "images": "warehouse/photos",
+    "pattern": "train/*_rgb.jpg",
+    "labels": "warehouse/masks",
+    "label_pattern": "train/*_mask.png",
+}
+WAREHOUSE = {"classes": CLASSES, "splits": {"train": TRAIN, "val": {"images": "warehouse/val"}}}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(data sets, **DATASETS keys): a config of so many classes, from a yaml file; data in tmp_path."""
+
+    def make(custom, classes=4, **datasets):
+        tree = {
+            "MODEL": {"NUM_CLASSES": classes},
+            "DATASETS": {"ROOT": str(tmp_path), "CUSTOM": custom, **datasets},
+        }
+        (tmp_path / "some.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        return load_config(tmp_path / "some.yaml")
+
+    return make
+
+
+def changed(**fields):
+    """{"warehouse": …} with some of its fields others; None takes one out."""
+    tree = copy.deepcopy(WAREHOUSE) | fields
+    return {"warehouse": {name: value for name, value in tree.items() if value is not None}}
+
+
+def with_split(**fields):
+    """{"warehouse": …} whose one split, train, has some fields others; None takes one out."""
+    split = {name: value for name, value in (TRAIN | fields).items() if value is not None}
+    return changed(splits={"train": split})
+
+
+def write(path, array=None):
+    """A picture of 8×4 pixels, or a label file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 8, 3), 90, np.uint8) if array is None else array.astype(np.uint8)).save(path)
+
+
+def write_files(root, *names):
+    for name in names:
+        write(root / name)
+
+
+@pytest.fixture
+def warehouse(tmp_path):
+    """tmp_path, which now holds two labelled pictures, a third without a fitting name, and two of split val."""
+    photos, masks = tmp_path / "warehouse/photos", tmp_path / "warehouse/masks"
+    write_files(photos, "train/a_rgb.jpg", "train/hall/2/b_rgb.jpg", "train/a_depth.jpg", "test/c_rgb.jpg")
+    write(masks / "train/a_mask.png", np.array([[0, 1, 2, 3], [255, 0, 0, 0]]).repeat(2, 0).repeat(2, 1))
+    write(masks / "train/hall/2/b_mask.png", np.full((4, 8), 2))
+    write_files(tmp_path / "warehouse/val", "one.PNG", "night/two.webp", "night/notes.bmp")
+    return tmp_path
+
+
+# --- files and labels ------------------------------------------------------------------------------------------------
+
+
+def test_images_and_labels_are_found_by_their_patterns(load, warehouse):
+    config = load(changed(), SOURCE_TRAIN="warehouse_train", TEST="warehouse_train")
+    for images in (find_source_images(config), find_test_images(config)):
+        assert images.name == "warehouse_train"
+        assert images.names == ("train/a_rgb.jpg", "train/hall/2/b_rgb.jpg")
+        assert images.paths == tuple(warehouse / "warehouse/photos" / name for name in images.names)
+        assert images.label_path(images.paths[1]) == warehouse / "warehouse/masks/train/hall/2/b_mask.png"
+        assert images.read_label(0).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2 + [[255, 255] + [0] * 6] * 2
+        assert (images.read_label(1) == 2).all()
+        assert (images.skip_mismatched, images.balanced_block) == (False, 0)
+    assert find_taxonomy(config).names == tuple(CLASSES)
+    again = pickle.loads(pickle.dumps(images))  # for loader processes that are not forked
+    assert np.array_equal(again.read_label(0), images.read_label(0))
+
+
+def test_a_target_is_given_without_its_labels(load, warehouse):
+    for path in (warehouse / "warehouse/masks").rglob("*.png"):
+        path.unlink()
+    images = find_target_images(load(changed(), TARGET_TRAIN="warehouse_train"))
+    assert (len(images), images.label_path, images.label_table) == (2, None, None)
+
+
+def test_a_split_without_labels_takes_every_image(load, warehouse):
+    config = load(changed(), TEST="warehouse_val", SOURCE_TRAIN="warehouse_val")
+    images = find_test_images(config)
+    assert images.names == ("night/notes.bmp", "night/two.webp", "one.PNG")
+    assert images.label_path is None
+    with pytest.raises(UserError, match=r"DATASETS\.SOURCE_TRAIN warehouse_val has no labels"):
+        find_source_images(config)
+
+
+def test_labels_missing_and_values_unknown_are_named(load, warehouse):
+    mask = warehouse / "warehouse/masks/train/a_mask.png"
+    config = load(changed(), SOURCE_TRAIN="warehouse_train")
+    write(mask, np.array([[0, 4, 4, 9]]).repeat(4, 0))
+    with pytest.raises(UserError, match=r"a_mask\.png holds values that .*: 4 \(8 pixels\), 9 \(4 pixels\)"):
+        find_source_images(config).read_label(0)
+    mask.unlink()
+    with pytest.raises(UserError, match=r"SOURCE_TRAIN warehouse_train: 1 of 2 label files .* first is .*a_mask\.png"):
+        find_source_images(config)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ignore", "values", "indices"),
+    [
+        (None, None, [0, 1, 2, 3, 255], [0, 1, 2, 3, 255]),
+        (None, [4, 255], [0, 1, 2, 3, 4], [0, 1, 2, 3, 255]),
+        (None, "rest", [0, 3, 4, 99, 254], [0, 3, 255, 255, 255]),
+        ({7: "robot", 20: "floor", 21: "floor", 254: "shelf"}, [0], [7, 20, 21, 254, 0, 255], [3, 0, 0, 1, 255, 255]),
+    ],
+)
+def test_label_values(load, warehouse, labels, ignore, values, indices):
+    config = load(changed(labels=labels, ignore=ignore), SOURCE_TRAIN="warehouse_train")
+    write(warehouse / "warehouse/masks/train/a_mask.png", np.array([values]))
+    assert find_source_images(config).read_label(0).tolist() == [indices]
+
+
+@pytest.mark.parametrize(
+    ("split", "files", "pairs"),
+    [
+        # no pattern: the image's path with the ending .png
+        ({"images": "x", "labels": "y"}, ["x/a.jpg", "x/s/b.c.png"], {"a.jpg": "y/a.png", "s/b.c.png": "y/s/b.c.png"}),
+        ({"images": "x", "labels": "y", "label_pattern": "m/*.bmp"}, ["x/s/a.jpg"], {"s/a.jpg": "y/m/s/a.bmp"}),
+        ({"images": "x", "labels": "y", "pattern": "*_c.jpg"}, ["x/a_c.jpg", "x/a_d.jpg"], {"a_c.jpg": "y/a_c.png"}),
+        ({"images": "x", "labels": "y", "pattern": "t/*", "label_pattern": "*"}, ["x/t/a.jpg"], {"t/a.jpg": "y/a.jpg"}),
+        # images and labels in one folder: what is a label is no image
+        ({"images": "x", "labels": "x"}, ["x/a.jpg", "x/a.png"], {"a.jpg": "x/a.png"}),
+        (
+            {"images": "x", "labels": "x", "label_pattern": "*_mask.png"},
+            ["x/a.png", "x/a_mask.png", "x/s/b.png", "x/s/b_mask.png"],
+            {"a.png": "x/a_mask.png", "s/b.png": "x/s/b_mask.png"},
+        ),
+        ({"images": "x", "labels": "x/masks"}, ["x/a.png", "x/masks/a.png"], {"a.png": "x/masks/a.png"}),
+        # characters that mean something to globs, and hidden files
+        (
+            {"images": "x", "pattern": "[1]/*?.png"},
+            ["x/[1]/a?.png", "x/1/a?.png", "x/[1]/ab.png"],
+            {"[1]/a?.png": None},
+        ),
+        ({"images": "x"}, ["x/a.png", "x/.a.png"], {"a.png": None}),
+    ],
+)
+def test_layouts(load, tmp_path, split, files, pairs):
+    write_files(tmp_path, *files)
+    images = find_images(load(changed(splits={"all": split}), TEST="warehouse_all"), "TEST")
+    assert set(images.names) == pairs.keys()
+    for path, name in zip(images.paths, images.names, strict=True):
+        expected = None if pairs[name] is None else tmp_path / pairs[name]
+        assert (images.label_path and images.label_path(path)) == expected
+
+
+def test_folders_may_be_absolute(load, tmp_path):
+    write_files(tmp_path / "elsewhere", "x/a.png", "y/a.png")
+    split = {"images": str(tmp_path / "elsewhere/x"), "labels": str(tmp_path / "elsewhere/y")}
+    config = load(changed(splits={"all_of_it": split}), TEST="warehouse_all_of_it")
+    images = find_test_images(config)
+    assert (images.names, len(images)) == (("a.png",), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("warehouse_test", r"warehouse has no split 'test'; known are warehouse_train, warehouse_val$"),
+        ("warehouse_train", r"folder of images .*warehouse/photos does not exist$"),
+        ("warehouse_val", r"no image \(\.jpg, .*\) below .*warehouse/val$"),
+        ("depot_train", r"'depot_train' is not a data set.*cityscapes, .*, warehouse, or folder:PATH"),
+    ],
+)
+def test_what_is_not_there(load, tmp_path, name, message):
+    (tmp_path / "warehouse/val").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"^DATASETS\.TARGET_TRAIN .*{message}"):
+        find_target_images(load(changed(), TARGET_TRAIN=name))
+
+
+def test_no_file_fits_the_pattern(load, tmp_path):
+    write_files(tmp_path / "warehouse/photos", "train/_rgb.jpg", "train/a.jpg", "b_rgb.jpg")
+    with pytest.raises(UserError, match=r"no train/\*_rgb\.jpg below .*warehouse/photos"):
+        find_target_images(load(changed(), TARGET_TRAIN="warehouse_train"))
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_set_with_everything_given(load):
+    custom = changed(
+        colours={"floor": [128, 64, 128], "robot": [220, 20, 60]},
+        paste=["robot", "person"],
+        partners={"person": ["robot", "shelf"]},
+    )
+    taxonomy = find_taxonomy(load(custom, SOURCE_TRAIN="warehouse_train"))
+    assert taxonomy.paste_classes() == (3, 2)
+    assert [taxonomy.partners(index) for index in range(4)] == [(), (), (3, 1), ()]
+    palette = taxonomy.palette()
+    assert (palette[0].tolist(), palette[3].tolist()) == ([128, 64, 128], [220, 20, 60])
+    assert len(np.unique(palette[:4], axis=0)) == 4  # not the usual colour of a person, which the robot has
+    assert not palette[4:].any()
+
+
+def test_a_class_set_with_names_only(load):
+    taxonomy = find_taxonomy(load(changed(classes=["pole", "sign", "person", "x"]), TARGET_TRAIN="warehouse_train"))
+    assert taxonomy.paste_classes() == ()
+    assert taxonomy.partners(0) == ()
+    palette = taxonomy.palette()
+    assert palette[2].tolist() == [220, 20, 60]  # as everywhere
+    assert len(np.unique(palette[:5], axis=0)) == 5  # and none is black
+
+
+def test_the_classes_of_cityscapes_bring_what_belongs_to_them(load):
+    custom = {"town": {"classes": list(CITYSCAPES_19.names), "splits": {"all": {"images": "town"}}}}
+    config = load(custom, 19, TARGET_TRAIN="town_all", SOURCE_TRAIN="gta5_train")
+    assert find_taxonomy(config) == CITYSCAPES_19
+    custom["town"] |= {"paste": ["train"], "partners": {}}
+    taxonomy = find_taxonomy(load(custom, 19, TARGET_TRAIN="town_all", SOURCE_TRAIN="gta5_train"))
+    assert [taxonomy.names[index] for index in taxonomy.paste_classes()] == ["train"]
+    assert not any(taxonomy.partners(index) for index in range(19))
+
+
+def test_all_data_sets_of_a_config_must_have_the_same_classes(load):
+    other = {"classes": ["floor", "person", "shelf", "robot"], "splits": {"all": {"images": "x"}}}
+    custom = changed() | {"depot": other}
+    message = (
+        r"^DATASETS\.TARGET_TRAIN warehouse_train and DATASETS\.SOURCE_TRAIN depot_all must have the same classes, "
+        r"but class 1 is 'shelf' in the first, 'person' in the second$"
+    )
+    with pytest.raises(UserError, match=message):
+        find_taxonomy(load(custom, TARGET_TRAIN="warehouse_train", SOURCE_TRAIN="depot_all"))
+    with pytest.raises(UserError, match=r"TEST depot_all and DATASETS\.SOURCE_TRAIN warehouse_val"):
+        find_taxonomy(load(custom, TARGET_TRAIN="folder:x", SOURCE_TRAIN="warehouse_val", TEST="depot_all"))
+    with pytest.raises(UserError, match=r"NUM_CLASSES is 19, but DATASETS\.SOURCE_TRAIN depot_all has 4"):
+        find_taxonomy(load(custom, 19, TARGET_TRAIN="cityscapes_train", SOURCE_TRAIN="depot_all"))
+    custom["depot"]["classes"] = CLASSES
+    config = load(custom, TARGET_TRAIN="warehouse_train", SOURCE_TRAIN="depot_all", TEST="depot_all")
+    assert find_taxonomy(config).names == tuple(CLASSES)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+W = r"DATASETS\.CUSTOM\.warehouse"
+MISTAKES = {
+    # the section and its names
+    "no section": ([1], r"DATASETS\.CUSTOM must hold NAME: VALUE pairs"),
+    "text": ("warehouse", r"DATASETS\.CUSTOM must hold NAME: VALUE pairs, not 'warehouse'"),
+    "underscore": ({"ware_house": WAREHOUSE}, r"DATASETS\.CUSTOM\.ware_house: .*letters, digits and hyphens"),
+    "number": ({7: WAREHOUSE}, r"DATASETS\.CUSTOM\.7: .*letters, digits and hyphens.*not 7"),
+    "slash": ({"a/b": WAREHOUSE}, r"DATASETS\.CUSTOM\.a/b: "),
+    "built in": ({"gta5": WAREHOUSE}, r"DATASETS\.CUSTOM\.gta5: .*built-in"),
+    "no fields": ({"warehouse": None}, rf"{W} must hold NAME: VALUE pairs, not None"),
+    "list": ({"warehouse": ["a"]}, rf"{W} must hold NAME: VALUE pairs"),
+    "unknown field": (changed(colors={}), rf"{W}\.colors is unknown; did you mean colours\?"),
+    "number as field": ({"warehouse": WAREHOUSE | {3: 4}}, rf"{W}\.3 is unknown"),
+    # classes
+    "no classes": (changed(classes=None), rf"{W}\.classes is missing"),
+    "empty classes": ({"warehouse": WAREHOUSE | {"classes": None}}, rf"{W}\.classes is missing"),
+    "classes as text": (changed(classes="floor, shelf"), rf"{W}\.classes must be a list of names"),
+    "one class": (changed(classes=["floor"]), rf"{W}\.classes must be 2 to 254 names, not 1"),
+    "many classes": (changed(classes=[f"c{n}" for n in range(255)]), rf"{W}\.classes must be 2 to 254 names, not 255"),
+    "class twice": (changed(classes=["a", "b", "a"]), rf"{W}\.classes names 'a' twice"),
+    "class on": (changed(classes=["a", True]), rf"{W}\.classes: a name is text, in quotes .*not True"),
+    "class without a name": (changed(classes=["a", " "]), rf"{W}\.classes: a name is text"),
+    # colours, paste, partners
+    "colour of none": (changed(colours={"flor": [1, 2, 3]}), rf"{W}\.colours: 'flor' is not .*did you mean 'floor'\?"),
+    "colour 256": (
+        changed(colours={"floor": [0, 256, 0]}),
+        rf"{W}\.colours\.floor must be .*0 to 255, not \[0, 256, 0",
+    ),
+    "colour -1": (changed(colours={"floor": [0, -1, 0]}), rf"{W}\.colours\.floor"),
+    "colour 0.5": (changed(colours={"floor": [0, 0.5, 0]}), rf"{W}\.colours\.floor"),
+    "colour True": (changed(colours={"floor": [0, True, 0]}), rf"{W}\.colours\.floor"),
+    "two channels": (changed(colours={"floor": [0, 0]}), rf"{W}\.colours\.floor"),
+    "colour red": (changed(colours={"floor": "red"}), rf"{W}\.colours\.floor .*not 'red'"),
+    "colours in a row": (changed(colours=[[0, 0, 0]]), rf"{W}\.colours must hold"),
+    "paste of none": (changed(paste=["person", "robots"]), rf"{W}\.paste: 'robots' is not .*did you mean 'robot'\?"),
+    "paste as text": (changed(paste="person"), rf"{W}\.paste must be a list"),
+    "paste twice": (changed(paste=["person", "person"]), rf"{W}\.paste names 'person' twice"),
+    "partners of none": (changed(partners={"dog": ["robot"]}), rf"{W}\.partners: 'dog' is not one of the classes$"),
+    "no such partner": (changed(partners={"person": ["dog"]}), rf"{W}\.partners\.person: 'dog' is not"),
+    "partner as text": (changed(partners={"person": "robot"}), rf"{W}\.partners\.person must be a list"),
+    "its own partner": (changed(partners={"person": ["person"]}), rf"{W}\.partners\.person names the class itself"),
+    # label values
+    "label of none": (changed(labels={0: "flor"}), rf"{W}\.labels\.0: 'flor' is not .*did you mean 'floor'\?"),
+    "label of a list": (changed(labels={0: ["floor"]}), rf"{W}\.labels\.0: \['floor'\] is not"),
+    "label 256": (changed(labels={256: "floor"}), rf"{W}\.labels\.256: .*0 to 255"),
+    "label -1": (changed(labels={-1: "floor"}), rf"{W}\.labels\.-1: "),
+    "label as text": (changed(labels={"0": "floor"}), rf"{W}\.labels\.0: .*whole number"),
+    "label True": (changed(labels={True: "floor"}), rf"{W}\.labels\.True: .*whole number"),
+    "label 255": (changed(labels={255: "floor"}), rf"{W}\.labels\.255: 255 always means no class"),
+    "the wrong way round": (changed(labels={"floor": 0}), rf"{W}\.labels\.floor: .*whole number"),
+    "labels in a row": (changed(labels=["floor"]), rf"{W}\.labels must hold"),
+    "no label": (changed(labels={}), rf"{W}\.labels must give the class"),
+    "ignore 256": (changed(ignore=[256]), rf"{W}\.ignore must be a list .*not \[256\]"),
+    "ignore a number": (changed(ignore=4), rf"{W}\.ignore must be a list .*not 4"),
+    "ignore a word": (changed(ignore="others"), rf"{W}\.ignore must be a list .*or rest, not 'others'"),
+    "ignore a class": (changed(ignore=[255, 3]), rf"{W}\.ignore: 3 is the label value of 'robot'"),
+    # splits
+    "no splits": (changed(splits=None), rf"{W}\.splits is missing"),
+    "empty splits": (changed(splits={}), rf"{W}\.splits must name at least one"),
+    "splits in a row": (changed(splits=["train"]), rf"{W}\.splits must hold"),
+    "split as text": (changed(splits={"train": "photos"}), rf"{W}\.splits\.train must hold .*not 'photos'"),
+    "split on": (changed(splits={True: TRAIN}), rf"{W}\.splits\.True: a split's name"),
+    "split a/b": (changed(splits={"a/b": TRAIN}), rf"{W}\.splits\.a/b: a split's name"),
+    "no images": (with_split(images=None), rf"{W}\.splits\.train\.images is missing"),
+    "images a number": (with_split(images=3), rf"{W}\.splits\.train\.images must be text, not 3"),
+    "images empty": (with_split(images=""), rf"{W}\.splits\.train\.images must be text, not ''"),
+    "unknown part": (with_split(label="x"), rf"{W}\.splits\.train\.label is unknown; did you mean labels\?"),
+    "no star": (with_split(pattern="train.jpg"), rf"{W}\.splits\.train\.pattern must hold exactly one \*"),
+    "two stars": (with_split(pattern="**/a.jpg"), rf"{W}\.splits\.train\.pattern must hold exactly one \*"),
+    "no star in labels": (with_split(label_pattern="a.png"), rf"{W}\.splits\.train\.label_pattern must hold exactly"),
+    "two stars in labels": (
+        with_split(label_pattern="*/*.png"),
+        rf"{W}\.splits\.train\.label_pattern must hold exactly",
+    ),
+    "pattern from the root": (with_split(pattern="/a/*"), rf"{W}\.splits\.train\.pattern must be a path below"),
+    "pattern from above": (
+        with_split(label_pattern="../*"),
+        rf"{W}\.splits\.train\.label_pattern must be a path below",
+    ),
+    "labels left out": (
+        with_split(labels=None),
+        rf"{W}\.splits\.train\.label_pattern needs `labels`",
+    ),
+    "labels are images": (
+        with_split(labels="warehouse/photos", label_pattern="train/*_rgb.jpg"),
+        rf"{W}\.splits\.train\.label_pattern is the images' own",
+    ),
+}
+
+
+@pytest.mark.parametrize(("custom", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_every_mistake_is_one_line_with_file_and_key(load, custom, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(custom)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).split(": ")[0].endswith("some.yaml")
+    assert len(str(caught.value)) < 400
+
+
+def test_label_files_of_three_channels_are_refused(load, warehouse):
+    cv2.imwrite(str(warehouse / "warehouse/masks/train/a_mask.png"), np.zeros((4, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"a_mask\.png is 8-bit with 3 channels"):
+        find_source_images(load(changed(), SOURCE_TRAIN="warehouse_train")).read_label(0)
+
+
+# --- in the programs --------------------------------------------------------------------------------------------------
+
+
+def test_cityscapes_described_by_the_config_adapts_and_evaluates_as_cityscapes_does(cityscapes_root, write_config):
+    files = {"images": "cityscapes/leftImg8bit", "labels": "cityscapes/gtFine"}
+    town = {
+        "classes": list(CITYSCAPES_19.names),
+        "labels": {value: name for name, value in LABEL_IDS.items()},
+        "ignore": "rest",
+        "splits": {
+            part: files | {"pattern": f"{part}/*_leftImg8bit.png", "label_pattern": f"{part}/*_gtFine_labelIds.png"}
+            for part in ("train", "val")
+        },
+    }
+    weights, scores = [], []
+    for name in ("cityscapes", "town"):
+        config = write_config(
+            cityscapes_root,
+            **{"DATASETS.CUSTOM": {"town": town}, "DATASETS.SOURCE_TRAIN": f"{name}_train", "SOLVER.STOP_ITER": 1},
+            **{"DATASETS.TARGET_TRAIN": f"{name}_train", "DATASETS.TEST": f"{name}_val"},
+        )
+        out = cityscapes_root / name
+        assert adapt(["-cfg", str(config), "OUTPUT_DIR", str(out)]) == 0
+        weights.append(torch.load(out / "model_iter000001.pth", weights_only=True)["classifier"])
+        assert evaluate(["-cfg", str(config), "OUTPUT_DIR", str(out)]) == 0
+        scores.append((out / f"test_{name}_val.csv").read_text())
+        assert load_config(out / "config.yaml").DATASETS == load_config(config).DATASETS
+    assert scores[0] == scores[1]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+# --- as a part of the config -----------------------------------------------------------------------------------------
+
+FULL = changed(
+    colours={"floor": [128, 64, 128]},
+    paste=["person", "robot"],
+    partners={"person": ["robot"]},
+    labels={0: "floor", 10: "shelf", 11: "person", 12: "robot"},
+    ignore=[255, 4],
+)
+
+
+def test_a_config_is_written_and_read_again_equal(load, tmp_path):
+    config = load(FULL | {"second-2": FULL["warehouse"] | {"ignore": "rest"}}, SOURCE_TRAIN="warehouse_train")
+    (tmp_path / "again.yaml").write_text(config.dump(), encoding="utf-8")
+    again = load_config(tmp_path / "again.yaml")
+    assert again == config
+    assert again.dump() == config.dump()
+    assert list(again.DATASETS.CUSTOM) == ["second-2", "warehouse"]
+    assert again.DATASETS.CUSTOM.warehouse.labels == {0: "floor", 10: "shelf", 11: "person", 12: "robot"}
+    assert find_taxonomy(again) == find_taxonomy(config)
+    assert load(FULL, SOURCE_TRAIN="warehouse_train") != config
+    assert "12: robot" in str(config)
+
+
+def test_the_defaults_stay_empty_and_a_config_is_frozen_throughout(load):
+    config = load(FULL)
+    assert cfg.DATASETS.CUSTOM == {}
+    with pytest.raises(AttributeError):
+        config.DATASETS.CUSTOM.warehouse.classes = ("a", "b")
+    with pytest.raises(AttributeError):
+        config.DATASETS.CUSTOM.other = FULL["warehouse"]
+    assert config.DATASETS.CUSTOM.warehouse.classes == tuple(CLASSES)  # no list that could be added to
+    for copied in (config.clone(), pickle.loads(pickle.dumps(config))):
+        assert copied == config
+        copied.defrost()
+        copied.DATASETS.CUSTOM.warehouse.classes = ("a", "b")
+        assert config.DATASETS.CUSTOM.warehouse.classes == tuple(CLASSES)
+
+
+def test_a_clone_still_checks_what_is_merged_into_it(load, tmp_path):
+    config = load(FULL).clone()
+    config.defrost()
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": {"depot": {"clases": []}}}}))
+    with pytest.raises(UserError, match=r"more\.yaml: DATASETS\.CUSTOM\.depot\.clases is unknown"):
+        config.merge_from_file(str(tmp_path / "more.yaml"))
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": {"depot": WAREHOUSE}}}))
+    config.merge_from_file(str(tmp_path / "more.yaml"))
+    assert list(config.DATASETS.CUSTOM) == ["warehouse", "depot"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("DATASETS.CUSTOM.warehouse.paste", "[robot]"),
+            r"command line: DATASETS\.CUSTOM\.warehouse\.paste .*yaml file",
+        ),
+        (("DATASETS.CUSTOM.depot.paste", "[robot]"), r"command line: DATASETS\.CUSTOM\.depot\.paste .*yaml file"),
+        (("DATASETS.CUSTOM", "{}"), r"command line: DATASETS\.CUSTOM .*yaml file"),
+        (("DATASETS.CUSTM", "{}"), r"unknown option DATASETS\.CUSTM; did you mean DATASETS\.CUSTOM\?"),
+    ],
+)
+def test_the_command_line_does_not_reach_it(load, tmp_path, options, message):
+    load(FULL)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "some.yaml", options)
+
+
+def test_other_sections_stay_closed(load, tmp_path):
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTM": FULL}}))
+    with pytest.raises(UserError, match=r"unknown option DATASETS\.CUSTM\.warehouse"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("DATASETS:\n  CUSTOM:\n    # nothing yet\n")
+    assert load_config(tmp_path / "empty.yaml").DATASETS.CUSTOM == {}

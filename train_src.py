@@ -1,0 +1,23 @@
+"""Train a source model on labelled images (DeepLabV2, optionally with DSU: Li et al., ICLR 2022)."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from core.sourcetraining.program import train_source
+from core.utils.program import config_parser, run_program
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code."""
+    parser = config_parser(__doc__, "python train_src.py -cfg configs/camvid_day_src.yaml OUTPUT_DIR results/day/")
+    parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
+
+    def body(args: Namespace) -> None:
+        train_source(args.config_file, args.options, skip_test=args.skip_test)
+
+    return run_program(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
