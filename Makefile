@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: test lint setup
+.PHONY: demo demo-clean test lint setup
 
 # the environment, made again when a list of requirements changes
 $(VENV)/.ready: requirements.txt requirements-dev.txt
@@ -17,3 +17,10 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+# toy domains drawn, a source model trained and adapted, a table and a picture: about ten minutes on two cores
+demo: setup
+	$(VENV)/bin/python -m tools.demo
+
+demo-clean:
+	rm -rf demo

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from core.configs import cfg
 from core.datasets.transforms import Normalise, to_tensor
@@ -73,6 +74,19 @@ def make_cityscapes(root, train=6, val=3):
     return Path(root)
 
 
+def make_gta5(root, count=6, mismatched=()):
+    """A GTA5 tree below `root`/gta5 with palette labels; those of the images numbered `mismatched` lack a row."""
+    for number in range(count):
+        image, labels = draw_scene(3000 + number)
+        write_png(Path(root) / f"gta5/images/{number:05d}.png", image)
+        label = Image.fromarray(labels[number in mismatched :])
+        label.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+        path = Path(root) / f"gta5/labels/{number:05d}.png"
+        path.parent.mkdir(exist_ok=True)
+        label.save(path)
+    return Path(root)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """As in a loader's worker; several threads on tiny tensors are many times as slow where others work, too."""
@@ -83,6 +97,12 @@ def one_thread():
 def make_cityscapes_fixture():
     """The function make_cityscapes(root, train=6, val=3), for fixtures of a wider scope."""
     return make_cityscapes
+
+
+@pytest.fixture(scope="session", name="make_gta5")
+def make_gta5_fixture():
+    """The function make_gta5(root, count=6, mismatched=())."""
+    return make_gta5
 
 
 @pytest.fixture(scope="session", name="write_png")

@@ -1,8 +1,14 @@
-"""The poly schedule."""
+"""The poly schedule, and steps with a bounded gradient."""
+
+import copy
 
 import pytest
+import torch
+from torch import nn
 
-from core.solver import poly_lr
+from core.configs import cfg
+from core.models.deeplab import Segmentor
+from core.solver import Solver, poly_lr
 
 
 def test_poly_lr_of_hand_values():
@@ -10,3 +16,78 @@ def test_poly_lr_of_hand_values():
     rates = [poly_lr(i, 0.1, 100) for i in (0, 25, 50, 100)]
     assert rates == pytest.approx([0.1, 0.0771890, 0.0535887, 0], rel=1e-5)
     assert poly_lr(25, 8.0, 100, power=2) == pytest.approx(8 * 0.5625)
+
+
+def test_the_rate_stays_0_beyond_max_iter():
+    assert poly_lr(101, 0.1, 100) == 0
+
+
+# --- CLIP_GRAD -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Segmentor(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+
+
+def moves_of(model, clip, scale=1.0, groups=2):
+    """By how much one step of rate 1 (and 10), without momentum and decay, moves the parameters: (−gradient, norm).
+
+    The classifier's tenfold rate is taken out. `scale` multiplies the loss; of one group (0 of 2) only the first
+    part has a gradient.
+    """
+    model, options = copy.deepcopy(model), cfg.SOLVER.clone()
+    options.BASE_LR, options.MOMENTUM, options.WEIGHT_DECAY, options.CLIP_GRAD = 1.0, 0.0, 0.0, clip
+    start = [p.detach().clone() for p in model.parameters()]
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    outputs = model(images) if groups == 2 else model.feature_extractor(images)
+    Solver(model, options).step(scale * outputs.square().mean(), 0)
+    factors = (1, 1, 10, 10)
+    moved = [(p.detach() - old) / factor for p, old, factor in zip(model.parameters(), start, factors, strict=True)]
+    return torch.cat([part.flatten() for part in moved])
+
+
+def test_the_bound_is_of_the_norm_over_all_parameters_and_keeps_the_direction(model):
+    free = moves_of(model, 0.0)
+    norm = free.norm().item()
+    assert norm > 0.1
+    bound = norm / 3
+    clipped = moves_of(model, bound)
+    assert clipped.norm().item() == pytest.approx(bound, rel=1e-3)
+    assert torch.allclose(clipped, free / 3, rtol=1e-3, atol=1e-5)
+    backbone = sum(p.numel() for p in model.feature_extractor.parameters())
+    assert free[:backbone].norm() < bound * 3  # neither part alone has this norm
+    assert clipped[:backbone].norm().item() == pytest.approx(free[:backbone].norm().item() / 3, rel=1e-3)
+
+
+def test_however_large_the_gradient_the_bound_holds(model):
+    assert moves_of(model, 0.5, scale=1e4).norm().item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_below_the_bound_nothing_changes(model):
+    free = moves_of(model, 0.0)
+    assert torch.equal(moves_of(model, free.norm().item() * 1.01), free)
+
+
+def test_0_is_no_bound(model):
+    assert torch.allclose(moves_of(model, 0.0, scale=1e4), 1e4 * moves_of(model, 0.0), rtol=1e-2)
+    assert cfg.SOLVER.CLIP_GRAD == 0
+
+
+def test_parameters_without_a_gradient_do_not_matter(model):
+    moved = moves_of(model, 0.01, groups=1)
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_momentum_and_decay_come_after_the_bound(model):
+    """They are added to the bounded gradient: with both, the move of a first step is −(g/3 + decay · p)."""
+    free = moves_of(model, 0.0)
+    options = cfg.SOLVER.clone()
+    options.BASE_LR, options.WEIGHT_DECAY, options.CLIP_GRAD = 1.0, 0.5, free.norm().item() / 3
+    start = torch.cat([p.detach().flatten() for p in model.feature_extractor.parameters()])
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    Solver(model, options).step(model(images).square().mean(), 0)
+    end = torch.cat([p.detach().flatten() for p in model.feature_extractor.parameters()])
+    expected = start + free[: len(start)] / 3 - 0.5 * start
+    assert torch.allclose(end, expected, rtol=1e-3, atol=1e-4)

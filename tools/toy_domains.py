@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,11 +23,11 @@ from core.datasets.cityscapes import label_path
 from core.datasets.images import write_label
 from core.utils.errors import UserError
 from core.utils.files import make_folder
-from core.utils.program import run_program
+from core.utils.program import Parser, run_program
 from tools.toy_canvas import Tone
 from tools.toy_scenes import Style, draw_scene
 
-SHIFT = 1.0  # how far the target's camera and weather are from the source's: 0 not at all, 1 as in TARGET_CAMERA
+SHIFT = 0.5  # how far the target's camera and weather are from the source's: 0 not at all, 1 as in TARGET_CAMERA
 
 SIZE = (512, 256)  # width, height, px
 LEAST_SIZE = (64, 32)
@@ -187,9 +187,7 @@ def draw_domains(
             for task in tasks:
                 draw(task)
         else:
-            # spawned, for a fork of a process in which torch has started threads may hang
-            with ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupts) as pool:
-                list(pool.map(draw, tasks, chunksize=4))
+            _draw_in_processes(draw, tasks, workers)
         for name, part in partials.items():
             part.rename(folder / name)
     except OSError as error:
@@ -214,13 +212,14 @@ def _claim(folder: Path) -> Path:
     """Make the folder unless it is there.
 
     Raises:
-        UserError: it is a file, cannot be written to, or holds a toy domain.
+        UserError: it is a file, cannot be written to, or holds a toy domain, be it one in the making.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
     for name in DOMAINS:
-        if (folder / name).exists():
-            raise UserError(f"{folder / name} is there already; remove it or choose another folder")
+        for made in (folder / name, folder / f"{name}.partial"):
+            if made.exists():
+                raise UserError(f"{made} is there already; remove it or choose another folder")
     return make_folder(folder, "OUT")
 
 
@@ -236,9 +235,21 @@ def _tasks(partials: Mapping[str, Path], counts: Mapping[str, Mapping[str, int]]
             yield from ((domain, split, number, name) for number, name in enumerate(names))
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which reaches every process, to the one that started the others and ends them in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _draw_in_processes(draw: Callable[[tuple], None], tasks: list[tuple], workers: int) -> None:
+    # spawned, for a fork of a process in which torch has started threads may hang
+    with ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupts) as pool:
+        try:
+            list(pool.map(draw, tasks, chunksize=4))
+        except KeyboardInterrupt:
+            before = _ignore_interrupts()  # a second Ctrl-C would leave the processes behind
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGINT, before)
+            raise
+
+
+def _ignore_interrupts():
+    """Leave Ctrl-C, which reaches every process, to the one that started the others; returns the handler before."""
+    return signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _draw_file(task: tuple, seed: int, size: tuple[int, int]) -> None:
@@ -250,18 +261,13 @@ def _draw_file(task: tuple, seed: int, size: tuple[int, int]) -> None:
     write_label(label_path(path), label)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; try --help")
-
-
 def _size(text: str) -> tuple[int, int]:
     width, height = text.lower().split("x")
     return int(width), int(height)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.toy_domains",
         description=__doc__.partition("\n")[0],
         epilog="example: python -m tools.toy_domains datasets/toy",

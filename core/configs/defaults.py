@@ -13,7 +13,7 @@ cfg.resume = ""  # checkpoint to start from (train), checkpoint or folder of che
 cfg.SEED = 1  # of every random draw of a run
 
 cfg.MODEL = Config()
-cfg.MODEL.NAME = "deeplab_resnet101"  # deeplab_resnet18 | 34 | 50 | 101
+cfg.MODEL.NAME = "deeplab_resnet101"  # deeplab_resnet18 | 34 | 50 | 101; module:function: a network of your own
 cfg.MODEL.NUM_CLASSES = 19
 cfg.MODEL.WEIGHTS = ""  # ImageNet weights (torchvision's resnet*.pth), used only without `resume`; empty: random
 cfg.MODEL.FREEZE_BN = False  # batch norm as a fixed affine map

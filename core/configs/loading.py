@@ -30,7 +30,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 def check_config(config: Config) -> None:
     """Raise UserError for the first option outside its range."""
-    _one_of(config, "MODEL.NAME", MODEL_NAMES)
+    if ":" not in config.MODEL.NAME:  # else module:function, which makes the user's own network
+        _one_of(config, "MODEL.NAME", MODEL_NAMES)
     _one_of(config, "DTU.PROXY_METRIC", ("SND", "ENT"))
     _one_of(config, "TCR.MIX_SAMPLING", ("confidence", "uniform"))
     _one_of(config, "SOLVER.LR_METHOD", ("poly",))
@@ -77,6 +78,10 @@ def check_config(config: Config) -> None:
         _within(config, f"SOLVER.{key}", 0, None)
     if 0 in config.INPUT.PIXEL_STD:
         raise UserError(f"INPUT.PIXEL_STD must not hold 0: {config.INPUT.PIXEL_STD}")
+
+
+def check_paste_lag(config: Config) -> None:
+    """Raise UserError if an adaptation's workers would run ahead of the paste probabilities."""
     ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
     if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
         raise UserError(

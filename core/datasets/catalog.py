@@ -85,7 +85,8 @@ def find_images(config, key: str) -> ImageSet:
     name = config.DATASETS[key]
     where = f"DATASETS.{key}"
     if not name:
-        raise UserError(f"{where} is empty; set it to a data set, or to folder:PATH for any images")
+        unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
+        raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
     if name.startswith(FOLDER_PREFIX):
         return _find_folder(name, where)
     entry, split = _find_entry(config, key)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,8 +53,7 @@ class Loader:
     def __init__(self, dataset: Dataset, collate: Callable, workers: int, **options):
         if workers:
             options |= {"prefetch_factor": PREFETCH_FACTOR}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is fine
+        with _many_workers():
             self._loader = DataLoader(
                 _Guarded(dataset), num_workers=workers, collate_fn=_GuardedCollate(collate), **options
             )
@@ -62,10 +62,20 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
-        for batch in self._loader:
+        with _many_workers():
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+@contextmanager
+def _many_workers() -> Iterator[None]:
+    """Without the warning that there are more workers than cores, which is fine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class FullViews(Dataset):

@@ -141,7 +141,3 @@ class FeatureExtractor(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """B×3×H×W normalised image → B×512×⌈H/8⌉×⌈W/8⌉ features of layer4 (2048 channels for ResNet-50 and 101)."""
         return self.backbone(image)
-
-    def dead_channels(self) -> int:
-        """Channels of frozen batch norms without variance."""
-        return sum(m.dead_channels() for m in self.modules() if isinstance(m, FrozenBatchNorm))

@@ -1,10 +1,14 @@
 """Networks from a config."""
 
-import torch
+import importlib
 
-from core.models.backbone import ARCHITECTURES, FeatureExtractor
+import torch
+from torch import nn
+
+from core.models.backbone import ARCHITECTURES, FeatureExtractor, FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
+from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
 
@@ -20,8 +24,15 @@ def build_classifier(cfg) -> AtrousClassifier:
 
 
 def build_model(cfg) -> Segmentor:
-    """Both, as one module in channels-last layout, on the CPU, randomly initialised."""
-    model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
+    """Both, as one module in channels-last layout, on the CPU, randomly initialised.
+
+    Raises:
+        UserError: MODEL.NAME is `module:function`, and that is not a function that gives two modules.
+    """
+    if ":" in cfg.MODEL.NAME:
+        model = Segmentor(*_build_own_network(cfg))
+    else:
+        model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -48,9 +59,24 @@ def load_model(cfg, device: torch.device, uncertain: bool = False) -> Segmentor:
 
 def log_dead_channels(model: Segmentor) -> None:
     """One line that counts the channels of frozen batch norms without variance, if there are any."""
-    dead = model.feature_extractor.dead_channels()
+    dead = sum(module.dead_channels() for module in model.modules() if isinstance(module, FrozenBatchNorm))
     if dead:
         LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)
+
+
+def _build_own_network(cfg) -> tuple[nn.Module, nn.Module]:
+    """What the user's function that MODEL.NAME names makes of the config."""
+    module, _, function = cfg.MODEL.NAME.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"MODEL.NAME {cfg.MODEL.NAME}: {error}; it must be module:function, importable from here"
+        ) from None
+    parts = build(cfg)
+    if not (isinstance(parts, tuple) and len(parts) == 2 and all(isinstance(part, nn.Module) for part in parts)):
+        raise UserError(f"MODEL.NAME {cfg.MODEL.NAME} must return (feature extractor, classifier), two nn.Modules")
+    return parts
 
 
 def _architecture(cfg) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from core.configs import load_config
+from core.configs.loading import check_paste_lag
 from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_target_images
 from core.datasets.images import image_size
@@ -27,6 +28,7 @@ class Adaptation(Experiment):
 
     @classmethod
     def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
+        check_paste_lag(config)
         taxonomy.paste_classes(config.TCR.MIX_CLASSES)
         return {"targets": find_target_images(config)}
 

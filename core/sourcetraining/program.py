@@ -1,7 +1,7 @@
 """The source training program: everything is found, counted and loaded before anything is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_source_images
 from core.datasets.taxonomy import Taxonomy
 from core.experiment import Experiment, run_in_output_folder
+from core.runs import check_folder
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.errors import UserError
@@ -18,10 +19,11 @@ from core.utils.logging import LOGGER, start_logging
 
 @dataclass(frozen=True)
 class SourceTraining(Experiment):
-    """An experiment with the source's images and the statistics of their labels."""
+    """An experiment with the source's images, the statistics of their labels, and lines to log about them."""
 
     sources: ImageSet
-    statistics: LabelStatistics
+    statistics: LabelStatistics | None = None
+    notes: Sequence[str] = ()
 
     UNCERTAIN: ClassVar[bool] = True
 
@@ -32,11 +34,21 @@ class SourceTraining(Experiment):
                 "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
                 "or give `resume` or MODEL.WEIGHTS"
             )
-        sources = find_source_images(config)
-        sources, statistics = usable_pairs(sources, taxonomy, config.DATASETS.ROOT, config.DATALOADER.NUM_WORKERS)
-        return {"sources": sources, "statistics": statistics}
+        return {"sources": find_source_images(config)}
+
+    @classmethod
+    def load(cls, config: Config, skip_test: bool) -> "SourceTraining":
+        """As :meth:`Experiment.load`; labels are counted last, after whatever else could be wrong: it takes minutes."""
+        experiment = super().load(config, skip_test)
+        check_folder(config.OUTPUT_DIR)
+        sources, statistics, notes = usable_pairs(
+            experiment.sources, experiment.taxonomy, config.DATASETS.ROOT, config.DATALOADER.NUM_WORKERS
+        )
+        return replace(experiment, sources=sources, statistics=statistics, notes=notes)
 
     def describe_data(self) -> None:
+        for note in self.notes:
+            LOGGER.info(note)
         LOGGER.info("source images: %d of %s", len(self.sources), self.sources.name)
 
     def describe(self, skip_test: bool) -> None:

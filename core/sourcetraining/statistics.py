@@ -52,14 +52,16 @@ class LabelStatistics:
 
 def usable_pairs(
     images: ImageSet, taxonomy: Taxonomy, root: str | Path, workers: int
-) -> tuple[ImageSet, LabelStatistics]:
-    """The images that can be trained on, and their statistics; classes without a pixel are named in one log line.
+) -> tuple[ImageSet, LabelStatistics, list[str]]:
+    """The images that can be trained on, their statistics, and what to say of them, one line each.
+
+    That is: which pairs were left out, and which classes have no pixel.
 
     Raises:
         UserError: a label that cannot be read or holds unknown values; an image and a label of different size, unless
             the data set is known for them; no labelled pixel at all.
     """
-    statistics = label_statistics(images, len(taxonomy), root, workers)
+    statistics, notes = label_statistics(images, len(taxonomy), root, workers), []
     left_out = statistics.mismatched
     if left_out:
         names = shorten(images.names[index] for index in left_out)
@@ -68,17 +70,16 @@ def usable_pairs(
                 f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
                 "mend or remove these pairs"
             )
-        LOGGER.info(
-            "skipped %d pairs of %s whose image and label differ in size: %s", len(left_out), images.name, names
-        )
+        count = f"{len(left_out)} pair{'s' if len(left_out) > 1 else ''}"
+        notes.append(f"skipped {count} of {images.name} whose image and label differ in size: {names}")
         images = images.restricted(np.delete(np.arange(len(images)), left_out))
         statistics = statistics.without(left_out)
     empty = [name for name, total in zip(taxonomy.names, statistics.pixels.sum(axis=0), strict=True) if not total]
     if len(empty) == len(taxonomy):
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name}: no label holds a pixel of any class")
     if empty:
-        LOGGER.info("no pixel of %s in %s: the model will not learn it", ", ".join(empty), images.name)
-    return images, statistics
+        notes.append(f"no pixel of {', '.join(empty)} in {images.name}: the model will not learn it")
+    return images, statistics, notes
 
 
 def label_statistics(images: ImageSet, num_classes: int, root: str | Path, workers: int) -> LabelStatistics:
@@ -146,7 +147,8 @@ def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> LabelStatistics
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["files"] != key:
             return None
-        pixels = np.array(content["pixels"], dtype=np.int64)
-        return LabelStatistics(pixels, tuple(content["mismatched"])) if pixels.shape == shape else None
-    except (OSError, ValueError, KeyError, TypeError):
+        pixels, mismatched = np.array(content["pixels"], dtype=np.int64), tuple(content["mismatched"])
+        fits = pixels.shape == shape and set(mismatched) <= set(range(len(pixels)))
+        return LabelStatistics(pixels, mismatched) if fits else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

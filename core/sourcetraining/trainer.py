@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,6 +19,7 @@ from core.sourcetraining.statistics import LabelStatistics
 from core.utils.devices import to_device
 
 BALANCED_BLOCK = 3000  # class-balanced draws after which the balance starts anew
+_STEP = 0x5354  # first key of the random stream of steps
 
 
 class SourceTrainer:
@@ -51,6 +53,7 @@ class SourceTrainer:
 
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device."""
+        self._seed_noise()
         labels = to_device(batch.labels, self.device).long()
         self.model.train()
         logits = resize_logits(
@@ -61,6 +64,11 @@ class SourceTrainer:
         self.solver.step(loss, self.iteration)
         self.iteration += 1
         return {"loss": loss.detach()}
+
+    def _seed_noise(self) -> None:
+        """Make the network's own noise (DSU) a function of (SEED, iteration), whatever was evaluated in between."""
+        key = np.random.SeedSequence([self.config.SEED, _STEP, self.iteration])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def run(self) -> None:
         """Train to STOP_ITER, with checkpoints and evaluations on the way."""

@@ -9,14 +9,16 @@ from core.utils.errors import UserError
 from core.utils.logging import stop_logging
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Ends with a UserError, and so with one line, where the arguments are wrong."""
+
     def error(self, message: str):
         raise UserError(f"{message}; try --help")
 
 
 def config_parser(description: str, example: str) -> argparse.ArgumentParser:
     """A parser with `-cfg FILE` (or --config-file) and trailing KEY VALUE pairs, which land in `options`."""
-    parser = _Parser(
+    parser = Parser(
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

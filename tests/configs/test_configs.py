@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from core.configs import cfg, load_config
+from core.configs.loading import check_paste_lag
 from core.utils.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -291,11 +292,12 @@ def test_an_empty_file_and_a_section_without_options_mean_the_defaults(load):
     ],
 )
 def test_workers_must_not_run_ahead_of_the_paste_lag(load, options, allowed):
+    config = load("", *options)  # which is no mistake where nothing is pasted: source training, evaluation
     if allowed:
-        load("", *options)
+        check_paste_lag(config)
         return
     with pytest.raises(UserError, match=r"NUM_WORKERS.*PASTE_LAG"):
-        load("", *options)
+        check_paste_lag(config)
 
 
 def test_the_camvid_experiment_needs_no_gpu_and_names_its_paste_classes():

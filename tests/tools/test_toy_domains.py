@@ -167,6 +167,14 @@ def test_nothing_is_overwritten(tree, tmp_path, capsys):
     assert file.read_text() == "mine"
 
 
+def test_another_run_in_the_making_is_left_alone(tmp_path, capsys):
+    mine = tmp_path / "toy_target.partial" / "mine"
+    mine.mkdir(parents=True)
+    assert main([str(tmp_path)]) == 1
+    assert "toy_target.partial is there already" in capsys.readouterr().err
+    assert mine.is_dir()
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")

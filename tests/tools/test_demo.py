@@ -1,0 +1,118 @@
+"""The demo: its table against scores given by hand, and the whole of it for real, small."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from core.datasets.taxonomy import Taxonomy
+from tools import demo
+
+PAIR = Taxonomy(("road", "sky"))
+
+
+def score(road, sky):
+    return {"IoU_road": road, "IoU_sky": sky, "mIoU": (road + sky) / 2}
+
+
+def test_the_table_holds_every_score_under_its_title_and_says_what_came_back():
+    scores = [score(90, 70), score(50, 10), score(60, 10), score(62, 18)]
+    head, road, sky, mean, gap = demo.table_lines(PAIR, ("home", "source", "fixed", "full"), scores)
+    assert head.split() == ["home", "source", "fixed", "full"]
+    assert road.split() == ["road", "90.00", "50.00", "60.00", "62.00"]
+    assert sky.split() == ["sky", "70.00", "10.00", "10.00", "18.00"]
+    assert mean.split() == ["mIoU", "80.00", "30.00", "35.00", "40.00"]
+    assert "costs 50.00" in gap
+    assert "brings back 10.00 (20 %)" in gap
+    assert len({len(line) for line in (head, road, sky, mean)}) == 1  # columns end under their titles
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The demo of a few images and iterations, in tmp_path/demo."""
+    for name in ("SOURCE_CONFIG", "ADAPTATION_CONFIG"):
+        path = getattr(demo, name)
+        with open(path, encoding="utf-8") as file:
+            options = yaml.safe_load(file)
+        options["SOLVER"] |= {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 2}
+        options["INPUT"] |= {"INPUT_SIZE_TEST": [64, 32], "SOURCE_INPUT_SIZE_TRAIN": [64, 32]}
+        options["INPUT"] |= {"TARGET_INPUT_SIZE_TRAIN": [48, 24]}
+        small = tmp_path / path.rpartition("/")[2]
+        small.write_text(yaml.safe_dump(options), encoding="utf-8")
+        monkeypatch.setattr(demo, name, str(small))
+    monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "4", "--size", "128x64"))
+    return tmp_path / "demo"
+
+
+def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_missing(small, capfd):
+    assert demo.main(["--folder", str(small)]) == 0
+    first = capfd.readouterr().out
+    for command in ("-m tools.toy_domains", "train_src.py -cfg", "train_TCR_DTU.py -cfg", "test.py -cfg"):
+        assert f"$ python {command}" in first
+    assert "reused" not in first
+    table = first[first.index("source model at home") :]
+    assert "\nroad " in table
+    assert "\nmIoU " in table
+    assert f"picture: {small / 'before_and_after.png'}" in table
+    picture = cv2.imread(str(small / "before_and_after.png"))
+    assert picture.shape[1] > 800
+
+    assert demo.main(["--folder", str(small)]) == 0
+    second = capfd.readouterr().out
+    assert "$ python" not in second
+    for part in ("domains", "source", "fixed_ema", "full_method"):
+        assert f"reused: {small / part}\n" in second
+    assert second[second.index("source model at home") :] == table
+
+    shutil.rmtree(small / "full_method")
+    assert demo.main(["--folder", str(small)]) == 0
+    third = capfd.readouterr().out
+    assert [line.split()[2] for line in third.splitlines() if line.startswith("$")] == ["train_TCR_DTU.py", "test.py"]
+    assert third[third.index("source model at home") :] == table  # the same seed
+
+
+def test_what_comes_after_something_made_anew_is_made_anew(small, monkeypatch, capsys):
+    commands = []
+
+    def run_command(words):
+        commands.append(words[0] if words[0] != "-m" else words[1])
+        raise StopIteration
+
+    monkeypatch.setattr(demo, "run_command", run_command)
+    story = demo.Demo(small, 1)
+    story._make(small / "domains", True, ["never.py"])
+    with pytest.raises(StopIteration):
+        story._make(small / "source", False, ["a.py"])
+    with pytest.raises(StopIteration):
+        story._make(small / "full_method", True, ["b.py"])
+    assert commands == ["a.py", "b.py"]
+
+
+def test_a_failed_command_ends_the_demo_in_one_line(small, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "0"))
+    assert demo.main(["--folder", str(small)]) == 1
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 2  # the command's own, and the demo's
+    assert "exit code 1" in errors[1]
+
+
+def test_the_picture_shows_image_truth_and_predictions(tmp_path):
+    from core.datasets.catalog import ImageSet
+
+    rng = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(5))
+    for path in paths:
+        cv2.imwrite(str(path), rng.integers(0, 256, (20, 40, 3)).astype(np.uint8))
+        for folder in ("label", "prediction"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / path.name), np.full((20, 40), folder == "prediction", np.uint8))
+    table = np.arange(256, dtype=np.uint8)
+    images = ImageSet("x_val", paths, tuple(p.name for p in paths), lambda p: p.parent / "label" / p.name, table)
+    demo.draw_picture(tmp_path / "out.png", images, PAIR, [("after", tmp_path / "prediction")], count=2)
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "out.png")), cv2.COLOR_BGR2RGB)
+    width = picture.shape[1]
+    for part, colour in ((picture[:, width // 3 : 2 * width // 3], 0), (picture[:, 2 * width // 3 :], 1)):
+        share = (part == PAIR.palette()[colour]).all(axis=2).mean()
+        assert share > 0.3  # that column is this class, apart from margins

@@ -1,0 +1,225 @@
+"""The whole story on toy domains: draw them, train a source model, adapt it, compare, and show a picture.
+
+Every step is one of the project's own commands, which is printed before it runs; what an earlier demo has finished is
+used again.
+"""
+
+import argparse
+import csv
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.configs import load_config
+from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
+from core.datasets.images import read_image, read_label
+from core.datasets.taxonomy import Taxonomy
+from core.runs import CONFIG
+from core.utils.errors import UserError
+from core.utils.files import replacing
+from core.utils.program import Parser, run_program
+
+SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
+DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
+SHOWN_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of the demo.
+
+    Attributes:
+        title: of its column in the table.
+        program, config_file, options: its command.
+        folder: OUTPUT_DIR.
+    """
+
+    title: str
+    program: str
+    config_file: str
+    folder: Path
+    options: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str]:
+        return [*self.options, "OUTPUT_DIR", str(self.folder)]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last one."""
+        return self.folder / f"model_iter{load_config(self.config_file, self.words).SOLVER.STOP_ITER:06d}.pth"
+
+    def is_complete(self) -> bool:
+        """Whether the folder holds this very run, to its end."""
+        saved = self.folder / CONFIG
+        config_text = load_config(self.config_file, self.words).dump()
+        return self.checkpoint.is_file() and saved.is_file() and saved.read_text(encoding="utf-8") == config_text
+
+
+class Demo:
+    """The demo in one folder.
+
+    Args:
+        folder: for everything that it makes.
+        seed: of source training and adaptation.
+    """
+
+    def __init__(self, folder: Path, seed: int):
+        self.domains = folder / "domains"
+        self.picture = folder / "before_and_after.png"
+        common = ("DATASETS.ROOT", str(self.domains), "SEED", str(seed))
+        self.source = Run("source model", "train_src.py", SOURCE_CONFIG, folder / "source", common)
+        adapted = (*common, "resume", str(self.source.checkpoint))
+        self.fixed = Run(
+            "fixed EMA",
+            "train_TCR_DTU.py",
+            ADAPTATION_CONFIG,
+            folder / "fixed_ema",
+            (*adapted, "DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False"),
+        )
+        self.full = Run("full method", "train_TCR_DTU.py", ADAPTATION_CONFIG, folder / "full_method", adapted)
+        self._reusable = True  # until something is made anew: all that follows depends on it
+
+    def run(self) -> None:
+        """Make or reuse every part, print the table and the path of the picture.
+
+        Raises:
+            UserError: a command failed.
+        """
+        drawn = [self.domains / name for name in ("toy_source", "toy_target")]
+        draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
+        self._make(self.domains, all(path.is_dir() for path in drawn), draw)
+        for run in (self.source, self.fixed, self.full):
+            command = [run.program, "-cfg", run.config_file, *(["--skip-test"] if run is not self.source else [])]
+            self._make(run.folder, run.is_complete(), [*command, *run.words])
+        runs = (self.source, self.fixed, self.full)
+        at_home = self._evaluate(self.source, "toy_source_val")
+        on_target = [self._evaluate(run, "toy_target_val") for run in runs]
+        config = load_config(ADAPTATION_CONFIG, self.full.words)
+        taxonomy = find_taxonomy(config)
+        titles = ("source model at home", *(f"{run.title} on the target" for run in runs))
+        print("\n" + "\n".join(table_lines(taxonomy, titles, [at_home, *on_target])))
+        draw_picture(
+            self.picture,
+            find_test_images(config),
+            taxonomy,
+            [("before adaptation", predictions(self.source)), ("after adaptation", predictions(self.full))],
+        )
+        print(f"\npicture: {self.picture}")
+
+    def _make(self, folder: Path, complete: bool, words: Sequence[str]) -> None:
+        """Run a command that makes `folder`, unless it is complete and nothing before it has been made anew."""
+        if complete and self._reusable:
+            print(f"reused: {folder}", flush=True)
+            return
+        self._reusable = False
+        if folder.exists():
+            print(f"removed: {folder} (incomplete, or made with other settings)", flush=True)
+            shutil.rmtree(folder)
+        run_command(words)
+
+    def _evaluate(self, run: Run, dataset: str) -> dict[str, float]:
+        """Scores of a run's last checkpoint by column of test.py's table."""
+        folder = evaluation_folder(run)
+        table = folder / f"test_{dataset}.csv"
+        if table.is_file():
+            print(f"reused: {table}", flush=True)
+        else:
+            words = ["test.py", "-cfg", run.config_file, "--saveres", *run.options, "resume", str(run.checkpoint)]
+            run_command([*words, "OUTPUT_DIR", str(folder), "DATASETS.TEST", dataset])
+        with table.open(newline="", encoding="utf-8") as file:
+            (row,) = csv.DictReader(file)
+        return {column: float(value) for column, value in row.items() if column != "checkpoint"}
+
+
+def evaluation_folder(run: Run) -> Path:
+    """Inside the run's own folder, so that it goes with it."""
+    return run.folder / "evaluation"
+
+
+def predictions(run: Run) -> Path:
+    """The folder of the run's predictions on the target."""
+    return evaluation_folder(run) / "inference" / "toy_target_val"
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Print and run `python …`. Raises UserError if it fails."""
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, *words]).returncode
+    if code:
+        raise UserError(f"the command above ended with exit code {code}; mend what it says and run the demo again")
+
+
+def table_lines(taxonomy: Taxonomy, titles: Sequence[str], scores: Sequence[dict[str, float]]) -> list[str]:
+    """IoU per class and mIoU, a column per title; then the gain of the last one, and its share of the gap."""
+    width = max(map(len, (*taxonomy.names, "mIoU")))
+    rows = [(name, [score[f"IoU_{name}"] for score in scores]) for name in taxonomy.names]
+    rows.append(("mIoU", [score["mIoU"] for score in scores]))
+    titles = [f"{title:>6}" for title in titles]
+    lines = ["  ".join((" " * width, *titles))]
+    for name, values in rows:
+        cells = (f"{value:{len(title)}.2f}" for title, value in zip(titles, values, strict=True))
+        lines.append("  ".join((f"{name:<{width}}", *cells)))
+    home, before, *_, after = (score["mIoU"] for score in scores)
+    lines.append(
+        f"the shift costs {home - before:.2f} points of mIoU; adaptation brings back {after - before:.2f} "
+        f"({100 * (after - before) / (home - before):.0f} %)"
+    )
+    return lines
+
+
+def draw_picture(
+    path: Path, images: ImageSet, taxonomy: Taxonomy, predicted: Sequence[tuple[str, Path]], count: int = SHOWN_IMAGES
+) -> None:
+    """Target image, ground truth and predictions side by side, for a few images spread evenly over the set.
+
+    Args:
+        predicted: (title, folder of palette PNGs as test.py --saveres writes them) per column.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    palette = taxonomy.palette()
+    columns: list[tuple[str, Callable[[int], np.ndarray]]] = [
+        ("target image", lambda index: read_image(images.paths[index])),
+        ("ground truth", lambda index: palette[images.read_label(index)]),
+    ]
+    names = output_names(images)
+    for title, folder in predicted:
+        columns.append((title, lambda index, folder=folder: palette[read_label(folder / names[index])]))
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    figure, axes = pyplot.subplots(
+        count, len(columns), figsize=(3.2 * len(columns), 1.65 * count + 0.6), squeeze=False, layout="constrained"
+    )
+    for row, index in zip(axes, chosen, strict=True):
+        for axis, (title, picture) in zip(row, columns, strict=True):
+            axis.imshow(picture(index))
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title)
+    patches = [Patch(color=colour / 255, label=name) for name, colour in zip(taxonomy.names, palette, strict=False)]
+    figure.legend(handles=patches, ncols=7, loc="outside lower center", frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; returns its exit code."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
+    parser.add_argument("--seed", type=int, default=1, help="of source training and adaptation (default: 1)")
+    return run_program(lambda args: Demo(args.folder, args.seed).run(), parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
