@@ -27,7 +27,9 @@ from core.utils.program import Parser, run_program
 from tools.toy_canvas import Tone
 from tools.toy_scenes import Style, draw_scene
 
-SHIFT = 0.5  # how far the target's camera and weather are from the source's: 0 not at all, 1 as in TARGET_CAMERA
+# How far the target's camera and weather are from the source's, drawn evenly for every image: 0 not at all, 1 as in
+# TARGET_CAMERA. A wide range, as weather has it: self-training finds its way from the clear images to the dense ones.
+SHIFT = (0.1, 1.0)
 
 SIZE = (512, 256)  # width, height, px
 LEAST_SIZE = (64, 32)
@@ -67,18 +69,18 @@ class Camera:
 
 SOURCE_CAMERA = Camera()
 TARGET_CAMERA = Camera(
-    haze=(0.006, 0.016),
-    haze_red=(165, 190),
-    haze_green=(150, 170),
-    haze_blue=(150, 180),
-    exposure=(0.75, 1.0),
-    red=(1.0, 1.15),
-    blue=(0.85, 1.0),
-    saturation=(0.5, 0.75),
+    haze=(0.001, 0.004),
+    haze_red=(150, 180),
+    haze_green=(160, 185),
+    haze_blue=(185, 215),
+    exposure=(0.4, 0.6),
+    red=(0.8, 0.9),
+    blue=(1.1, 1.25),
+    saturation=(0.6, 0.9),
     contrast=(0.7, 0.9),
-    gamma=(1.0, 1.3),
-    blur=(0.6, 0.9),
-    noise=(6.0, 10.0),
+    gamma=(1.0, 1.2),
+    blur=(0.45, 0.7),
+    noise=(3.0, 6.0),
 )
 SOURCE_STYLE = Style(
     buildings=Tone((-0.02, 0.14), (0.08, 0.5), (0.4, 0.9)),
@@ -89,16 +91,16 @@ SOURCE_STYLE = Style(
     sky_low=Tone((0.53, 0.62), (0.05, 0.25), (0.85, 1.0)),
 )
 TARGET_STYLE = Style(
-    buildings=Tone((0.0, 0.75), (0.05, 0.4), (0.3, 0.75)),
-    leaves=Tone((0.1, 0.3), (0.3, 0.6), (0.25, 0.5)),
-    road=Tone((0.0, 0.15), (0.0, 0.12), (0.3, 0.5)),
-    sidewalk=Tone((0.0, 0.7), (0.02, 0.15), (0.42, 0.68)),
-    sky_top=Tone((0.6, 0.75), (0.1, 0.35), (0.5, 0.8)),
-    sky_low=Tone((0.0, 0.1), (0.1, 0.35), (0.7, 0.95)),
+    buildings=Tone((-0.05, 0.62), (0.05, 0.4), (0.35, 0.85)),
+    leaves=Tone((0.16, 0.36), (0.3, 0.65), (0.28, 0.55)),
+    road=Tone((0.4, 0.75), (0.0, 0.1), (0.28, 0.48)),
+    sidewalk=Tone((0.0, 0.15), (0.02, 0.2), (0.5, 0.75)),
+    sky_top=Tone((0.55, 0.66), (0.15, 0.45), (0.6, 0.9)),
+    sky_low=Tone((0.5, 0.65), (0.05, 0.25), (0.75, 0.97)),
     storeys=(2, 6),
-    lit=0.3,
-    distance=1.1,
-    grain=1.3,
+    lit=0.2,
+    distance=1.05,
+    grain=1.2,
 )
 
 
@@ -109,17 +111,17 @@ class Domain:
     Attributes:
         number: distinguishes its images from the other's in the seed.
         counts: images per split, unless the user says otherwise.
-        shift: 0 for SOURCE_CAMERA, 1 for TARGET_CAMERA, anything between or beyond.
+        shift: range, from which each image draws evenly: 0 for SOURCE_CAMERA, 1 for TARGET_CAMERA.
     """
 
     number: int
     style: Style
     counts: Mapping[str, int]
-    shift: float
+    shift: tuple[float, float]
 
 
 DOMAINS = {
-    "toy_source": Domain(0, SOURCE_STYLE, {"train": 400, "val": 80}, 0.0),
+    "toy_source": Domain(0, SOURCE_STYLE, {"train": 400, "val": 80}, (0.0, 0.0)),
     "toy_target": Domain(1, TARGET_STYLE, {"train": 200, "val": 80}, SHIFT),
 }
 COUNTS = {name: dict(domain.counts) for name, domain in DOMAINS.items()}
@@ -155,7 +157,8 @@ def draw_image(
     chosen = DOMAINS[domain]
     rng = np.random.default_rng([seed, chosen.number, list(TOWNS).index(split), number])
     scene, label, depth = draw_scene(chosen.style, rng, size)
-    return photograph(blend_cameras(SOURCE_CAMERA, TARGET_CAMERA, chosen.shift), rng, scene, depth), label
+    camera = blend_cameras(SOURCE_CAMERA, TARGET_CAMERA, rng.uniform(*chosen.shift))
+    return photograph(camera, rng, scene, depth), label
 
 
 def draw_domains(

@@ -38,7 +38,7 @@ def draw_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, leav
 def draw_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A street lamp or a bollard-like post; all of it pole."""
     spot, colour = canvas.at(x, z), _METAL.pick(rng)
-    height, width = rng.uniform(4.0, 7.5), rng.uniform(0.16, 0.26)
+    height, width = rng.uniform(4.0, 7.5), rng.uniform(0.28, 0.42)
     _draw_pole(spot, height, width, colour)
     if rng.random() < 0.7:
         reach = -np.sign(x) * rng.uniform(0.8, 2)
@@ -48,9 +48,9 @@ def draw_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> N
 
 def draw_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """One or two boards (round, triangular, rectangular, diamond) on a pole."""
-    spot, radius = canvas.at(x, z), rng.uniform(0.36, 0.52)
+    spot, radius = canvas.at(x, z), rng.uniform(0.42, 0.56)
     height = rng.uniform(2.2, 3.0)
-    _draw_pole(spot, height, rng.uniform(0.1, 0.16), _METAL.pick(rng))
+    _draw_pole(spot, height, rng.uniform(0.18, 0.26), _METAL.pick(rng))
     for _ in range(1 + (rng.random() < 0.3)):
         _draw_board(spot, rng, height, radius)
         height -= 1.9 * radius
@@ -76,7 +76,7 @@ def draw_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> 
     spot, height = canvas.at(x, z), rng.uniform(2.3, 3.4)
     width, tall = rng.uniform(0.42, 0.56), rng.uniform(1.15, 1.4)
     pole = _METAL.pick(rng)
-    _draw_pole(spot, height + 0.2, rng.uniform(0.14, 0.2), pole)
+    _draw_pole(spot, height + 0.2, rng.uniform(0.24, 0.32), pole)
     places = [(0.0, height)]
     if rng.random() < 0.35:  # a second one hangs over the lane
         reach = -np.sign(x) * rng.uniform(1.5, 3)
@@ -92,7 +92,7 @@ def draw_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> 
 
 
 def _draw_pole(spot: Spot, height: float, width: float, colour: Colour) -> None:
-    spot.bar((0, 0), (0, height), width, colour, "pole", 3)
+    spot.bar((0, 0), (0, height), width, colour, "pole", 4)
     spot.bar((0.3 * width, 0), (0.3 * width, height), 0.3 * width, shade(colour, 1.35), "", 0.5)
 
 

@@ -390,19 +390,19 @@ def _plan(canvas: Canvas, rng: np.random.Generator, style: Style, street: Street
 
     def walker() -> tuple[float, float]:
         if rng.random() < 0.25:
-            return rng.uniform(street.road[0] + 0.5, street.road[1]), depth(9, 24)
-        return street.sidewalk(rng.choice((-1, 1)), rng.uniform(0.1, 0.85)), depth(7.5, 24)
+            return rng.uniform(street.road[0] + 0.5, street.road[1]), depth(7.5, 15)
+        return street.sidewalk(rng.choice((-1, 1)), rng.uniform(0.1, 0.85)), depth(6, 15)
 
     def cyclist() -> tuple[float, float, bool]:
-        return rng.uniform(street.road[0] + 0.5, street.road[1] - 0.3), depth(6.5, 16), True
+        return rng.uniform(street.road[0] + 0.5, street.road[1] - 0.3), depth(5.5, 11), True
 
-    place("truck", lambda: _choose_lane(rng, street, depth(13, 30), 0.25), 3.6, things.draw_truck)
+    place("truck", lambda: _choose_lane(rng, street, depth(11, 22), 0.25), 3.6, things.draw_truck)
     place("rider", cyclist, 1.2, things.draw_bicycle)
-    place("bicycle", lambda: (*beside(0.15, 0.7, 7, 16)(), False), 1.0, things.draw_bicycle)
-    place("light", beside(0.08, 0.3, 8, 20), 0.6, things.draw_light)
-    place("sign", beside(0.08, 0.4, 8, 20), 0.6, things.draw_sign)
-    place("car", lambda: _choose_lane(rng, street, depth(7.5, 40), 0.12), 2.3, things.draw_car)
-    place("lamp", beside(0.08, 0.4, 6, 30), 0.6, things.draw_lamp)
+    place("bicycle", lambda: (*beside(0.15, 0.7, 5.5, 11)(), False), 1.0, things.draw_bicycle)
+    place("light", beside(0.08, 0.3, 6.5, 13), 0.6, things.draw_light)
+    place("sign", beside(0.08, 0.4, 6, 12), 0.6, things.draw_sign)
+    place("car", lambda: _choose_lane(rng, street, depth(7.5, 26), 0.12), 2.3, things.draw_car)
+    place("lamp", beside(0.08, 0.4, 5.5, 16), 0.6, things.draw_lamp)
     place("person", walker, 0.5, things.draw_person)
     place(
         "tree",
