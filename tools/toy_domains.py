@@ -29,7 +29,7 @@ from tools.toy_scenes import Style, draw_scene
 
 # How far the target's camera and weather are from the source's, drawn evenly for every image: 0 not at all, 1 as in
 # TARGET_CAMERA. A wide range, as weather has it: self-training finds its way from the clear images to the dense ones.
-SHIFT = (0.1, 1.0)
+SHIFT = (0.1, 1.1)
 
 SIZE = (512, 256)  # width, height, px
 LEAST_SIZE = (64, 32)
@@ -91,7 +91,7 @@ SOURCE_STYLE = Style(
     sky_low=Tone((0.53, 0.62), (0.05, 0.25), (0.85, 1.0)),
 )
 TARGET_STYLE = Style(
-    buildings=Tone((-0.05, 0.62), (0.05, 0.4), (0.35, 0.85)),
+    buildings=Tone((-0.08, 0.14), (0.04, 0.4), (0.32, 0.85)),
     leaves=Tone((0.16, 0.36), (0.3, 0.65), (0.28, 0.55)),
     road=Tone((0.4, 0.75), (0.0, 0.1), (0.28, 0.48)),
     sidewalk=Tone((0.0, 0.15), (0.02, 0.2), (0.5, 0.75)),
