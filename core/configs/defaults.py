@@ -34,6 +34,7 @@ cfg.DATASETS.CUSTOM = OpenConfig(check_custom)  # own data sets by name, as data
 
 cfg.DATALOADER = Config()
 cfg.DATALOADER.NUM_WORKERS = 4  # processes that prepare samples; 0: in the main process
+cfg.DATALOADER.SKIP_BAD_IMAGES = 0  # bad image or label files that a training does without; one more, and it stops
 
 cfg.INPUT = Config()
 cfg.INPUT.SOURCE_INPUT_SIZE_TRAIN = (1280, 720)

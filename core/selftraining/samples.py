@@ -5,6 +5,7 @@ A sample is a function of its request alone: the main process hands out requests
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
 from core.selftraining.candidates import Generation, nearest_labels
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
@@ -85,10 +87,17 @@ class TargetSamples(Dataset):
         self._input, self._seed, self._max_ratio = config.INPUT, config.SEED, config.TCR.PASTE_MAX_RATIO
         self._paths = dict(zip(images.names, images.paths, strict=True))
         self._generation: Generation | None = None
+        self.skipped = images.skipped
+
+    def files(self, request: Request) -> list[Path]:
+        """What the sample is made from, the image pasted from apart."""
+        return self.images.files(request.image)
 
     def __getitem__(self, request: Request) -> dict:
         with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self._make(request)
+            return self.skipped.first_good(
+                request.image, len(self.images), lambda n: self._make(replace(request, image=n))
+            )
 
     def _make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
@@ -136,13 +145,17 @@ class TargetSamples(Dataset):
             return nothing
         drawn = self.paste_classes[rng.choice(len(weights), p=weights / weights.sum())]
         source = int(rng.choice(generation.candidates[drawn]))
-        image, labels = self._paste_source(generation, source)
+        try:
+            image = read_image(self._paths[generation.names[source]])
+        except BadImage as error:
+            self.skipped.tolerate(error)
+            return nothing
+        image, labels = self._paste_source(generation, source, image)
         classes = (drawn, *self.taxonomy.partners(drawn))
         return paste_instances(student, cut_instances(image, labels, classes), drawn, rng)
 
-    def _paste_source(self, generation: Generation, source: int) -> tuple[np.ndarray, np.ndarray]:
+    def _paste_source(self, generation: Generation, source: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image and candidate labels to cut from, at the image's own size unless that is very large."""
-        image = read_image(self._paths[generation.names[source]])
         full_width, full_height = self._input.INPUT_SIZE_TEST
         height, width = image.shape[:2]
         ratio = min(self._max_ratio * full_height / height, self._max_ratio * full_width / width, 1)

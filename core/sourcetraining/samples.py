@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch.utils.data import Dataset
 from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.skipping import BadImage
 from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import draw_images
 from core.selftraining.samples import uniform_order
 from core.selftraining.views import View
 from core.utils.devices import one_thread
-from core.utils.errors import UserError
 
 _SAMPLE, _DRAW = 0x5353, 0x5344  # first keys of independent random streams
 WHOLE = (1.0, 1.0)  # INPUT_SCALES_TRAIN that means: the whole image at the training size, no crop
@@ -53,10 +54,16 @@ class SourceSamples(Dataset):
 
     def __init__(self, images: ImageSet, config):
         self.images, self._input, self._seed = images, config.INPUT, config.SEED
+        self.skipped = images.skipped
+
+    def files(self, request: tuple[int, int]) -> list[Path]:
+        """Image and label."""
+        return self.images.files(request[0], label=True)
 
     def __getitem__(self, request: tuple[int, int]) -> dict:
+        index, position = request
         with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self._make(*request)
+            return self.skipped.first_good(index, len(self.images), lambda n: self._make(n, position))
 
     def _make(self, index: int, position: int) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, position])
@@ -64,7 +71,7 @@ class SourceSamples(Dataset):
         image = transforms.to_tensor(read_image(path))
         label = torch.from_numpy(self.images.read_label(index))
         if label.shape != image.shape[1:]:
-            raise UserError(f"image {path} and its label differ in size: mend or remove the pair")
+            raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)
         view = self._draw_view(tuple(label.shape), rng)
         image = view.crop(transforms.resize(image, view.scaled_size, "bicubic"))
         image = transforms.jitter_or_grey(image, self._input, rng, self._input.GRAYSCALE_PROB)
