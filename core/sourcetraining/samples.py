@@ -109,13 +109,15 @@ class SourceStream:
     """The requests of a stretch of iterations, a list of B per iteration: the batch sampler of the loader.
 
     Args:
-        iterations: the stretch.
+        iterations: the stretch, or the rest of it.
         batch_size: B.
-        order: image index of every position of the run.
+        order: image index of every position of the run, from iteration `start` on.
+        start: an iteration.
     """
 
-    def __init__(self, iterations: range, batch_size: int, order: np.ndarray):
+    def __init__(self, iterations: range, batch_size: int, order: np.ndarray, start: int = 0):
         self._iterations, self._batch_size, self._order = iterations, batch_size, order
+        self._first = start * batch_size
 
     def __len__(self) -> int:
         return len(self._iterations)
@@ -123,17 +125,18 @@ class SourceStream:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for iteration in self._iterations:
             positions = range(iteration * self._batch_size, (iteration + 1) * self._batch_size)
-            yield [(int(self._order[position]), position) for position in positions]
+            yield [(int(self._order[position - self._first]), position) for position in positions]
 
 
-def source_order(presence: np.ndarray, count: int, block: int, seed: int) -> np.ndarray:
+def source_order(presence: np.ndarray, count: int, block: int, seed: int, iteration: int = 0) -> np.ndarray:
     """At least `count` image indices: shuffled rounds through all images, or class-balanced draws.
 
     Args:
         presence: N×C bool.
         block: draws after which the balance starts anew; 0: no balance.
+        seed, iteration: key of the draw; `iteration` is that of the first image.
     """
     if not block:
-        return uniform_order(len(presence), count, seed, 0)
-    rng = np.random.default_rng([seed, _DRAW])
+        return uniform_order(len(presence), count, seed, iteration)
+    rng = np.random.default_rng([seed, _DRAW, iteration])
     return rng.permutation(draw_images(presence, -(-count // block) * block, rng, block))
