@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo demo-clean test lint setup
+.PHONY: demo demo-clean test test-long lint setup
 
 # the environment, made again when a list of requirements changes
 $(VENV)/.ready: requirements.txt requirements-dev.txt
@@ -17,6 +17,10 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+# what takes minutes: runs killed and continued anywhere
+test-long: setup
+	$(VENV)/bin/python -m pytest -m long
 
 # toy domains drawn, a source model trained and adapted, a table and a picture: about ten minutes on two cores
 demo: setup

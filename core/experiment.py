@@ -1,6 +1,6 @@
 """What every training program needs of a config, found and loaded before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -8,15 +8,20 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from core.configs.loading import default_output_dir, load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy, find_test_images
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
-from core.runs import RunOutput, claim_folder, release_folder
+from core.runs import CONFIG, RunOutput, check_folder, claimed_folder
+from core.states import StateFolder, continued_config, find_start
+from core.training import Training
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
+from core.utils.files import remove_leftovers, write_text
+from core.utils.locks import locked
 from core.utils.logging import LOGGER, start_logging
 
 
@@ -33,11 +38,17 @@ class Experiment:
     evaluator: Evaluator | None
     model: nn.Module
 
+    PROGRAM: ClassVar[str]  # its name, as states know it
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
 
     @classmethod
-    def load(cls, config: Config, skip_test: bool) -> "Experiment":
-        """Raises UserError for whatever is missing or does not fit together."""
+    def load(cls, config: Config, skip_test: bool, weights: bool = True) -> "Experiment":
+        """Raises UserError for whatever is missing or does not fit together.
+
+        Args:
+            skip_test: no evaluation.
+            weights: read those that the config names; False: a state's will follow.
+        """
         device = choose_device(config.MODEL.DEVICE)
         taxonomy = find_taxonomy(config)
         data = cls.find_data(config, taxonomy)
@@ -49,7 +60,7 @@ class Experiment:
                     f"DATASETS.TEST {tests.name} has no labels to evaluate on; leave it empty, or give --skip-test"
                 )
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
-        model = load_model(config, device, uncertain=cls.UNCERTAIN)
+        model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
         return cls(config, device, taxonomy, evaluator, model, **data)
 
     @classmethod
@@ -64,7 +75,19 @@ class Experiment:
     def output(self, folder: Path) -> RunOutput:
         """The writer of a run in `folder`."""
         solver = self.config.SOLVER
-        return RunOutput(folder, self.taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD, self.device, self.evaluator)
+        return RunOutput(
+            folder,
+            self.taxonomy,
+            solver.STOP_ITER,
+            solver.CHECKPOINT_PERIOD,
+            self.device,
+            self.evaluator,
+            solver.KEEP_STATES,
+        )
+
+    def trainer(self, folder: Path) -> Training:
+        """The trainer of a run in `folder`."""
+        raise NotImplementedError
 
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""
@@ -83,15 +106,44 @@ class Experiment:
             LOGGER.info("no evaluation: %s", "--skip-test" if skip_test else "DATASETS.TEST is empty")
 
 
-def run_in_output_folder(experiment: Experiment, train: Callable[[Path], None], skip_test: bool) -> None:
-    """Claim OUTPUT_DIR, log there what was found, and call `train` with it."""
-    config = experiment.config
-    folder = claim_folder(config.OUTPUT_DIR, config.dump())
-    try:
+def run_training(kind: type[Experiment], config_file: str, options: Sequence[str], skip_test: bool) -> None:
+    """A training program: a new run, or one that goes on from a state, as `resume` says, in OUTPUT_DIR.
+
+    Raises:
+        UserError: bad config, missing data, a folder in use, a full disk, …
+        Stopped: a signal asked for it.
+    """
+    start_logging()
+    config = load_config(config_file, options)
+    given = config.resume
+    config, continued = find_start(config, default_output_dir(config_file))
+    if continued:
+        _continue_run(kind, config, skip_test)
+        return
+    restart = given != config.resume  # resume auto:FILE
+    check_folder(config.OUTPUT_DIR, restart)
+    experiment = kind.load(config, skip_test)
+    with claimed_folder(config.OUTPUT_DIR, config.dump(), restart) as folder:
         start_logging(folder / "log.txt")
         LOGGER.info("writing to %s", folder)
         experiment.describe(skip_test)
-        train(folder)
-    except BaseException:  # whatever it was, a corrected command may use the folder again
-        release_folder(folder)
-        raise
+        experiment.trainer(folder).run()
+
+
+def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> None:
+    folder = Path(config.OUTPUT_DIR)
+    with locked(folder, "OUTPUT_DIR"):
+        path, state = StateFolder(folder).newest()
+        config = continued_config(state, config, kind.PROGRAM)
+        experiment = kind.load(config, skip_test, weights=False)
+        start_logging(folder / "log.txt")
+        LOGGER.info("going on in %s from %s", folder, path)
+        experiment.describe(skip_test)
+        remove_leftovers(folder)
+        trainer = experiment.trainer(folder)
+        trainer.load_state_dict(state)
+        del state
+        write_text(folder / CONFIG, config.dump())
+        if trainer.iteration == config.SOLVER.STOP_ITER:
+            LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
+        trainer.run()

@@ -1,8 +1,8 @@
-"""What a training run writes: log lines, tables, checkpoints and their evaluation. Shared by all trainers."""
+"""What a training run writes: log lines, tables, checkpoints, states and evaluations. Shared by all trainers."""
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from torch import nn
 
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.states import StateFolder
+from core.utils import signals
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import peak_memory
 from core.utils.errors import UserError
-from core.utils.files import Table, make_folder, replacing
+from core.utils.files import Table, keep_rows, make_folder, remove_leftovers, write_text
+from core.utils.locks import check_unlocked, locked
 from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
@@ -25,12 +28,13 @@ class RunOutput:
     """The output folder of one run.
 
     Args:
-        folder: OUTPUT_DIR, made by :func:`claim_folder`.
+        folder: OUTPUT_DIR, made by :func:`claimed_folder`.
         taxonomy: the class set.
         stop: STOP_ITER.
         checkpoint_period: iterations between two checkpoints.
         device: whose peak memory is logged.
         evaluator: evaluates every checkpoint; None: they are only written.
+        keep_states: how many of the newest states are kept.
     """
 
     def __init__(
@@ -41,48 +45,52 @@ class RunOutput:
         checkpoint_period: int,
         device: torch.device,
         evaluator: Evaluator | None = None,
+        keep_states: int = 2,
     ):
-        self.folder = folder
+        self.folder, self.states = folder, StateFolder(folder, keep_states)
         self._taxonomy, self._stop, self._period = taxonomy, stop, checkpoint_period
         self._device, self._evaluator = device, evaluator
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
-        self._started = self._stretch_started = time.monotonic()
-        self._aside = 0.0  # seconds of the current stretch that were no training
+        self._resumed: int | None = None  # the iteration that the run goes on from
+        self._evaluated: set[int] = set()  # iterations
+        self._saved: tuple[int, str | None] | None = None  # iteration and generation of the last state
+        self.start_clock()
 
     def append(self, table: str, columns: Sequence[str], row: dict) -> None:
         """Add a row to a CSV of the folder, which its first row begins."""
         if table not in self._tables:
-            self._tables[table] = Table(self.folder / table, columns)
+            self._tables[table] = Table(self.folder / table, columns, keep=self._resumed is not None)
         self._tables[table].append(row)
 
-    def start_clock(self) -> None:
-        """Training begins now (after a first pass over the data, say)."""
+    def start_clock(self, iteration: int = 0) -> None:
+        """Training begins now (after a first pass over the data, say), with so many iterations completed."""
         self._started = self._stretch_started = time.monotonic()
+        self._first, self._timed = iteration, 0
+        self._aside = 0.0  # seconds of the current stretch that were no training
 
-    def completed(
-        self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor], model: nn.Module
-    ) -> None:
-        """An iteration was just completed: note its scalars, and write (and evaluate) `model` when that is due.
+    def completed(self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor]) -> None:
+        """An iteration was just completed: note its scalars (none of a step that was skipped).
 
-        The scalars' means are logged every 20 iterations; nothing waits for the device in between.
+        Their means are logged every 20 iterations; nothing waits for the device in between.
         """
-        self._note(iteration, learning_rate, scalars)
-        if iteration % self._period == 0 or iteration == self._stop:
-            self._checkpoint(model, iteration)
-
-    def _note(self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor]) -> None:
         for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0) + value
-        self._count += 1
-        if iteration % LOG_PERIOD and iteration != self._stop:
-            return
+        self._count += bool(scalars)
+        self._timed += 1
+        if iteration % LOG_PERIOD == 0 or iteration == self._stop:
+            if self._count:
+                self._log_means(iteration, learning_rate)
+            self._sums, self._count, self._timed, self._aside = {}, 0, 0, 0.0
+            self._stretch_started = time.monotonic()
+
+    def _log_means(self, iteration: int, learning_rate: float) -> None:
         names, sums = list(self._sums), torch.stack(list(self._sums.values())).tolist()
         means = {name: value / self._count for name, value in zip(names, sums, strict=True)}
         now = time.monotonic()
-        seconds = (now - self._stretch_started - self._aside) / self._count
-        left = (now - self._started) / iteration * (self._stop - iteration)
+        seconds = (now - self._stretch_started - self._aside) / self._timed
+        left = (now - self._started) / (iteration - self._first) * (self._stop - iteration)
         LOGGER.info(
             "iteration %d/%d  %s  lr %.3g  %.2f s/iteration  %s left  memory %.1f GB",
             iteration,
@@ -96,22 +104,45 @@ class RunOutput:
         row = {"iteration": iteration, "lr": f"{learning_rate:.9g}"}
         row |= {name: f"{value:.9g}" for name, value in means.items()}
         self.append(METRICS, tuple(row), row)
-        self._sums, self._count, self._aside = {}, 0, 0.0
-        self._stretch_started = time.monotonic()
 
-    def _checkpoint(self, model: nn.Module, iteration: int) -> None:
-        """Write `model_iter%06d.pth`, and evaluate the model."""
+    def conclude(self, iteration: int, model: nn.Module, state: Callable[[], dict]) -> bool:
+        """Write `model` and the state, and evaluate, where that is due after `iteration`; returns whether it was.
+
+        At the iteration that a run goes on from, this makes up for what it was stopped before.
+        """
+        if iteration == 0 or (iteration % self._period and iteration != self._stop):
+            return False
         with self.aside():
             path = self.folder / f"model_iter{iteration:06d}.pth"
-            save_checkpoint(model, path, iteration)
-            LOGGER.info("wrote %s", path)
-            if self._evaluator is None:
-                return
-            scores = self._evaluator.run(model)
+            with signals.deferred():
+                if iteration != self._resumed:
+                    self.save_state(state())  # first: going on from it makes up for all that follows
+                save_checkpoint(model, path, iteration)
+                LOGGER.info("wrote %s", path)
+            if self._evaluator is not None and iteration not in self._evaluated:
+                self._evaluate(model, iteration)
+        return True
+
+    def _evaluate(self, model: nn.Module, iteration: int) -> None:
+        scores = self._evaluator.run(model)
+        with signals.deferred():
             for line in report_lines(scores, self._taxonomy):
                 LOGGER.info(line)
             columns = ("iteration", *table_columns(self._taxonomy))
             self.append(EVALUATION, columns, {"iteration": iteration, **table_row(scores, self._taxonomy)})
+            self._evaluated.add(iteration)
+
+    def save_state(self, state: dict) -> Path:
+        """Write a run's state, unless the last one written is that of the same moment; returns its file."""
+        moment = (state["iteration"], state["generation"])
+        if moment != self._saved:
+            self.states.write(state)
+            self._saved = moment
+        return self.newest_state()
+
+    def newest_state(self) -> Path | None:
+        """The file of the newest state, if there is one."""
+        return next(reversed(self.states.paths()), None)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -120,37 +151,71 @@ class RunOutput:
         yield
         self._aside += time.monotonic() - start
 
+    def state_dict(self) -> dict:
+        """The sums that the next row of metrics is made of."""
+        return {"sums": dict(self._sums), "count": self._count}
 
-def claim_folder(path: str | Path, config_text: str) -> Path:
-    """Make OUTPUT_DIR for a new run and write its config there, which marks the folder as taken.
+    def load_state_dict(self, state: dict, iteration: int) -> None:
+        """Go on after `iteration`: rows of the tables that come later are dropped."""
+        self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
+        self._count, self._resumed = state["count"], iteration
+        for table in self.folder.glob("*.csv"):
+            rows = keep_rows(table, lambda row: int(row.get("iteration") or 0) <= iteration)
+            if table.name == EVALUATION:
+                self._evaluated = {int(row["iteration"]) for row in rows}
 
+
+@contextmanager
+def claimed_folder(path: str | Path, config_text: str, restart: bool = False) -> Iterator[Path]:
+    """Make OUTPUT_DIR for a new run, locked while the block runs; its config, written there, marks it as taken.
+
+    Args:
+        restart: begin anew where an earlier run left nothing worth keeping.
     Raises:
-        UserError: it cannot be written to, or holds a run already.
+        UserError: it cannot be written to, holds a run already, or another process is using it.
     """
-    check_folder(path)
+    check_folder(path, restart)
     folder = make_folder(path, "OUTPUT_DIR")
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(config_text, encoding="utf-8")
-    return folder
+    with locked(folder, "OUTPUT_DIR"):
+        check_folder(path, restart, ours=True)  # another start may have come between
+        remove_leftovers(folder)
+        if restart:
+            for table in (METRICS, EVALUATION, "dtu_history.csv"):
+                (folder / table).unlink(missing_ok=True)
+        write_text(folder / CONFIG, config_text)
+        try:
+            yield folder
+        except BaseException:  # whatever it was, a corrected command may use the folder again
+            if not [*_worth_keeping(folder), *folder.glob(METRICS)]:
+                (folder / CONFIG).unlink(missing_ok=True)
+            raise
 
 
-def check_folder(path: str | Path) -> None:
-    """Raise UserError if OUTPUT_DIR could not be claimed; nothing is made or written."""
+def check_folder(path: str | Path, restart: bool = False, ours: bool = False) -> None:
+    """Raise UserError if OUTPUT_DIR could not be claimed; nothing is made or written.
+
+    Args:
+        restart: a run without checkpoint or state may be there.
+        ours: this process holds the folder.
+    """
     folder = Path(path)
-    held = [*folder.glob("model_iter*.pth"), *folder.glob(METRICS), *folder.glob(CONFIG)]
+    if not ours:
+        check_unlocked(folder, "OUTPUT_DIR")
+    held = _worth_keeping(folder)
+    if not restart:
+        held += [*folder.glob(METRICS), *folder.glob(CONFIG)]
     if held:
+        how = "go on with it by `resume auto`, " if StateFolder(folder).paths() else ""
         raise UserError(
-            f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): give another OUTPUT_DIR, or remove it"
+            f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): {how}give another OUTPUT_DIR, or remove it"
         )
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"OUTPUT_DIR {folder} cannot be written to ({existing}); choose another folder")
 
 
-def release_folder(folder: Path) -> None:
-    """Give OUTPUT_DIR free again if the run ended before it had computed anything worth keeping."""
-    if not [*folder.glob("model_iter*.pth"), *folder.glob(METRICS)]:
-        (folder / CONFIG).unlink(missing_ok=True)
+def _worth_keeping(folder: Path) -> list[Path]:
+    return [*folder.glob("model_iter*.pth"), *StateFolder(folder).paths()]
 
 
 def duration(seconds: float) -> str:

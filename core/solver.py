@@ -1,7 +1,10 @@
 """Optimiser and learning-rate schedule (DT-ST §4.1)."""
 
+import math
+
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 CLASSIFIER_LR_FACTOR = 10
 
@@ -29,17 +32,45 @@ class Solver:
             groups, lr=options.BASE_LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
         )
         self._parameters = [parameter for group in groups for parameter in group["params"]]
+        norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+        self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def learning_rate(self, iteration: int) -> float:
         """The backbone's rate in `iteration`, counted from 0."""
         return poly_lr(iteration, self.options.BASE_LR, self.options.MAX_ITER, self.options.LR_POWER)
 
-    def step(self, loss: torch.Tensor, iteration: int) -> None:
-        """Backward and one step down the gradient, which CLIP_GRAD bounds in its norm over all parameters."""
+    def remember_statistics(self) -> None:
+        """Before a forward in training mode: note the running statistics that it moves (none where they are frozen)."""
+        self._statistics = [(buffer, buffer.clone()) for buffer in self._running]
+
+    def step(self, loss: torch.Tensor, iteration: int) -> bool:
+        """Backward and one step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.
+
+        Returns:
+            False: the loss or the gradient is not finite. Then no parameter has moved, and running statistics are put
+            back to what they were at :meth:`remember_statistics`.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration) * group["lr_factor"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.options.CLIP_GRAD > 0:
-            nn.utils.clip_grad_norm_(self._parameters, self.options.CLIP_GRAD)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.options.CLIP_GRAD or math.inf)
+        # the one wait for the device in a step: whether the optimiser may act has to be known before it does
+        finite = bool(torch.isfinite(norm + loss.detach()))
+        if finite:
+            self.optimizer.step()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
+        self._statistics = []
+        return finite
+
+    def state_dict(self) -> dict:
+        """The optimiser's, by parameter number."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.optimizer.load_state_dict(state)

@@ -234,7 +234,7 @@ def test_imagenet_weights_of_another_network(refused, cityscapes_root):
 
 
 def test_a_folder_is_no_checkpoint_to_start_from(refused):
-    assert_holds(refused(["resume", "{root}/cityscapes"]), "cityscapes", "cannot be read")
+    assert_holds(refused(["resume", "{root}/cityscapes"]), "cityscapes", "holds no state", "a checkpoint's file")
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,10 @@ def test_a_run_writes_these_files_and_no_others(run):
     assert not (run.folder / "cityscapes/gtFine/train").exists()  # it needed no label of the target
     assert run.process.stderr == ""
     found = {path.relative_to(run.out).as_posix() for path in run.out.rglob("*") if path.is_file()}
-    labels = {f"candidates/g0002/labels/{number:06d}.png" for number in range(6)}
+    generations = ("g0001", "g0002")  # the state after iteration 4 needs the former, the last one the latter
+    labels = {f"candidates/{name}/labels/{number:06d}.png" for name in generations for number in range(6)}
     assert found == labels | {
+        "candidates/g0001/index.json",
         "candidates/g0002/index.json",
         "config.yaml",
         "dtu_history.csv",
@@ -101,6 +103,8 @@ def test_a_run_writes_these_files_and_no_others(run):
         "metrics.csv",
         "model_iter000004.pth",
         "model_iter000008.pth",
+        "state/iter000004.pth",
+        "state/iter000008.pth",
     }
 
 

@@ -106,6 +106,9 @@ def test_a_run_writes_these_files_and_no_others(run, root):
         "metrics.csv",
         "model_iter000002.pth",
         "model_iter000004.pth",
+        "state",
+        "state/iter000002.pth",
+        "state/iter000004.pth",
     }
     assert {path.name for path in root.iterdir()} == {"cityscapes", "gta5", "label_statistics"}
     assert load_config(run.out / "config.yaml") == load_config(run.config)

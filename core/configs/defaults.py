@@ -9,7 +9,7 @@ from core.datasets.catalog import check_custom
 cfg = Config()
 
 cfg.OUTPUT_DIR = ""  # where a run writes; empty: results/<config name>
-cfg.resume = ""  # checkpoint to start from (train), checkpoint or folder of checkpoints to evaluate (test)
+cfg.resume = ""  # checkpoint to start from; auto, auto:FILE, a run's folder: go on with it; test: checkpoint or folder
 cfg.SEED = 1  # of every random draw of a run
 
 cfg.MODEL = Config()
@@ -34,6 +34,7 @@ cfg.DATASETS.CUSTOM = OpenConfig(check_custom)  # own data sets by name, as data
 
 cfg.DATALOADER = Config()
 cfg.DATALOADER.NUM_WORKERS = 4  # processes that prepare samples; 0: in the main process
+cfg.DATALOADER.SKIP_BAD_IMAGES = 0  # bad image or label files that a training does without; one more, and it stops
 
 cfg.INPUT = Config()
 cfg.INPUT.SOURCE_INPUT_SIZE_TRAIN = (1280, 720)
@@ -81,6 +82,8 @@ cfg.SOLVER.MAX_ITER = 16000  # at which the learning rate would reach 0
 cfg.SOLVER.STOP_ITER = 10000  # at which training stops
 cfg.SOLVER.BATCH_SIZE = 16  # images per iteration
 cfg.SOLVER.CHECKPOINT_PERIOD = 1000  # iterations between two checkpoints (and evaluations)
+cfg.SOLVER.KEEP_STATES = 2  # newest states kept, to go on from by `resume auto`
+cfg.SOLVER.MAX_BAD_STEPS = 0  # steps with a loss or gradient that is not finite, to be skipped in a run before it stops
 cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 0: none
 cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
 cfg.SOLVER.AMP = "off"  # off | bf16: mixed precision of the networks

@@ -22,10 +22,15 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config.merge_from_file(str(path))
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
-        config.OUTPUT_DIR = str(Path("results") / Path(path).stem)
+        config.OUTPUT_DIR = default_output_dir(path)
     check_config(config)
     config.freeze()
     return config
+
+
+def default_output_dir(path: str | Path) -> str:
+    """OUTPUT_DIR of a config that names none."""
+    return str(Path("results") / Path(path).stem)
 
 
 def check_config(config: Config) -> None:
@@ -68,11 +73,14 @@ def check_config(config: Config) -> None:
         _within(config, key, 1, None)
     for key in ("MAX_ITER", "STOP_ITER", "BATCH_SIZE", "CHECKPOINT_PERIOD"):
         _within(config, f"SOLVER.{key}", 1, None)
+    _within(config, "SOLVER.KEEP_STATES", 1, None)
+    _within(config, "SOLVER.MAX_BAD_STEPS", 0, None)
     _within(config, "SOLVER.CLIP_GRAD", 0, None)
     _within(config, "TCR.UPDATE_FREQUENCY", 2, None)
     _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
     _within(config, "TEST.BATCH_SIZE", 1, None)
     _within(config, "DATALOADER.NUM_WORKERS", 0, None)
+    _within(config, "DATALOADER.SKIP_BAD_IMAGES", 0, None)
     _within(config, "SEED", 0, 2**63 - 1)
     for key in ("MOMENTUM", "WEIGHT_DECAY", "LR_POWER"):
         _within(config, f"SOLVER.{key}", 0, None)

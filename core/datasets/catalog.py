@@ -3,15 +3,17 @@
 A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUSTOM).
 """
 
+import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, Reader, walk_files
+from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
 from core.utils.errors import UserError, shorten
 
@@ -80,8 +82,28 @@ def find_images(config, key: str) -> ImageSet:
     """The images of DATASETS.<key>, found by looking below DATASETS.ROOT (or the PATH of `folder:PATH`).
 
     Raises:
-        UserError: unknown name, missing folder, no image in it.
+        UserError: unknown name, missing folder, no image in it, or something in it that is named like an image but no
+            file.
     """
+    images = _found_images(config, key)
+    for path in images.paths:
+        if not _is_utf_8(path):
+            raise UserError(f"DATASETS.{key} {images.name}: the name of {path} is not UTF-8; rename it")
+    if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
+        _require_files(images.paths, "image", f"DATASETS.{key} {images.name}")
+    return images
+
+
+def _is_utf_8(path: Path) -> bool:
+    """Whether the name can be written to a log or an index; bytes that are no text are lone surrogates in Python."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _found_images(config, key: str) -> ImageSet:
     name = config.DATASETS[key]
     where = f"DATASETS.{key}"
     if not name:
@@ -98,9 +120,12 @@ def find_images(config, key: str) -> ImageSet:
 
 
 def find_target_images(config) -> ImageSet:
-    """The unlabelled images to adapt to: DATASETS.TARGET_TRAIN, restricted by TARGET_LIST; label files play no part."""
+    """The unlabelled images to adapt to: DATASETS.TARGET_TRAIN, restricted by TARGET_LIST; label files play no part.
+
+    A run may do without SKIP_BAD_IMAGES of them.
+    """
     found = find_images(config, "TARGET_TRAIN")
-    images = ImageSet(found.name, found.paths, found.names)
+    images = ImageSet(found.name, found.paths, found.names, skipped=_skipping(config))
     if config.DATASETS.TARGET_LIST:
         images = _restrict(images, Path(config.DATASETS.TARGET_LIST))
     return images
@@ -114,12 +139,12 @@ def find_test_images(config) -> ImageSet:
     """
     images = find_images(config, "TEST")
     if images.label_path is not None:
-        _require_labels(images, "DATASETS.TEST")
+        _require_labels(images, "TEST")
     return images
 
 
 def find_source_images(config) -> ImageSet:
-    """The labelled images of DATASETS.SOURCE_TRAIN.
+    """The labelled images of DATASETS.SOURCE_TRAIN; a run may do without SKIP_BAD_IMAGES of them.
 
     Raises:
         UserError: as :func:`find_images`, the set has no labels, or a label file is missing.
@@ -127,16 +152,24 @@ def find_source_images(config) -> ImageSet:
     images = find_images(config, "SOURCE_TRAIN")
     if images.label_path is None:
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
-    _require_labels(images, "DATASETS.SOURCE_TRAIN")
-    return images
+    if not config.DATALOADER.SKIP_BAD_IMAGES:
+        _require_labels(images, "SOURCE_TRAIN")
+    return replace(images, skipped=_skipping(config))
 
 
-def _require_labels(images: ImageSet, where: str) -> None:
-    missing = [path for path in map(images.label_path, images.paths) if not path.is_file()]
+def _skipping(config) -> SkippedImages:
+    return SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
+
+
+def _require_labels(images: ImageSet, key: str) -> None:
+    _require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+
+
+def _require_files(paths: Sequence[Path], kind: str, where: str) -> None:
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        raise UserError(
-            f"{where} {images.name}: {len(missing)} of {len(images)} label files are missing, the first is {missing[0]}"
-        )
+        what = "missing" if kind == "label file" else "no files (links to nothing, folders, pipes, …)"
+        raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {missing[0]}")
 
 
 def output_names(images: ImageSet) -> list[str]:
@@ -176,8 +209,8 @@ def _known_names(config) -> str:
 
 
 def _find_folder(name: str, where: str) -> ImageSet:
-    folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(name.removeprefix(FOLDER_PREFIX)))
+    if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
         raise UserError(f"{where} {name}: {folder} is not a folder")
     paths = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
     if not paths:

@@ -1,6 +1,7 @@
 """Data sets that a config describes itself: their own classes, files and label values (`DATASETS.CUSTOM`)."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class CustomReader:
         """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
         files = self.splits[split]
         folder = _folder(root, files.images)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"{where} {name}: its folder of images {folder} does not exist")
         paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
         labels = None
@@ -249,7 +250,7 @@ def _shown(value: Any) -> str:
 
 
 def _folder(root: Path, folder: str) -> Path:
-    return root / Path(folder).expanduser()
+    return root / os.path.expanduser(folder)
 
 
 def _is_image(path: Path, pattern: str | None) -> bool:

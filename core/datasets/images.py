@@ -1,6 +1,8 @@
 """Reading and writing image files, one way for all data sets."""
 
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -8,14 +10,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from core.utils.errors import UserError
+from core.datasets.headers import FORMATS, MAX_PIXELS, PNG_SIGNATURE, parse_header
+from core.datasets.skipping import BadImage
 from core.utils.files import replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = 3  # colour type
+_MAX_BYTES = 8 * MAX_PIXELS  # of a file: what 16-bit RGBA takes where nothing can be compressed
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
@@ -23,20 +27,50 @@ cv2.utils.logging.setLogLevel(
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 
 
-def _read_bytes(path: str | Path, kind: str) -> np.ndarray:
+def _read_bytes(path: str | Path, kind: str) -> bytes:
+    """The whole file, once its header has said that decoding it is reasonable."""
     try:
-        return np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from None
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(f"{kind} {path} cannot be read: it is not a regular file", path)
+            if status.st_size > _MAX_BYTES:
+                raise BadImage(f"{kind} {path} cannot be read: it has {status.st_size} bytes", path)
+            data = file.read()
+    except (OSError, ValueError) as error:  # the latter where the name holds a null character
+        reason = getattr(error, "strerror", None) or error
+        raise BadImage(f"{kind} {path} cannot be read: {reason}", path) from None
+    header = parse_header(data)
+    if header is None:
+        raise _undecodable(path, kind, data, f"which begin as no {FORMATS} file does")
+    if header.width * header.height > MAX_PIXELS:
+        raise BadImage(
+            f"{kind} {path} claims to be {header.width}×{header.height}: images of more than {MAX_PIXELS} pixels are "
+            "refused",
+            path,
+        )
+    if not header.complete:
+        raise _undecodable(path, kind, data, "the end is missing")
+    return data
 
 
-def _decode(path: str | Path, encoded: np.ndarray, flags: int, kind: str) -> np.ndarray:
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anyone to write into it, should it be a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _undecodable(path: str | Path, kind: str, data: bytes, reason: str = "") -> BadImage:
+    found = f"{len(data)} bytes{f', {reason}' if reason and data else ''}"
+    return BadImage(f"{kind} {path} cannot be decoded ({found}): replace or remove it", path)
+
+
+def _decode(path: str | Path, data: bytes, flags: int, kind: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(encoded, flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{kind} {path} cannot be decoded ({len(encoded)} bytes): replace or remove it")
+        raise _undecodable(path, kind, data)
     return image
 
 
@@ -44,7 +78,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """The upright RGB image, H×W×3 uint8, of any file: grey, RGBA, palette, 16-bit (its upper 8 bits), EXIF-rotated.
 
     Raises:
-        UserError: the file is missing or cannot be decoded.
+        BadImage: the file is missing or no regular one, cannot be decoded, lacks its end, or has over 2^28 pixels.
     """
     return cv2.cvtColor(_decode(path, _read_bytes(path, "image"), cv2.IMREAD_COLOR, "image"), cv2.COLOR_BGR2RGB)
 
@@ -53,16 +87,16 @@ def read_label(path: str | Path) -> np.ndarray:
     """An 8-bit label file of one channel, H×W uint8, values as they stand in the file; of a palette PNG the indices.
 
     Raises:
-        UserError: missing, undecodable or not 8-bit single-channel.
+        BadImage: as :func:`read_image`, or not 8-bit single-channel.
     """
-    encoded = _read_bytes(path, "label")
-    depth, colour_type = _png_header(encoded)
+    data = _read_bytes(path, "label")
+    depth, colour_type = _png_header(data)
     if colour_type == _PNG_PALETTE:
-        return _decode_palette(path, encoded)
-    label = _decode(path, encoded, cv2.IMREAD_UNCHANGED, "label")
+        return _decode_palette(path, data)
+    label = _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
     if label.ndim != 2 or label.dtype != np.uint8 or depth not in (8, None):
         found = f"{depth or 8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
-        raise UserError(f"label {path} is {found}; it must be an 8-bit single-channel image, or a palette PNG")
+        raise BadImage(f"label {path} is {found}; it must be an 8-bit single-channel image, or a palette PNG", path)
     return label
 
 
@@ -70,29 +104,28 @@ def read_red_channel(path: str | Path) -> np.ndarray:
     """A 16-bit RGB label file whose red channel holds the values: H×W uint16.
 
     Raises:
-        UserError: missing, undecodable or not 16-bit RGB.
+        BadImage: as :func:`read_image`, or not 16-bit RGB.
     """
     label = _decode(path, _read_bytes(path, "label"), cv2.IMREAD_UNCHANGED, "label")
     if label.ndim != 3 or label.dtype != np.uint16:
         found = f"{8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
-        raise UserError(f"label {path} is {found}; it must be 16-bit RGB, values in the red channel")
+        raise BadImage(f"label {path} is {found}; it must be 16-bit RGB, values in the red channel", path)
     return label[..., 2]  # OpenCV's order is BGR
 
 
-def _png_header(encoded: np.ndarray) -> tuple[int | None, int | None]:
+def _png_header(data: bytes) -> tuple[int | None, int | None]:
     """(bits per channel, colour type) of a PNG file, Nones for any other file."""
-    head = encoded[: len(_PNG_SIGNATURE) + 18].tobytes()
-    return (head[24], head[25]) if head.startswith(_PNG_SIGNATURE) and len(head) == 26 else (None, None)
+    return (data[24], data[25]) if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
 
 
-def _decode_palette(path: str | Path, encoded: np.ndarray) -> np.ndarray:
+def _decode_palette(path: str | Path, data: bytes) -> np.ndarray:
     """The indices, which OpenCV would turn into colours."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             warnings.simplefilter("ignore")
             return np.array(image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-        raise UserError(f"label {path} cannot be decoded ({len(encoded)} bytes): replace or remove it") from None
+        raise _undecodable(path, "label", data) from None
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:
@@ -111,10 +144,12 @@ def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) 
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
     """(width, height) of the upright image, from the file's header; None where the header is not understood."""
+    if not os.path.isfile(path):  # opening a pipe would wait
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_PILLOW_FORMATS) as image:
                 size = image.size
                 turned = _is_turned(image)
         except Exception:  # PIL raises SyntaxError, struct.error and more for broken files

@@ -1,73 +1,185 @@
 """Batches from worker processes, with a user's errors carried back as the one line they are."""
 
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from core.configs.loading import PREFETCH_FACTOR
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, to_tensor
-from core.utils.errors import UserError
+from core.utils.errors import UserError, shorten
+
+_HINTS = {
+    signal.SIGKILL: ", as where memory runs out",
+    signal.SIGBUS: ", as where shared memory (/dev/shm) runs out",
+}
+
+
+class WorkerDied(UserError):
+    """A loader process ended by itself: killed, out of memory, or crashed."""
 
 
 class _Guarded(Dataset):
-    """Returns a UserError instead of raising it: a loader would wrap it in a traceback's text."""
+    """Makes (sample, bad images that it did without); a UserError takes the place of the sample that raised it.
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    Raised, a loader would wrap it in a traceback's text.
+    """
+
+    def __init__(self, dataset: Dataset, skipped: SkippedImages):
+        self.dataset, self._skipped = dataset, skipped
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, request) -> tuple:
+        self._skipped.take()
         try:
-            return self.dataset[index]
+            sample = self.dataset[request]
         except UserError as error:
-            return error
+            sample = error
+        except MemoryError:
+            sample = UserError(f"memory ran out {_while_reading(self.dataset, [request])}")
+        return sample, self._skipped.take()
 
 
 class _GuardedCollate:
     def __init__(self, collate: Callable):
         self.collate = collate
 
-    def __call__(self, samples: list):
+    def __call__(self, made: list[tuple]) -> tuple:
+        samples = [sample for sample, _ in made]
         errors = [sample for sample in samples if isinstance(sample, UserError)]
-        return errors[0] if errors else self.collate(samples)
+        batch = errors[0] if errors else self.collate(samples)
+        return batch, [bad for _, noted in made for bad in noted]
+
+
+class _Handed:
+    """A batch sampler that remembers what it handed out and is not yet done."""
+
+    def __init__(self, sampler):
+        self._sampler = sampler
+        self.pending: deque = deque()
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator:
+        self.pending.clear()
+        for requests in self._sampler:
+            self.pending.append(requests)
+            yield requests
 
 
 class Loader:
-    """A DataLoader whose iteration raises a dataset's UserError unchanged.
+    """A DataLoader whose iteration raises a dataset's UserError unchanged, and one for a worker that dies.
+
+    Bad images that samples did without are counted and logged as their batch arrives: in the order of the samples,
+    for any number of workers.
 
     Args:
-        dataset: maps what the sampler yields to samples.
+        dataset: maps what the sampler yields to samples. It may have `skipped`, the :class:`SkippedImages` that its
+            samples note bad images with, and `files(request)`, the paths that a sample is made from.
         collate: joins a list of samples.
         workers: processes; 0 = this one.
-        options: further arguments of DataLoader (batch_size, batch_sampler, …).
+        batch_size, batch_sampler: one of them, as of DataLoader.
+        options: further arguments of DataLoader.
     """
 
-    def __init__(self, dataset: Dataset, collate: Callable, workers: int, **options):
+    def __init__(
+        self,
+        dataset: Dataset,
+        collate: Callable,
+        workers: int,
+        batch_size: int = 1,
+        batch_sampler=None,
+        **options,
+    ):
+        self._dataset, self._skipped = dataset, getattr(dataset, "skipped", SkippedImages())
+        if batch_sampler is None:
+            batch_sampler = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+        self._handed = _Handed(batch_sampler)
         if workers:
-            options |= {"prefetch_factor": PREFETCH_FACTOR}
+            options |= {"prefetch_factor": PREFETCH_FACTOR, "worker_init_fn": _start_worker}
         with _many_workers():
             self._loader = DataLoader(
-                _Guarded(dataset), num_workers=workers, collate_fn=_GuardedCollate(collate), **options
+                _Guarded(dataset, self._skipped),
+                num_workers=workers,
+                collate_fn=_GuardedCollate(collate),
+                batch_sampler=self._handed,
+                **options,
             )
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
-        with _many_workers():
+        others = set(active_children())
+        with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
-        for batch in batches:
+        workers = set(active_children()) - others
+        while True:
+            try:
+                batch, noted = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._death(workers, error) from None
+            self._skipped.count(noted)
             if isinstance(batch, UserError):
                 raise batch
+            self._handed.pending.popleft()
             yield batch
+
+    def _death(self, workers: set[BaseProcess], error: RuntimeError) -> Exception:
+        """The error of a worker that died; `error` itself if it was something else."""
+        dead = [worker for worker in workers if worker.exitcode is not None]
+        if not dead or not str(error).startswith("DataLoader worker"):
+            return error
+        code = next((worker.exitcode for worker in dead if worker.exitcode), 0)
+        how = f"exited with code {code}"
+        if code < 0:
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name}{_HINTS.get(-code, '')})"
+        reading = _while_reading(self._dataset, self._handed.pending[0]) if self._handed.pending else ""
+        return WorkerDied(f"a loader process {how} {reading}; fewer DATALOADER.NUM_WORKERS need less memory")
+
+
+def _while_reading(dataset: Dataset, requests: Sequence) -> str:
+    """`while it may have been reading a.png, b.png`."""
+    if not hasattr(dataset, "files"):
+        return "while it made samples"
+    files = [path for request in requests for path in dataset.files(request)]
+    return f"while it may have been reading {shorten(files, len(files))}"
+
+
+def _start_worker(_: int) -> None:
+    """Leave what is sent to all processes of a job to the main process; SIGTERM still ends a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+@contextmanager
+def _deaths_show_in_next() -> Iterator[None]:
+    """Keep torch from raising a worker's death wherever the main process happens to be; `next` finds it, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager
@@ -81,8 +193,9 @@ def _many_workers() -> Iterator[None]:
 class FullViews(Dataset):
     """Whole images resized bicubically to one or more sizes, for evaluation and candidate passes.
 
-    A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image and, with
-    labels, `label` (H×W uint8 class indices).
+    A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad` and,
+    with labels, `label` (H×W uint8 class indices). Where the set allows for bad images (DATALOADER.SKIP_BAD_IMAGES),
+    the sample of one is `bad`, with black views and the first view's size.
 
     Args:
         images: the set.
@@ -92,15 +205,28 @@ class FullViews(Dataset):
 
     def __init__(self, images: ImageSet, sizes: list[tuple[int, int]], labels: bool = False):
         self.images, self.sizes, self.labels = images, sizes, labels
+        self.skipped = images.skipped
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def files(self, index: int) -> list[Path]:
+        return self.images.files(index, self.labels)
+
     def __getitem__(self, index: int) -> dict:
-        path = self.images.paths[index]
-        image = read_image(path)
+        try:
+            return self._make(index)
+        except BadImage as error:
+            if self.labels:  # an evaluation leaves nothing out
+                raise
+            self.skipped.tolerate(error)
+        views = [torch.zeros((3, height, width), dtype=torch.uint8) for width, height in self.sizes]
+        return {"index": index, "views": views, "size": self.sizes[0][::-1], "bad": True}
+
+    def _make(self, index: int) -> dict:
+        image = read_image(self.images.paths[index])
         views = [resize(to_tensor(image), (height, width), "bicubic") for width, height in self.sizes]
-        sample = {"index": index, "views": views, "size": image.shape[:2]}
+        sample = {"index": index, "views": views, "size": image.shape[:2], "bad": False}
         if self.labels:
             sample["label"] = self._read_label(index, image.shape[:2])
         return sample

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from core.datasets.images import read_label
+from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import Taxonomy
 from core.utils.errors import UserError, shorten
 
@@ -28,6 +29,7 @@ class ImageSet:
         read_values: decodes a label file to H×W values.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced_block: source training draws class-balanced in blocks of so many images; 0: uniformly.
+        skipped: the bad images that a run did without; by default none may be.
     """
 
     name: str
@@ -38,9 +40,15 @@ class ImageSet:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced_block: int = 0
+    skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def files(self, index: int, label: bool = False) -> list[Path]:
+        """The file of image `index`, and that of its label."""
+        path = self.paths[index]
+        return [path, self.label_path(path)] if label else [path]
 
     def restricted(self, indices: Sequence[int]) -> "ImageSet":
         """The same set with some of its images only."""
@@ -50,7 +58,7 @@ class ImageSet:
         """The label of image `index` as H×W uint8 class indices, 255 where it has none.
 
         Raises:
-            UserError: the file is missing, cannot be decoded, or holds a value that the data set does not have.
+            BadImage: the file is missing, cannot be decoded, or holds a value that the data set does not have.
         """
         path = self.label_path(self.paths[index])
         values = self.read_values(path)
@@ -62,9 +70,10 @@ class ImageSet:
         unknown = indices == UNKNOWN
         if unknown.any():
             found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
-            raise UserError(
+            raise BadImage(
                 f"label {path} holds values that {self.name} does not have: "
-                + shorten(f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in found)
+                + shorten(f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in found),
+                path,
             )
         return indices
 
@@ -140,16 +149,34 @@ def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequen
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files below `folder`, through links, each real folder once; hidden files are left out."""
-    entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+    """Files below `folder`, through links, each real folder once; what is hidden is left out.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    entered, waiting = set(), [folder]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+            folders = [entry.name for entry in entries if _is_folder(entry)]
+        except OSError as error:
+            raise UserError(f"folder {parent} cannot be read: {error.strerror}") from None
+        waiting += [parent / name for name in reversed(folders)]
+        others = set(folders)
+        yield from (parent / entry.name for entry in entries if entry.name not in others and entry.name[0] != ".")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False
 
 
 def _find_folder(root: Path, sub: str) -> Path | None:

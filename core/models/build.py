@@ -36,11 +36,12 @@ def build_model(cfg) -> Segmentor:
     return model.to(memory_format=torch.channels_last)
 
 
-def load_model(cfg, device: torch.device, uncertain: bool = False) -> Segmentor:
+def load_model(cfg, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
     """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
 
     Args:
         uncertain: with DSU as MODEL.UNCERTAINTY says; False: without, whatever it says.
+        weights: False: random ones, for others to follow.
     Raises:
         UserError: a file that is missing, no checkpoint, or of another model.
     """
@@ -50,7 +51,9 @@ def load_model(cfg, device: torch.device, uncertain: bool = False) -> Segmentor:
         cfg.defrost()
         cfg.MODEL.UNCERTAINTY = 0.0
     model = build_model(cfg)
-    if cfg.resume:
+    if not weights:
+        pass
+    elif cfg.resume:
         load_checkpoint(model, cfg.resume)
     elif cfg.MODEL.WEIGHTS:
         load_imagenet_weights(model.feature_extractor, cfg.MODEL.WEIGHTS)

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from core.configs import load_config
 from core.configs.loading import check_paste_lag
 from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_target_images
 from core.datasets.images import image_size
 from core.datasets.taxonomy import Taxonomy
-from core.experiment import Experiment, run_in_output_folder
+from core.experiment import Experiment, run_training
 from core.selftraining.trainer import Trainer
-from core.utils.logging import LOGGER, start_logging
+from core.utils.logging import LOGGER
 
 ASPECT_TOLERANCE = 0.10
 SIZES_LOOKED_AT = 200  # headers read to find aspect and cost
@@ -25,6 +25,8 @@ class Adaptation(Experiment):
     """An experiment with the target's images."""
 
     targets: ImageSet
+
+    PROGRAM: ClassVar[str] = Trainer.PROGRAM
 
     @classmethod
     def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
@@ -51,10 +53,8 @@ class Adaptation(Experiment):
 
 
 def adapt(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
-    """Adapt, writing to OUTPUT_DIR."""
-    start_logging()
-    experiment = Adaptation.load(load_config(config_file, options), skip_test)
-    run_in_output_folder(experiment, lambda folder: experiment.trainer(folder).run(), skip_test)
+    """Adapt, writing to OUTPUT_DIR; as `resume` says, from a checkpoint or on from a saved state."""
+    run_training(Adaptation, config_file, options, skip_test)
 
 
 def warn_of_aspect(images: ImageSet, config) -> None:

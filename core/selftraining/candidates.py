@@ -6,12 +6,12 @@ A generation is an immutable folder `g0000`, `g0001`, …:
     labels/*.png     the unmasked labels, 8-bit class indices
     masked/*.png     first pass only: the same with the unsure pixels set to 255
 
-It is written as `g0001.partial` and renamed when complete.
+It is written as `g0001.partial`, synced to disk and renamed when complete.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from core.selftraining.resampling import (
     consistency,
     consistency_thresholds,
 )
-from core.utils.files import write_json
+from core.utils.files import replacing_folder, write_json, writing
 from core.utils.logging import LOGGER, progress
 
 FORMAT = 1
@@ -116,31 +116,29 @@ class CandidatePass:
         """Make the next generation after `iteration` completed iterations; the first one where `previous` is None.
 
         Raises:
-            UserError: an image that cannot be decoded.
+            UserError: an image that cannot be decoded, or a full disk.
         """
         number = 0 if previous is None else previous.number + 1
         final = self.folder / f"g{number:04d}"
-        partial = final.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "labels").mkdir(parents=True)
-        if previous is None:
-            thresholds, entries = self._first(teacher, partial)
-        else:
-            thresholds, entries = self._later(teacher, partial, previous)
-        write_json(
-            partial / "index.json",
-            {
-                "format": FORMAT,
-                "generation": number,
-                "iteration": iteration,
-                "num_classes": self.num_classes,
-                "pixelwise": previous is None,
-                "thresholds": [float(t) for t in thresholds],
-                "images": entries,
-            },
-        )
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with replacing_folder(final) as partial:
+            with writing(partial):
+                (partial / "labels").mkdir()
+            if previous is None:
+                thresholds, entries = self._first(teacher, partial)
+            else:
+                thresholds, entries = self._later(teacher, partial, previous)
+            write_json(
+                partial / "index.json",
+                {
+                    "format": FORMAT,
+                    "generation": number,
+                    "iteration": iteration,
+                    "num_classes": self.num_classes,
+                    "pixelwise": previous is None,
+                    "thresholds": [float(t) for t in thresholds],
+                    "images": entries,
+                },
+            )
         return Generation(final)
 
     def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict]]:
@@ -161,8 +159,10 @@ class CandidatePass:
                 entries.append(self._entry(index, size, labels))
                 shapes.append(grid)
                 ranks.count(stored, confidence)
-                confidence.tofile(file)
-                write_label(folder / "labels" / _file_name(index), stored)
+                with writing(folder):
+                    file.write(confidence.tobytes())
+                    file.flush()
+                    write_label(folder / "labels" / _file_name(index), stored)
 
         def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             with spill.open("rb") as file:
@@ -174,10 +174,12 @@ class CandidatePass:
         for _, labels, confidence in chunks():
             ranks.refine(labels, confidence)
         thresholds = ranks.thresholds()
-        (folder / "masked").mkdir()
+        with writing(folder):
+            (folder / "masked").mkdir()
         for index, labels, confidence in progress(chunks(), "masking candidates", len(shapes)):
             masked = np.where(confidence < thresholds[labels], np.uint8(IGNORE), labels)
-            write_label(folder / "masked" / _file_name(index), masked)
+            with writing(folder):
+                write_label(folder / "masked" / _file_name(index), masked)
             height, width = entries[index]["size"]
             entries[index]["candidates"] = present_classes(resized_counts(masked, (height, width), self.num_classes))
         spill.unlink()
@@ -193,7 +195,8 @@ class CandidatePass:
             table[index] = consistency(labels[0, 0].cpu().numpy(), old, self.num_classes)
             half = (max(size[0] // 2, 1), max(size[1] // 2, 1))
             stored = nearest(labels, half)[0, 0].cpu().numpy()
-            write_label(folder / "labels" / _file_name(index), stored)
+            with writing(folder):
+                write_label(folder / "labels" / _file_name(index), stored)
             entry = self._entry(index, size, labels)
             entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
             entries.append(entry)
@@ -223,9 +226,11 @@ class CandidatePass:
         return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
 
 
-def delete_generation(generation: Generation) -> None:
-    """Remove a generation's folder; nothing may read from it any more."""
-    shutil.rmtree(generation.folder, ignore_errors=True)
+def delete_generations(folder: str | Path, needed: Container[str]) -> None:
+    """Remove the generations in `folder` whose names are not `needed`; nothing may read from them any more."""
+    for path in Path(folder).glob("g[0-9]*"):
+        if path.name not in needed:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def log_candidates(generation: Generation, names: Sequence[str], paste_classes: Sequence[int], seconds: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from core.configs import load_config
+from core.configs.loading import default_output_dir
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.runs import check_folder, duration
@@ -18,6 +19,8 @@ from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer
+from core.states import find_start
+from core.utils.errors import UserError
 from core.utils.logging import LOGGER, start_logging
 
 CHECKED_IMAGES = 8  # of the small candidate pass
@@ -30,7 +33,9 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     OUTPUT_DIR is neither made nor written to.
     """
     start_logging()
-    config = load_config(config_file, options)
+    config, continued = find_start(load_config(config_file, options), default_output_dir(config_file))
+    if continued:
+        raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")
     experiment = Adaptation.load(config, skip_test)
     check_folder(config.OUTPUT_DIR)
     experiment.describe(skip_test)
@@ -104,6 +109,7 @@ def _log_disk(experiment: Adaptation, trainer: Trainer) -> None:
     config = experiment.config
     model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
     checkpoints = -(-config.SOLVER.STOP_ITER // config.SOLVER.CHECKPOINT_PERIOD)
+    states = config.SOLVER.KEEP_STATES + 1  # one more while it is written
     candidates = transient = 0.0
     if trainer.needs_candidates:
         count = images_per_pass(config, experiment.targets)
@@ -111,12 +117,15 @@ def _log_disk(experiment: Adaptation, trainer: Trainer) -> None:
         grid = FIRST_PASS_SIDE**2 * config.INPUT.INPUT_SIZE_TEST[0] / config.INPUT.INPUT_SIZE_TEST[1]
         stored = [path.stat().st_size for path in trainer.generation.folder.rglob("*.png")]
         per_pixel = sum(stored) / len(stored) / grid
-        candidates = 2 * count * max(2 * grid, pixels / 4) * per_pixel  # two generations for a moment
+        candidates = (states + 1) * count * max(2 * grid, pixels / 4) * per_pixel  # every state may need another one
         transient = count * grid * 4
     LOGGER.info(
-        "disk: %d checkpoints of %.0f MB, candidate labels up to about %.0f MB, during the first pass %.0f MB more",
+        "disk: %d checkpoints of %.0f MB, %d saved states of %.0f MB, candidate labels up to about %.0f MB, "
+        "during the first pass %.0f MB more",
         checkpoints,
         model / 1e6,
+        states,
+        3 * model / 1e6,  # student, teacher, momentum
         candidates / 1e6,
         transient / 1e6,
     )

@@ -147,6 +147,33 @@ class DynamicTeacher:
             self._record({"iteration": iteration + 1, "decision": "refused", **row})
         return verdict.majority
 
+    def forget_last(self) -> None:
+        """Take back the last :meth:`before_step`: its iteration moved nothing."""
+        if self.options.DYNAMIC:
+            self._buffer.pop()
+
+    def state_dict(self) -> dict:
+        """The buffer: images by name only."""
+        batches = [{"names": list(b.names), "points": b.points, "score": b.score} for b in self._buffer]
+        return {"buffer": batches}
+
+    def load_state_dict(self, state: dict, full_views: Callable[[Sequence[str]], torch.Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Args:
+            full_views: makes the 8-bit B×3×H×W full views of the images so named anew.
+        """
+        device = next(self.student.parameters()).device
+        self._buffer = [
+            StoredBatch(
+                full_views(batch["names"]),
+                tuple(batch["names"]),
+                None if batch["points"] is None else batch["points"].to(device),
+                batch["score"].to(device),
+            )
+            for batch in state["buffer"]
+        ]
+
     def _rescore(self, index: int) -> float:
         batch = self._buffer[index]
         return float(self._score(self._class_probabilities(batch.images), batch.points))

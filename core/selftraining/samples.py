@@ -5,6 +5,7 @@ A sample is a function of its request alone: the main process hands out requests
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
 from core.selftraining.candidates import Generation, nearest_labels
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
@@ -86,15 +88,30 @@ class TargetSamples(Dataset):
         self._paths = dict(zip(images.names, images.paths, strict=True))
         self._generation: Generation | None = None
 
+        self.skipped = images.skipped
+
+    def files(self, request: Request) -> list[Path]:
+        """What the sample is made from, the image pasted from apart."""
+        return self.images.files(request.image)
+
     def __getitem__(self, request: Request) -> dict:
         with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self._make(request)
+            return self.skipped.first_good(
+                request.image, len(self.images), lambda n: self._make(replace(request, image=n))
+            )
+
+    def full_views(self, names: Sequence[str]) -> torch.Tensor:
+        """B×3×H×W uint8 full views of the images so named, as their samples have them."""
+        with one_thread():
+            return torch.stack([self._full_view(self._paths[name]) for name in names])
+
+    def _full_view(self, path: Path) -> torch.Tensor:
+        width, height = self._input.INPUT_SIZE_TEST
+        return transforms.resize(transforms.to_tensor(read_image(path)), (height, width), "bilinear")
 
     def _make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
-        width, height = self._input.INPUT_SIZE_TEST
-        image = transforms.to_tensor(read_image(self.images.paths[request.image]))
-        full = transforms.resize(image, (height, width), "bilinear")
+        full = self._full_view(self.images.paths[request.image])
         student, view = self._student_view(full, rng)
         dropped = transforms.cutout_mask(view.crop_size, rng)
         student = np.array(student.permute(1, 2, 0).numpy(), order="C")  # a copy: pasting must not reach `full`
@@ -136,13 +153,17 @@ class TargetSamples(Dataset):
             return nothing
         drawn = self.paste_classes[rng.choice(len(weights), p=weights / weights.sum())]
         source = int(rng.choice(generation.candidates[drawn]))
-        image, labels = self._paste_source(generation, source)
+        try:
+            image = read_image(self._paths[generation.names[source]])
+        except BadImage as error:
+            self.skipped.tolerate(error)
+            return nothing
+        image, labels = self._paste_source(generation, source, image)
         classes = (drawn, *self.taxonomy.partners(drawn))
         return paste_instances(student, cut_instances(image, labels, classes), drawn, rng)
 
-    def _paste_source(self, generation: Generation, source: int) -> tuple[np.ndarray, np.ndarray]:
+    def _paste_source(self, generation: Generation, source: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image and candidate labels to cut from, at the image's own size unless that is very large."""
-        image = read_image(self._paths[generation.names[source]])
         full_width, full_height = self._input.INPUT_SIZE_TEST
         height, width = image.shape[:2]
         ratio = min(self._max_ratio * full_height / height, self._max_ratio * full_width / width, 1)
@@ -175,20 +196,35 @@ class PasteSchedule:
         self._classes, self._mode, self._lag = classes, mode, lag
         self._start = [BETA] * num_classes
         self._recorded: dict[int, Callable[[], torch.Tensor]] = {}
+        self._asked = 0  # iteration of the last probabilities
 
     def record(self, iteration: int, running_conf: Callable[[], torch.Tensor]) -> None:
         """Note the running confidence after `iteration`, as a function that waits for its copy on the host."""
         if self._mode == "confidence":
             self._recorded[iteration] = running_conf
+            self._forget(iteration + 1)
 
     def probabilities(self, iteration: int) -> tuple[float, ...]:
         """For the samples of `iteration`; asked for in ascending order."""
         running_conf = self._start
         if self._mode == "confidence" and iteration >= self._lag:
             running_conf = self._recorded[iteration - self._lag]().tolist()
-            for old in [i for i in self._recorded if i < iteration - self._lag]:
-                del self._recorded[old]
+        self._asked = iteration
         return paste_probabilities(running_conf, self._classes, self._mode)
+
+    def _forget(self, completed: int) -> None:
+        """Drop what is needed neither for samples to come nor for those that a run going on from here makes anew."""
+        needed = min(self._asked, completed) - self._lag
+        for old in [i for i in self._recorded if i < needed]:
+            del self._recorded[old]
+
+    def state_dict(self) -> dict:
+        """What was recorded, by iteration."""
+        return {"recorded": {iteration: running_conf() for iteration, running_conf in self._recorded.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self._recorded = {iteration: lambda conf=conf: conf for iteration, conf in state["recorded"].items()}
 
 
 class RequestStream:

@@ -11,10 +11,9 @@ from torch import nn
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
 from core.datasets.taxonomy import Taxonomy
-from core.evaluation.predictor import Predictor
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
-from core.selftraining.candidates import CandidatePass, Generation, delete_generation, log_candidates
+from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
 from core.selftraining.losses import negative_loss, positive_loss
 from core.selftraining.pseudo_labels import (
@@ -34,13 +33,14 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.selftraining.views import warp_to_view
-from core.solver import Solver
+from core.training import Training
 from core.utils.devices import copy_to_host, to_device
+from core.utils.files import remove_leftovers
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
 
-class Trainer:
+class Trainer(Training):
     """One adaptation run.
 
     Args:
@@ -51,6 +51,8 @@ class Trainer:
         output: the folder that the run writes to.
     """
 
+    PROGRAM = "train_TCR_DTU.py"
+
     def __init__(
         self,
         config,
@@ -59,13 +61,10 @@ class Trainer:
         taxonomy: Taxonomy,
         output: RunOutput,
     ):
-        self.config, self.taxonomy, self.output = config, taxonomy, output
-        self.device = next(model.parameters()).device
+        super().__init__(config, model, images, output)
+        self.taxonomy = taxonomy
         self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()
-        self.predictor = Predictor(config, self.device)
-        self.solver = Solver(self.student, config.SOLVER)
         self.running_conf = initial_running_confidence(len(taxonomy), device=self.device)
-        self.iteration = 0  # completed
         self.samples = TargetSamples(images, taxonomy, config)
         tcr = config.TCR
         self.schedule = PasteSchedule(self.samples.paste_classes, len(taxonomy), tcr.MIX_SAMPLING, tcr.PASTE_LAG)
@@ -79,12 +78,15 @@ class Trainer:
             self.teacher, self.student, config.DTU, self.student_probabilities, self._record, config.SEED
         )
 
+    @property
+    def result(self) -> nn.Module:
+        return self.teacher
+
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One iteration; returns the scalars to log, on the device."""
-        iteration = self.iteration
+        """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
+        iteration, running_conf = self.iteration, self.running_conf
+        self.begin_step()
         labels, teacher_probs, valid = self.pseudo_label(batch)
-        if self.config.TCR.PASTE:
-            self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         student_input = self.predictor.prepare(batch.student)
@@ -95,9 +97,18 @@ class Trainer:
         negative = negative_loss(logits, teacher_probs, valid)
         loss = positive + negative
 
-        self.solver.step(loss, iteration)
-        self.dynamic_teacher.after_step(iteration)
+        stepped = self.solver.step(loss, iteration)
+        if stepped:
+            self.dynamic_teacher.after_step(iteration)
+        else:
+            self.running_conf = running_conf
+            self.dynamic_teacher.forget_last()
+            self.refuse_step(loss, batch.names)
+        if self.config.TCR.PASTE:
+            self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.iteration += 1
+        if not stepped:
+            return {}
         return {
             "loss": loss.detach(),
             "positive": positive.detach(),
@@ -128,21 +139,6 @@ class Trainer:
         probs = self.predictor.logits(self.student, self.predictor.prepare(images)).softmax(dim=1)
         return probs.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def run(self) -> None:
-        """Train to STOP_ITER, with passes, checkpoints and evaluations on the way."""
-        stop = self.config.SOLVER.STOP_ITER
-        if self.needs_candidates:
-            self.update_candidates()
-        self.output.start_clock()
-        while self.iteration < stop:
-            for batch in self.batches(range(self.iteration, self.next_pass(stop))):
-                scalars = self.train_step(batch)
-                learning_rate = self.solver.learning_rate(self.iteration - 1)
-                self.output.completed(self.iteration, learning_rate, scalars, self.teacher)
-            if self.iteration < stop:
-                with self.output.aside():
-                    self.update_candidates()
-
     @property
     def needs_candidates(self) -> bool:
         return self.config.TCR.RESAMPLE or self.config.TCR.PASTE
@@ -154,19 +150,23 @@ class Trainer:
         frequency = self.config.TCR.UPDATE_FREQUENCY
         return min(((self.iteration + 1) // frequency + 1) * frequency - 1, stop)
 
-    def batches(self, iterations: range) -> Iterator[Batch]:
-        """The batches of a stretch of iterations with the current candidates."""
-        config = self.config
-        count = len(iterations) * config.SOLVER.BATCH_SIZE
+    def stretch_end(self, stop: int) -> int:
+        return self.next_pass(stop)
+
+    def batches(self, iterations: range, stretch: range | None = None) -> Iterator[Batch]:
+        """The batches of `iterations` with the current candidates, drawn for the whole stretch at once."""
+        config, size = self.config, self.config.SOLVER.BATCH_SIZE
+        stretch = iterations if stretch is None else stretch
+        count = len(stretch) * size
         if config.TCR.RESAMPLE:
-            order = balanced_order(self.generation.presence, count, config.SEED, iterations.start)
+            order = balanced_order(self.generation.presence, count, config.SEED, stretch.start)
             order = self._pass_images[order]
         else:
-            order = uniform_order(len(self.samples.images), count, config.SEED, iterations.start)
+            order = uniform_order(len(self.samples.images), count, config.SEED, stretch.start)
         stream = RequestStream(
             iterations,
-            config.SOLVER.BATCH_SIZE,
-            order,
+            size,
+            order[(iterations.start - stretch.start) * size :],
             str(self.generation.folder) if config.TCR.PASTE else None,
             self.schedule,
         )
@@ -174,14 +174,59 @@ class Trainer:
         pin = self.device.type == "cuda"
         return iter(Loader(self.samples, collate_batch, workers, batch_sampler=stream, pin_memory=pin))
 
+    def conclude(self) -> bool:
+        """Checkpoint, state and evaluation, then the candidate pass, where they are due."""
+        concluded = super().conclude()
+        if concluded:
+            self._delete_generations()  # the state that was removed may have been the last to need one
+        if self.pass_is_due:
+            with self.output.aside():
+                self.update_candidates()
+        return concluded
+
+    @property
+    def pass_is_due(self) -> bool:
+        """Whether a pass has to be made before the next iteration."""
+        if not self.needs_candidates or self.iteration >= self.config.SOLVER.STOP_ITER:
+            return False
+        if self.generation is None:
+            return True
+        due = (self.iteration + 1) % self.config.TCR.UPDATE_FREQUENCY == 0
+        return due and self.generation.iteration != self.iteration
+
     def update_candidates(self) -> None:
-        """A candidate pass; the generation before it is deleted once the new one is complete."""
-        previous, start = self.generation, time.monotonic()
-        self.generation = self.candidate_pass.run(self.teacher, self.iteration, previous)
-        if previous is not None:
-            delete_generation(previous)
+        """A candidate pass; generations that neither the run nor a saved state needs are then deleted."""
+        start = time.monotonic()
+        self.generation = self.candidate_pass.run(self.teacher, self.iteration, self.generation)
+        self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, self.taxonomy.names, paste_classes, time.monotonic() - start)
+
+    def _delete_generations(self) -> None:
+        own = set() if self.generation is None else {self.generation.folder.name}
+        delete_generations(self.candidate_pass.folder, own | self.output.states.generations())
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {
+            "generation": None if self.generation is None else self.generation.folder.name,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "running_conf": self.running_conf,
+            "schedule": self.schedule.state_dict(),
+            "dynamic_teacher": self.dynamic_teacher.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.running_conf = state["running_conf"].to(self.device)
+        self.schedule.load_state_dict(state["schedule"])
+        self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
+        if state["generation"] is not None:
+            self.generation = Generation(self.candidate_pass.folder / state["generation"])
+        remove_leftovers(self.candidate_pass.folder)
+        self._delete_generations()
 
     def _record(self, row: dict) -> None:
         self.output.append("dtu_history.csv", HISTORY_FIELDS, row)

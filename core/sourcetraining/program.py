@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_source_images
 from core.datasets.taxonomy import Taxonomy
-from core.experiment import Experiment, run_in_output_folder
-from core.runs import check_folder
+from core.experiment import Experiment, run_training
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.errors import UserError
-from core.utils.logging import LOGGER, start_logging
+from core.utils.logging import LOGGER
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,7 @@ class SourceTraining(Experiment):
     statistics: LabelStatistics | None = None
     notes: Sequence[str] = ()
 
+    PROGRAM: ClassVar[str] = SourceTrainer.PROGRAM
     UNCERTAIN: ClassVar[bool] = True
 
     @classmethod
@@ -37,10 +36,9 @@ class SourceTraining(Experiment):
         return {"sources": find_source_images(config)}
 
     @classmethod
-    def load(cls, config: Config, skip_test: bool) -> "SourceTraining":
+    def load(cls, config: Config, skip_test: bool, weights: bool = True) -> "SourceTraining":
         """As :meth:`Experiment.load`; labels are counted last, after whatever else could be wrong: it takes minutes."""
-        experiment = super().load(config, skip_test)
-        check_folder(config.OUTPUT_DIR)
+        experiment = super().load(config, skip_test, weights)
         sources, statistics, notes = usable_pairs(
             experiment.sources, experiment.taxonomy, config.DATASETS.ROOT, config.DATALOADER.NUM_WORKERS
         )
@@ -64,7 +62,5 @@ class SourceTraining(Experiment):
 
 
 def train_source(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
-    """Train a source model, writing to OUTPUT_DIR."""
-    start_logging()
-    experiment = SourceTraining.load(load_config(config_file, options), skip_test)
-    run_in_output_folder(experiment, lambda folder: experiment.trainer(folder).run(), skip_test)
+    """Train a source model, writing to OUTPUT_DIR; as `resume` says, from a checkpoint or on from a saved state."""
+    run_training(SourceTraining, config_file, options, skip_test)

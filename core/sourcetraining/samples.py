@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch.utils.data import Dataset
 from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.skipping import BadImage
 from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import draw_images
 from core.selftraining.samples import uniform_order
 from core.selftraining.views import View
 from core.utils.devices import one_thread
-from core.utils.errors import UserError
 
 _SAMPLE, _DRAW = 0x5353, 0x5344  # first keys of independent random streams
 WHOLE = (1.0, 1.0)  # INPUT_SCALES_TRAIN that means: the whole image at the training size, no crop
@@ -53,10 +54,16 @@ class SourceSamples(Dataset):
 
     def __init__(self, images: ImageSet, config):
         self.images, self._input, self._seed = images, config.INPUT, config.SEED
+        self.skipped = images.skipped
+
+    def files(self, request: tuple[int, int]) -> list[Path]:
+        """Image and label."""
+        return self.images.files(request[0], label=True)
 
     def __getitem__(self, request: tuple[int, int]) -> dict:
+        index, position = request
         with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self._make(*request)
+            return self.skipped.first_good(index, len(self.images), lambda n: self._make(n, position))
 
     def _make(self, index: int, position: int) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, position])
@@ -64,7 +71,7 @@ class SourceSamples(Dataset):
         image = transforms.to_tensor(read_image(path))
         label = torch.from_numpy(self.images.read_label(index))
         if label.shape != image.shape[1:]:
-            raise UserError(f"image {path} and its label differ in size: mend or remove the pair")
+            raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)
         view = self._draw_view(tuple(label.shape), rng)
         image = view.crop(transforms.resize(image, view.scaled_size, "bicubic"))
         image = transforms.jitter_or_grey(image, self._input, rng, self._input.GRAYSCALE_PROB)
@@ -102,13 +109,15 @@ class SourceStream:
     """The requests of a stretch of iterations, a list of B per iteration: the batch sampler of the loader.
 
     Args:
-        iterations: the stretch.
+        iterations: the stretch, or the rest of it.
         batch_size: B.
-        order: image index of every position of the run.
+        order: image index of every position of the run, from iteration `start` on.
+        start: an iteration.
     """
 
-    def __init__(self, iterations: range, batch_size: int, order: np.ndarray):
+    def __init__(self, iterations: range, batch_size: int, order: np.ndarray, start: int = 0):
         self._iterations, self._batch_size, self._order = iterations, batch_size, order
+        self._first = start * batch_size
 
     def __len__(self) -> int:
         return len(self._iterations)
@@ -116,17 +125,18 @@ class SourceStream:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for iteration in self._iterations:
             positions = range(iteration * self._batch_size, (iteration + 1) * self._batch_size)
-            yield [(int(self._order[position]), position) for position in positions]
+            yield [(int(self._order[position - self._first]), position) for position in positions]
 
 
-def source_order(presence: np.ndarray, count: int, block: int, seed: int) -> np.ndarray:
+def source_order(presence: np.ndarray, count: int, block: int, seed: int, iteration: int = 0) -> np.ndarray:
     """At least `count` image indices: shuffled rounds through all images, or class-balanced draws.
 
     Args:
         presence: N×C bool.
         block: draws after which the balance starts anew; 0: no balance.
+        seed, iteration: key of the draw; `iteration` is that of the first image.
     """
     if not block:
-        return uniform_order(len(presence), count, seed, 0)
-    rng = np.random.default_rng([seed, _DRAW])
+        return uniform_order(len(presence), count, seed, iteration)
+    rng = np.random.default_rng([seed, _DRAW, iteration])
     return rng.permutation(draw_images(presence, -(-count // block) * block, rng, block))

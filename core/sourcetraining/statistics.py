@@ -110,8 +110,8 @@ def label_statistics(images: ImageSet, num_classes: int, root: str | Path, worke
     try:
         cache.parent.mkdir(exist_ok=True)
         write_json(cache, content)
-    except OSError as error:
-        LOGGER.info("label statistics are not kept for the next run: %s (%s)", cache, error.strerror)
+    except (OSError, UserError) as error:
+        LOGGER.info("label statistics are not kept for the next run: %s", error)
     return statistics
 
 

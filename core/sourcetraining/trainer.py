@@ -9,20 +9,18 @@ from torch import nn
 
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
-from core.evaluation.predictor import Predictor
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
 from core.selftraining.pseudo_labels import IGNORE
-from core.solver import Solver
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
+from core.training import Training
 from core.utils.devices import to_device
 
 BALANCED_BLOCK = 3000  # class-balanced draws after which the balance starts anew
-_STEP = 0x5354  # first key of the random stream of steps
 
 
-class SourceTrainer:
+class SourceTrainer(Training):
     """One source training run.
 
     Args:
@@ -33,27 +31,27 @@ class SourceTrainer:
         output: the folder that the run writes to.
     """
 
+    PROGRAM = "train_src.py"
+
     def __init__(self, config, model: nn.Module, images: ImageSet, statistics: LabelStatistics, output: RunOutput):
-        self.config, self.model, self.output = config, model, output
-        self.device = next(model.parameters()).device
-        self.predictor = Predictor(config, self.device)
-        self.solver = Solver(model, config.SOLVER)
+        super().__init__(config, model, images, output)
+        self.model = model
         self.samples = SourceSamples(images, config)
         self.class_weights = None
         if config.SOLVER.CLASS_WEIGHTS:
             weights = torch.from_numpy(statistics.class_weights()).float()
             self.class_weights = weights.to(self.device)
-        self.order = source_order(
-            statistics.presence,
-            config.SOLVER.STOP_ITER * config.SOLVER.BATCH_SIZE,
-            balanced_block(config, images),
-            config.SEED,
-        )
-        self.iteration = 0  # completed
+        self._presence = statistics.presence
+        self._whole = range(self.stretch_end(config.SOLVER.STOP_ITER))
+        self.order = self._draw(self._whole)
+
+    @property
+    def result(self) -> nn.Module:
+        return self.model
 
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
-        """One iteration; returns the scalars to log, on the device."""
-        self._seed_noise()
+        """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
+        self.begin_step()
         labels = to_device(batch.labels, self.device).long()
         self.model.train()
         logits = resize_logits(
@@ -61,28 +59,36 @@ class SourceTrainer:
         )
         total, count = cross_entropy_sum(logits, labels, self.class_weights)
         loss = total / count.clamp(min=torch.finfo(count.dtype).tiny)
-        self.solver.step(loss, self.iteration)
+        stepped = self.solver.step(loss, self.iteration)
+        if not stepped:
+            self.refuse_step(loss, batch.names)
         self.iteration += 1
-        return {"loss": loss.detach()}
+        return {"loss": loss.detach()} if stepped else {}
 
-    def _seed_noise(self) -> None:
-        """Make the network's own noise (DSU) a function of (SEED, iteration), whatever was evaluated in between."""
-        key = np.random.SeedSequence([self.config.SEED, _STEP, self.iteration])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+    def stretch_end(self, stop: int) -> int:
+        """The whole run is one stretch; another follows only where a continued run's STOP_ITER has grown."""
+        return stop
 
-    def run(self) -> None:
-        """Train to STOP_ITER, with checkpoints and evaluations on the way."""
-        self.output.start_clock()
-        for batch in self.batches(range(self.iteration, self.config.SOLVER.STOP_ITER)):
-            scalars = self.train_step(batch)
-            learning_rate = self.solver.learning_rate(self.iteration - 1)
-            self.output.completed(self.iteration, learning_rate, scalars, self.model)
-
-    def batches(self, iterations: range) -> Iterator[SourceBatch]:
-        """The batches of a stretch of iterations."""
-        stream = SourceStream(iterations, self.config.SOLVER.BATCH_SIZE, self.order)
+    def batches(self, iterations: range, stretch: range | None = None) -> Iterator[SourceBatch]:
+        """The batches of `iterations`, drawn for the whole stretch (None: the run) at once."""
+        stretch = self._whole if stretch is None else stretch
+        order = self.order if stretch == self._whole else self._draw(stretch)
+        stream = SourceStream(iterations, self.config.SOLVER.BATCH_SIZE, order, stretch.start)
         workers, pin = self.config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
         return iter(Loader(self.samples, collate_source, workers, batch_sampler=stream, pin_memory=pin))
+
+    def _draw(self, stretch: range) -> np.ndarray:
+        """Image indices for every position of a stretch."""
+        block = balanced_block(self.config, self._images)
+        count = len(stretch) * self.config.SOLVER.BATCH_SIZE
+        return source_order(self._presence, count, block, self.config.SEED, stretch.start)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"model": self.model.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.model.load_state_dict(state["model"])
 
 
 def cross_entropy_sum(

@@ -1,7 +1,10 @@
 """Checkpoints in the format of FADA and DT-ST: {iteration, feature_extractor, classifier}."""
 
+import os
 import re
+import stat
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,11 +24,14 @@ def read_tensors(path: str | Path) -> dict:
         UserError: missing, unreadable, or anything but such a dict.
     """
     try:
+        _check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
@@ -35,6 +41,26 @@ def read_tensors(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuse what would take more memory than the file has bytes, or never end.
+
+    Raises:
+        UserError: no regular file, or an archive that holds more than the file does: torch writes it uncompressed.
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"checkpoint {path} cannot be read: it is not a regular file")
+        if zipfile.is_zipfile(file):
+            claimed = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            if claimed > status.st_size:
+                raise UserError(
+                    f"{path} is not a checkpoint that can be loaded safely (it has {status.st_size} bytes, but claims "
+                    f"to hold {claimed})"
+                )
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:
@@ -85,8 +111,8 @@ def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
     for part in PARTS:
         state = getattr(model, part).state_dict()
         content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # a full disk is an OSError of the file's only
+        torch.save(content, file)
 
 
 def _plain(state: Mapping) -> dict:
@@ -100,14 +126,24 @@ def _misfits(module: nn.Module, state: Mapping) -> list[str]:
     counters = ".num_batches_tracked"
     missing = [key for key in wanted if key not in state and not key.endswith(counters)]
     extra = [key for key in state if key not in wanted and not key.endswith(counters)]
-    no_tensor = [k for k in state if k in wanted and not isinstance(state[k], torch.Tensor)]
+    no_tensor = [k for k in state if k in wanted and not _is_plain(state[k])]
     shapes = [
         f"{key} is {_shape(state[key])} in the file, {_shape(wanted[key])} in the model"
         for key in wanted
         if key in state and key not in no_tensor and state[key].shape != wanted[key].shape
     ]
-    found = (("missing", missing), ("unexpected", extra), ("not a tensor", no_tensor))
+    found = (("missing", missing), ("unexpected", extra), ("not a tensor of numbers", no_tensor))
     return [f"{what}: {shorten(keys)}" for what, keys in found if keys] + ([shorten(shapes, 2)] if shapes else [])
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor whose numbers are all there: not sparse, not quantized, not `meta`, not complex."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 def _shape(tensor: torch.Tensor) -> str:

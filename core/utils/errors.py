@@ -4,9 +4,23 @@
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and what to do, in one line."""
 
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
+
+
+def one_line(text: object) -> str:
+    """`text` with line breaks, escape codes and whatever else does not print written out, as Python writes them.
+
+    A file's name may hold them, and must neither break a line nor steer a terminal.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
 
 def shorten(items, limit: int = 3) -> str:
     """The first few of many names, for a message: `a, b, c, … (12 in all)`."""
-    items = [str(item) for item in items]
+    items = [one_line(item) for item in items]
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"

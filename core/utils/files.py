@@ -1,9 +1,14 @@
-"""Files that are either complete or not there, and tables that grow row by row."""
+"""Files and folders that are either complete or not there, and tables that grow row by row.
+
+Everything is written under a temporary name, synced to disk and renamed: a crash or a full disk leaves what was there.
+"""
 
 import csv
+import io
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,23 +16,75 @@ from core.utils.errors import UserError
 
 
 @contextmanager
-def replacing(path: str | Path):
-    """Yield a temporary path beside `path`; on success it is synced to disk and takes the place of `path`."""
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an error of the operating system (a full disk, say) into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}); what was there before is untouched") from error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced to disk and takes the place of `path`.
+
+    Raises:
+        UserError: the disk is full, or whatever else keeps it from being written; `path` is then as it was.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """:func:`replacing` for a folder: yields an empty one, `<path>.partial`, whose files are synced in the end."""
+    path = Path(path)
+    partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old.partial")
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with writing(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        with writing(path):
+            for inner in [*partial.rglob("*"), partial]:
+                _sync(inner)
+            if path.exists():
+                path.replace(old)
+            partial.replace(path)
+            _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what a crash left behind in :func:`replacing` and :func:`replacing_folder`."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in Path(folder).glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text`, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value) -> None:
     """Write `value` as JSON, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False))
 
 
 def make_folder(path: str | Path, key: str) -> Path:
@@ -48,14 +105,57 @@ def make_folder(path: str | Path, key: str) -> Path:
 
 
 class Table:
-    """A CSV file with fixed columns to which rows are appended; every row is on disk once :meth:`append` returns."""
+    """A CSV file with fixed columns to which rows are appended; every row is on disk once :meth:`append` returns.
 
-    def __init__(self, path: str | Path, columns: Sequence[str]):
+    Args:
+        path: of the file.
+        columns: its header.
+        keep: go on with the rows of a file that is there already; False: begin it anew.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str], keep: bool = False):
         self.path, self.columns = Path(path), tuple(columns)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(self.columns)
+        if not (keep and self.path.exists()):
+            write_text(self.path, _csv_line(self.columns))
 
     def append(self, row: dict) -> None:
         """Add one row; a column that is missing from it stays empty. Raises ValueError for an unknown column."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        unknown = row.keys() - set(self.columns)
+        if unknown:
+            raise ValueError(f"{self.path}: no column {', '.join(sorted(unknown))}")
+        line = _csv_line([row.get(column, "") for column in self.columns])
+        with replacing(self.path) as temporary:  # a whole new file: a crash never leaves half a row
+            shutil.copyfile(self.path, temporary)
+            with temporary.open("a", newline="", encoding="utf-8") as file:
+                file.write(line)
+
+
+def keep_rows(path: str | Path, wanted: Callable[[dict], bool]) -> list[dict]:
+    """Drop the rows of a CSV that are not `wanted`; returns those that stay (none where there is no such file)."""
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except FileNotFoundError:
+        return []
+    kept = [row for row in rows if wanted(row)]
+    if len(kept) < len(rows):
+        columns = reader.fieldnames
+        write_text(path, "".join(_csv_line(line) for line in [columns, *([row[c] for c in columns] for row in kept)]))
+    return kept
+
+
+def _csv_line(values: Sequence) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

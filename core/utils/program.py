@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
+from core.utils import signals
 from core.utils.errors import UserError
 from core.utils.logging import stop_logging
 
@@ -19,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 def config_parser(description: str, example: str) -> argparse.ArgumentParser:
     """A parser with `-cfg FILE` (or --config-file) and trailing KEY VALUE pairs, which land in `options`."""
     parser = Parser(
+        prog=example.split()[1],
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,11 +40,25 @@ def config_parser(description: str, example: str) -> argparse.ArgumentParser:
 
 
 def run_program(
-    body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]
+    body: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    resumable: bool = False,
 ) -> int:
-    """Parse, run `body`, and return the exit code: 0, 1 after a user's error (one line on stderr), 130 on Ctrl-C."""
+    """Parse, run `body`, and return the exit code.
+
+    That is 0, 1 after a user's error (one line on stderr), 130 on Ctrl-C; of a `resumable` program also 128 + n where
+    signal n (SIGTERM, SIGINT, SIGUSR1) stopped it, with one line that says how to go on.
+    """
+    argv = list(argv)
     try:
-        body(parser.parse_intermixed_args(list(argv)))
+        with signals.listening() if resumable else nullcontext():
+            try:
+                body(parser.parse_intermixed_args(argv))
+            except signals.Stopped as stopped:
+                signals.acknowledge()
+                print(_last_line(stopped, parser.prog, argv), file=sys.stderr)
+                return 128 + stopped.number
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,3 +73,21 @@ def run_program(
         return 1
     finally:
         stop_logging()
+
+
+def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
+    """What became of the run, and the command that goes on with it."""
+    if not stopped.note:
+        return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
+    return f"stopped by {stopped} {stopped.note}; go on with: {shlex.join(['python', program, *resuming(argv)])}"
+
+
+def resuming(argv: Sequence[str]) -> list[str]:
+    """The arguments of a run with those changed that make it go on."""
+    argv = list(argv)
+    if "resume" not in argv[:-1]:
+        return [*argv, "resume", "auto"]
+    last = len(argv) - 2 - argv[:-1][::-1].index("resume")
+    given = argv[last + 1]
+    goes_on = given == "auto" or given.startswith("auto:") or Path(given).is_dir()
+    return argv if goes_on else [*argv[: last + 1], "auto", *argv[last + 2 :]]

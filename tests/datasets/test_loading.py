@@ -1,12 +1,20 @@
-"""Loaders: errors of workers as they are, and no advice about their number."""
+"""Loaders: errors of workers as they are, workers that die, and bad images that are done without."""
 
 import os
+import pickle
+import signal
+import time
 import warnings
+from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data import Dataset
 
-from core.datasets.loading import Loader
+from core.datasets.catalog import ImageSet
+from core.datasets.loading import Loader, WorkerDied, full_view_loader
+from core.datasets.skipping import BadImage, SkippedImages
 from core.utils.errors import UserError
 
 
@@ -34,3 +42,190 @@ def test_more_workers_than_cores_are_nobodys_business(monkeypatch):
         warnings.simplefilter("error")
         loader = iter(Loader(Numbers(), list, 2, batch_size=1))
         assert next(loader) == [0]
+
+
+# --- workers that die
+
+
+class Fatal(Dataset):
+    """The sample of 2 is the end of the process that makes it."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def __len__(self):
+        return 6
+
+    def files(self, index):
+        return [Path(f"frames/{index}.png")]
+
+    def __getitem__(self, index):
+        if index == 2:
+            self.action()
+        return index
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Loaders that look after their workers often."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    default = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(
+        torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
+        "_try_get_data",
+        lambda self, timeout=0.1: default(self, timeout),
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by signal 9 \(SIGKILL, as where memory runs out\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"was killed by signal 7 \(SIGBUS, .*/dev/shm"),
+        (lambda: os._exit(3), r"exited with code 3"),
+    ],
+    ids=["killed", "bus error", "exit"],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_worker_that_dies_is_one_line_with_the_files(impatient, capfd, action, how):
+    with pytest.raises(WorkerDied, match=how) as caught:
+        list(Loader(Fatal(action), list, 2, batch_size=2))
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "frames/2.png, frames/3.png;" in message
+    assert "DATALOADER.NUM_WORKERS" in message
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_death_shows_where_the_next_batch_is_asked_for_and_nowhere_else(impatient):
+    handler = signal.getsignal(signal.SIGCHLD)
+
+    def die():
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    others = set(active_children())
+    batches = iter(Loader(Fatal(die), list, 1, batch_size=2))
+    assert next(batches) == [0, 1]
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    (worker,) = set(active_children()) - others
+    worker.join()  # a handler of torch's would raise here
+    with pytest.raises(WorkerDied):
+        next(batches)
+
+
+def test_errors_of_other_kinds_keep_their_type(impatient):
+    def fail():
+        raise RuntimeError("a defect of ours")
+
+    with pytest.raises(RuntimeError, match="a defect of ours"):
+        list(Loader(Fatal(fail), list, 1, batch_size=2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_that_runs_out_in_a_sample_is_one_line(workers):
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(UserError, match=r"^memory ran out while it may have been reading frames/2\.png$"):
+        list(Loader(Fatal(fail), list, workers, batch_size=2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_signals_to_the_whole_job_are_not_the_workers_business(number):
+    def hit():
+        os.kill(os.getpid(), number)
+
+    assert list(Loader(Fatal(hit), list, 1, batch_size=3)) == [[0, 1, 2], [3, 4, 5]]
+
+
+# --- bad images
+
+
+class Frames(Dataset):
+    """Numbers whose multiples of 4 are bad."""
+
+    def __init__(self, limit):
+        self.skipped = SkippedImages(limit)
+
+    def __len__(self):
+        return 10
+
+    def make(self, index):
+        if index % 4 == 0:
+            raise BadImage(f"image {index}.png is bad", f"{index}.png")
+        return index
+
+    def __getitem__(self, index):
+        return self.skipped.first_good(index, len(self), self.make)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_bad_images_are_replaced_by_the_next_and_counted_once(workers, caplog, monkeypatch):
+    monkeypatch.setattr("core.datasets.skipping.LOGGER.propagate", True)
+    caplog.set_level("INFO", "dtst")
+    dataset = Frames(3)
+    for _ in range(2):
+        batches = list(Loader(dataset, list, workers, batch_size=4))
+        assert batches == [[1, 1, 2, 3], [5, 5, 6, 7], [9, 9]]
+    assert dataset.skipped.paths == ["0.png", "4.png", "8.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped a bad image, {n} of at most 3: image {index}.png is bad" for n, index in ((1, 0), (2, 4), (3, 8))
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_bad_image_too_many_stops_the_run_and_says_how_many_were_skipped(workers):
+    batches = iter(Loader(Frames(2), list, workers, batch_size=4))
+    assert [next(batches), next(batches)] == [[1, 1, 2, 3], [5, 5, 6, 7]]
+    with pytest.raises(UserError, match=r"^image 8\.png is bad \(2 bad images skipped before it: .*BAD_IMAGES 2\)$"):
+        next(batches)
+
+
+@pytest.mark.parametrize("limit", [0, 2, 5])
+def test_nothing_but_bad_images_is_an_error(limit):
+    dataset = Frames(limit)
+    dataset.make = lambda index: Frames.make(dataset, 4 * index)
+    with pytest.raises(UserError, match=r"^image \d+\.png is bad( \(\d bad images? skipped before it.*)?$"):
+        list(Loader(dataset, list, 0, batch_size=2))
+    assert len(dataset.skipped.paths) == limit
+
+
+def frames(folder, write_png, draw_scene, bad=(), limit=0):
+    paths = []
+    for number in range(5):
+        paths.append(write_png(folder / f"{number}.png", draw_scene(number)[0]))
+        if number in bad:
+            paths[-1].write_bytes(b"")
+    return ImageSet("frames", tuple(paths), tuple(p.name for p in paths), skipped=SkippedImages(limit))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_goes_on_with_a_black_view_for_a_bad_image(tmp_path, write_png, draw_scene, workers):
+    images = frames(tmp_path, write_png, draw_scene, bad=(1, 4), limit=2)
+    part = images.restricted([0, 1, 2, 4])
+    batches = list(full_view_loader(part, [(32, 16)], 2, workers))
+    assert [batch["bad"] for batch in batches] == [[False, True], [False, True]]
+    assert [batch["views"][0].shape for batch in batches] == [(2, 3, 16, 32)] * 2
+    assert not batches[0]["views"][0][1].any()
+    assert batches[0]["size"] == [(64, 128), (16, 32)]
+    assert images.skipped.paths == [str(images.paths[1]), str(images.paths[4])]  # one count for the whole run
+
+
+def test_a_pass_with_too_many_bad_images_ends(tmp_path, write_png, draw_scene):
+    images = frames(tmp_path, write_png, draw_scene, bad=(1, 2), limit=1)
+    with pytest.raises(UserError, match=r"2\.png cannot be decoded .*1 bad image skipped before it"):
+        list(full_view_loader(images, [(32, 16)], 1, 0))
+
+
+def test_an_evaluation_leaves_nothing_out(tmp_path, write_png, draw_scene):
+    images = frames(tmp_path, write_png, draw_scene, bad=(1,), limit=3)
+    with pytest.raises(BadImage, match=r"1\.png cannot be decoded"):
+        list(full_view_loader(ImageSet(images.name, images.paths, images.names), [(32, 16)], 1, 0))
+    with pytest.raises(BadImage, match=r"(0|1)\.png"):
+        list(full_view_loader(images.restricted([1]), [(32, 16)], 1, 0, labels=True))
+
+
+def test_bad_images_survive_the_way_out_of_a_process():
+    error = pickle.loads(pickle.dumps(BadImage("image a\nb is bad", Path("a\nb"))))
+    assert (str(error), error.path) == ("image a\\nb is bad", "a\nb")

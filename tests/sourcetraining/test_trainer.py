@@ -199,13 +199,15 @@ class Recorder:
     def __init__(self, disturb=lambda model: None):
         self.started, self.rows, self._disturb = False, [], disturb
 
-    def start_clock(self):
+    def start_clock(self, iteration):
         self.started = True
 
-    def completed(self, iteration, learning_rate, scalars, model):
+    def completed(self, iteration, learning_rate, scalars):
         assert self.started
-        self._disturb(model)
         self.rows.append((iteration, learning_rate, float(scalars["loss"])))
+
+    def conclude(self, iteration, model, state):
+        self._disturb(model)
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+"""Images that turn out to be bad in the middle of a run, and doing without some of them (SKIP_BAD_IMAGES)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.utils.errors import UserError
+from core.utils.logging import LOGGER
+
+
+class BadImage(UserError):
+    """An image or label file that is missing, broken, or not what its data set says.
+
+    Args:
+        message: the one line.
+        path: of the file.
+    """
+
+    def __init__(self, message: str, path: str | Path):
+        super().__init__(message)
+        self.path = str(path)
+
+    def __reduce__(self):
+        return type(self), (str(self), self.path)
+
+
+class SkippedImages:
+    """The bad images of one run, shared by all that read the same set.
+
+    The processes that make samples note what they did without; the main process counts, each file once.
+
+    Args:
+        limit: how many files a run may do without.
+
+    Attributes:
+        paths: of the files counted so far.
+    """
+
+    def __init__(self, limit: int = 0):
+        self.limit = limit
+        self.paths: list[str] = []
+        self._noted: list[tuple[str, str]] = []
+
+    def tolerate(self, error: BadImage) -> None:
+        """Note the bad image. Raises it where none may be skipped, or where one sample alone met more than may be."""
+        if not self.limit:
+            raise error
+        self._noted.append((error.path, str(error)))
+        if len(self._noted) > self.limit:
+            raise error
+
+    def first_good(self, index: int, count: int, make: Callable[[int], Any]) -> Any:
+        """make(index), or of the first image after it (after the last comes the first) that is not bad.
+
+        Raises:
+            BadImage: as :meth:`tolerate`, or all of the `count` images are bad.
+        """
+        for tries in range(1, count + 1):
+            try:
+                return make(index)
+            except BadImage as error:
+                self.tolerate(error)
+                if tries == count:
+                    raise
+                index = (index + 1) % count
+        raise ValueError("no image at all")
+
+    def take(self) -> list[tuple[str, str]]:
+        """(path, message) of all that was noted since the last call."""
+        noted, self._noted = self._noted, []
+        return noted
+
+    def count(self, noted: Sequence[tuple[str, str]]) -> None:
+        """Count and log what samples noted.
+
+        Raises:
+            UserError: that is more than the limit.
+        """
+        for path, message in noted:
+            if path in self.paths:
+                continue
+            if len(self.paths) >= self.limit:
+                skipped = f"{len(self.paths)} bad image{'s' if len(self.paths) > 1 else ''}"
+                raise UserError(f"{message} ({skipped} skipped before it: DATALOADER.SKIP_BAD_IMAGES {self.limit})")
+            self.paths.append(path)
+            LOGGER.info("skipped a bad image, %d of at most %d: %s", len(self.paths), self.limit, message)

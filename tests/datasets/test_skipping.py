@@ -1,0 +1,155 @@
+"""Training goes on without some bad images (DATALOADER.SKIP_BAD_IMAGES), and its samples stay what they would be."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from core.configs import cfg
+from core.datasets.catalog import find_source_images, find_target_images
+from core.datasets.images import write_label
+from core.datasets.loading import Loader
+from core.datasets.skipping import SkippedImages
+from core.datasets.taxonomy import CITYSCAPES_19
+from core.evaluation.predictor import Predictor
+from core.models import build_model
+from core.selftraining.candidates import CandidatePass
+from core.selftraining.samples import PasteSchedule, Request, RequestStream, TargetSamples, collate_batch
+from core.sourcetraining.samples import SourceSamples, SourceStream, collate_source
+from core.utils.errors import UserError
+
+BIKE, COUNT = 18, 6
+
+
+@pytest.fixture
+def config(tmp_path, make_cityscapes):
+    """Six target frames in tmp_path, and as source the same number with labels; up to two may be bad."""
+    make_cityscapes(tmp_path, train=COUNT, val=COUNT)
+    config = cfg.clone()
+    config.DATASETS.ROOT = str(tmp_path)
+    config.DATASETS.TARGET_TRAIN, config.DATASETS.SOURCE_TRAIN = "cityscapes_train", "cityscapes_val"
+    config.DATALOADER.SKIP_BAD_IMAGES, config.DATALOADER.NUM_WORKERS = 2, 0
+    config.INPUT.INPUT_SIZE_TEST = config.INPUT.SOURCE_INPUT_SIZE_TRAIN = (64, 32)
+    config.INPUT.TARGET_INPUT_SIZE_TRAIN = (48, 24)
+    config.INPUT.INPUT_SCALES_TRAIN, config.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = (0.8, 1.2), 0.5
+    config.INPUT.BRIGHTNESS, config.INPUT.CONTRAST = 0.5, 0.5
+    return config
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
+
+
+def damage(path, how):
+    whole = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif how == "colour":
+        path.write_bytes(cv2.imencode(".png", np.zeros((64, 128, 3), np.uint8))[1].tobytes())
+    elif how == "value":
+        path.write_bytes(cv2.imencode(".png", np.full((64, 128), 100, np.uint8))[1].tobytes())
+    elif how == "size":
+        path.write_bytes(cv2.imencode(".png", np.full((60, 128), 7, np.uint8))[1].tobytes())
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_bad_target_image_is_replaced_by_the_next_at_the_same_position(config, how):
+    images = find_target_images(config)
+    samples = TargetSamples(images, CITYSCAPES_19, config)
+    expected = [samples[Request(image=0, position=7)], samples[Request(image=3, position=8)]]
+    damage(images.paths[-1], how)
+    damage(images.paths[2], how)
+    assert same(samples[Request(image=COUNT - 1, position=7)], expected[0])  # after the last comes the first
+    assert same(samples[Request(image=2, position=8)], expected[1])
+    assert expected[1]["names"] == images.names[3]
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "colour", "value", "size"])
+def test_a_bad_source_pair_is_replaced_by_the_next(config, how):
+    images = find_source_images(config)
+    samples = SourceSamples(images, config)
+    expected = samples[2, 9]
+    damage(images.label_path(images.paths[1]), how)
+    assert same(samples[1, 9], expected)
+    config.DATALOADER.SKIP_BAD_IMAGES = 0
+    if how != "gone":  # which is found at the start
+        with pytest.raises(UserError, match=r"val/"):
+            SourceSamples(find_source_images(config), config)[1, 9]
+
+
+def batches_of(images, config, workers):
+    """(names, student views) of all target batches, and the paths that were skipped."""
+    images = replace(images, skipped=SkippedImages(2))
+    samples = TargetSamples(images, CITYSCAPES_19, config)
+    schedule = PasteSchedule(samples.paste_classes, 19, "uniform", 16)
+    stream = RequestStream(range(9), 2, np.arange(18) % COUNT, None, schedule)
+    batches = list(Loader(samples, collate_batch, workers, batch_sampler=stream))
+    return [batch.names for batch in batches], [batch.student for batch in batches], images.skipped.paths
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_skipped_does_not_depend_on_the_number_of_workers(config, workers):
+    images = find_target_images(config)
+    paths = images.paths
+    damage(paths[4], "cut")
+    damage(paths[1], "gone")
+    names, views, skipped = batches_of(images, config, 0)
+    assert skipped == [str(paths[1]), str(paths[4])]
+    found = batches_of(images, config, workers)
+    assert (found[0], found[2]) == (names, skipped)
+    assert all(map(torch.equal, found[1], views))
+
+
+def test_source_batches_are_counted_too(config):
+    images = find_source_images(config)
+    damage(images.paths[3], "cut")
+    stream = SourceStream(range(6), 2, np.arange(12) % COUNT)
+    for batch in Loader(SourceSamples(images, config), collate_source, 0, batch_sampler=stream):
+        assert images.names[3] not in batch.names
+    assert images.skipped.paths == [str(images.paths[3])]
+
+
+def test_from_a_bad_image_nothing_is_pasted(config, tmp_path):
+    """Its candidate labels are there, from a pass in which it was whole."""
+    images = find_target_images(config)
+    (tmp_path / "g0001/labels").mkdir(parents=True)
+    entries = []
+    for index, name in enumerate(images.names):
+        labels = np.full((64, 128), 255, np.uint8)
+        labels[20:32, 30:50] = BIKE
+        write_label(tmp_path / f"g0001/labels/{index:06d}.png", labels)
+        offered = [BIKE] if index == 1 else []
+        entries.append({"name": name, "size": [64, 128], "present": [BIKE], "candidates": offered, "masked": []})
+    index = {"format": 1, "generation": 1, "iteration": 0, "num_classes": 19, "pixelwise": False}
+    index |= {"thresholds": [0] * 19, "images": entries}
+    (tmp_path / "g0001/index.json").write_text(json.dumps(index), encoding="utf-8")
+    samples = TargetSamples(images, CITYSCAPES_19, config)
+    request = Request(0, 5, str(tmp_path / "g0001"), (1.0,) * len(samples.paste_classes))
+    assert (samples[request]["pasted"] == BIKE).any()
+    damage(images.paths[1], "cut")
+    assert (samples[request]["pasted"] == 255).all()
+    assert [path for path, _ in images.skipped.take()] == [str(images.paths[1])]
+    config.DATALOADER.SKIP_BAD_IMAGES = 0
+    with pytest.raises(UserError, match="cannot be decoded"):
+        TargetSamples(find_target_images(config), CITYSCAPES_19, config)[request]
+
+
+def test_candidate_passes_go_on_without_a_bad_image(config, tmp_path):
+    config.MODEL.NAME, config.MODEL.FREEZE_BN = "deeplab_resnet18", True
+    images = find_target_images(config)
+    damage(images.paths[3], "cut")
+    teacher = build_model(config)
+    candidates = CandidatePass(images, 19, Predictor(config, torch.device("cpu")), config, tmp_path / "candidates")
+    first = candidates.run(teacher, 0)
+    second = candidates.run(teacher, 3, first)
+    assert len(first) == len(second) == COUNT
+    assert images.skipped.paths == [str(images.paths[3])]
+    damage(images.paths[4], "gone")
+    damage(images.paths[5], "gone")
+    with pytest.raises(UserError, match=r"000005.*2 bad images skipped before it"):
+        candidates.run(teacher, 6, second)

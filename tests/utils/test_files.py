@@ -1,0 +1,218 @@
+"""Files that are complete or not there: what a full disk and a crash leave behind at every write."""
+
+import errno
+import os
+import shutil
+
+import pytest
+import torch
+
+from core.models.deeplab import Segmentor
+from core.states import StateFolder
+from core.utils import files
+from core.utils.checkpoints import save_checkpoint
+from core.utils.errors import UserError
+from core.utils.files import Table, keep_rows, remove_leftovers, replacing_folder, write_json, write_text
+
+
+def small_model(value):
+    model = Segmentor(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, value)
+    return model
+
+
+def write_checkpoint(folder, value):
+    save_checkpoint(small_model(value), folder / "model_iter000004.pth", 4)
+
+
+def write_state(folder, value):
+    StateFolder(folder, keep=1).write({"iteration": 4 * value, "weights": torch.full((1000,), float(value))})
+
+
+def append_row(folder, value):
+    if value == 1:
+        Table(folder / "metrics.csv", ("iteration", "loss"))
+    Table(folder / "metrics.csv", ("iteration", "loss"), keep=True).append({"iteration": value, "loss": 0.5})
+
+
+def drop_rows(folder, value):
+    if value == 1:
+        write_text(folder / "metrics.csv", "iteration,loss\r\n1,0.5\r\n2,0.25\r\n")
+    else:
+        keep_rows(folder / "metrics.csv", lambda row: int(row["iteration"]) < 2)
+
+
+def write_config(folder, value):
+    write_text(folder / "config.yaml", f"SEED: {value}\n")
+
+
+def write_statistics(folder, value):
+    write_json(folder / "statistics.json", {"pixels": [value]})
+
+
+def write_generation(folder, value):
+    """The same name again, as where a run that goes on repeats a pass."""
+    with replacing_folder(folder / "g0001") as partial:
+        (partial / "labels").mkdir()
+        (partial / "labels/000000.png").write_bytes(bytes([value]) * 100)
+        write_json(partial / "index.json", {"value": value})
+
+
+WRITES = [write_checkpoint, write_state, append_row, drop_rows, write_config, write_statistics, write_generation]
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Faults:
+    """Counts the calls of the system that a write makes, and has one of them fail."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.failing, self.fault = 0, None, None
+        for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "open"), (shutil, "copyfile")):
+            monkeypatch.setattr(owner, name, self.watched(getattr(owner, name)))
+
+    def watched(self, function):
+        def call(*args, **kwargs):
+            self.calls += 1
+            if self.calls == self.failing:
+                self.fault()
+            return function(*args, **kwargs)
+
+        return call
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def crash():
+    os._exit(9)
+
+
+def message_of(action):
+    """Of the UserError that an action raises; empty if it succeeds."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_path, monkeypatch, write):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", 1)
+    first = contents(tmp_path / "out")
+    write(tmp_path / "out", 2)
+    second = contents(tmp_path / "out")
+    assert first != second
+    for failing in range(1, 50):
+        folder = tmp_path / str(failing)
+        folder.mkdir()
+        write(folder, 1)
+        with monkeypatch.context() as patch:
+            faults = Faults(patch)
+            faults.failing, faults.fault = failing, full_disk
+            message = message_of(lambda folder=folder: write(folder, 2))
+        if message:
+            assert str(folder) in message
+            assert "No space left on device" in message
+            assert "\n" not in message
+        if faults.calls < failing:
+            break
+        remove_leftovers(folder)
+        left = contents(folder)
+        if write is write_state:  # both, for a moment: the old one goes when the new one is there
+            left = {name: data for name, data in left.items() if name in second} or left
+        assert left in (first, second)
+    assert failing > 2  # at least the file's sync and its renaming
+    assert faults.calls > 0
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", 1)
+    first = contents(tmp_path / "out")
+    write(tmp_path / "out", 2)
+    second = contents(tmp_path / "out")
+    for failing in range(1, 50):
+        folder = tmp_path / str(failing)
+        folder.mkdir()
+        write(folder, 1)
+        child = os.fork()
+        if not child:
+            faults = Faults(monkeypatch)
+            faults.failing, faults.fault = failing, crash
+            try:
+                write(folder, 2)
+            finally:
+                os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        remove_leftovers(folder)
+        remove_leftovers(folder / "state")
+        left = contents(folder)
+        if write is write_state:  # both, for a moment: the old one goes when the new one is there
+            left = {name: data for name, data in left.items() if name in second} or left
+        if write is write_generation and not left:
+            continue  # nothing named the old one any more, or its pass would not have been made again
+        assert left in (first, second), failing
+    assert failing > 2
+    assert contents(folder) == second
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
+    """The disk fills while the weights are written, not after."""
+    path = tmp_path / "model.pth"
+    save_checkpoint(small_model(1), path, 1)
+    before = path.read_bytes()
+
+    class Full:
+        def __init__(self, file):
+            self._file, self._room = file, 2000
+
+        def write(self, data):
+            self._room -= len(data)
+            if self._room < 0:
+                full_disk()
+            return self._file.write(data)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    opened = files.Path.open
+    monkeypatch.setattr(files.Path, "open", lambda *args, **kwargs: Full(opened(*args, **kwargs)))
+    with pytest.raises(UserError, match=r"model\.pth cannot be written \(No space left on device\)"):
+        save_checkpoint(small_model(2), path, 2)
+    monkeypatch.undo()
+    assert contents(tmp_path) == {"model.pth": before}
+
+
+def test_rows_that_are_kept_are_left_as_they_were(tmp_path):
+    path = tmp_path / "metrics.csv"
+    text = "iteration,loss\r\n20,0.123456789\r\n40,\r\n60,0.5\r\n"
+    path.write_text(text, newline="")
+    assert [row["iteration"] for row in keep_rows(path, lambda row: int(row["iteration"]) <= 40)] == ["20", "40"]
+    assert path.read_bytes() == text.replace("60,0.5\r\n", "").encode()
+    before = path.stat().st_mtime_ns
+    keep_rows(path, lambda row: True)
+    assert path.stat().st_mtime_ns == before
+    assert keep_rows(tmp_path / "none.csv", lambda row: True) == []
+
+
+def test_an_unknown_column_is_refused(tmp_path):
+    table = Table(tmp_path / "t.csv", ("a", "b"))
+    table.append({"a": 1})
+    with pytest.raises(ValueError, match="no column c"):
+        table.append({"a": 1, "c": 2})
+    assert (tmp_path / "t.csv").read_bytes() == b"a,b\r\n1,\r\n"

@@ -1,0 +1,104 @@
+"""One process at a time in a folder: named while it lives, out of the way when it is gone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core.utils.errors import UserError
+from core.utils.locks import LOCK, check_unlocked, locked
+
+HOLDER = """
+import sys, time
+from core.utils.locks import locked
+with locked(sys.argv[1], "OUTPUT_DIR"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds tmp_path."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_in_use_is_refused_by_the_name_of_its_holder(tmp_path, holder):
+    for attempt in (lambda: check_unlocked(tmp_path, "OUTPUT_DIR"), lambda: locked(tmp_path, "OUTPUT_DIR").__enter__()):
+        with pytest.raises(UserError) as raised:
+            attempt()
+        message = str(raised.value)
+        assert f"OUTPUT_DIR {tmp_path} is in use by process {holder.pid} on {os.uname().nodename}" in message
+        assert re.search(r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", message)
+
+
+def test_a_lock_whose_holder_was_killed_is_not_in_the_way(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / LOCK).exists()
+    check_unlocked(tmp_path, "OUTPUT_DIR")
+    with locked(tmp_path, "OUTPUT_DIR"):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path):
+    """As the workers of a loader do, for some seconds."""
+    script = HOLDER.replace("print(", "import os; child = os.fork() or time.sleep(60); print(child); print(")
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        time.sleep(0.05)
+        os.kill(child, 0)  # it lives
+        with locked(tmp_path, "OUTPUT_DIR"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_second_lock_in_one_process_is_refused_and_the_first_stays(tmp_path):
+    with locked(tmp_path, "OUTPUT_DIR"):
+        for _ in range(2):
+            with pytest.raises(UserError, match="in use"):
+                locked(tmp_path, "OUTPUT_DIR").__enter__()
+    with locked(tmp_path, "OUTPUT_DIR"):
+        pass
+
+
+def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
+    """Each holds it until all have tried."""
+    script = """
+import sys
+from core.utils.errors import UserError
+from core.utils.locks import locked
+sys.stdin.readline()
+try:
+    with locked(sys.argv[1], "OUTPUT_DIR"):
+        print("got", flush=True)
+        sys.stdin.readline()
+except UserError:
+    print("refused", flush=True)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline().strip() for process in processes]
+    for process in processes:
+        process.communicate("done\n")
+    assert sorted(answers) == ["got", "refused", "refused", "refused"]
