@@ -6,28 +6,33 @@ used again.
 
 import argparse
 import csv
+import json
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import Taxonomy
 from core.runs import CONFIG
+from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
-from core.utils.files import replacing
+from core.utils.files import make_folder, replacing, write_json
 from core.utils.program import Parser, run_program
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
 SHOWN_IMAGES = 4
+MARK = ".demo.json"
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,27 @@ class Demo:
     """The demo in one folder.
 
     Args:
-        folder: for everything that it makes.
-        seed: of source training and adaptation.
+        folder: for everything that it makes; new, empty, or an earlier demo's.
+        seed: of source training and adaptation; each has a sub-folder of its own.
+    Raises:
+        UserError: the folder holds something else.
     """
 
     def __init__(self, folder: Path, seed: int):
-        self.domains = folder / "domains"
-        self.picture = folder / "before_and_after.png"
-        common = ("DATASETS.ROOT", str(self.domains), "SEED", str(seed))
-        self.source = Run("source model", "train_src.py", SOURCE_CONFIG, folder / "source", common)
-        adapted = (*common, "resume", str(self.source.checkpoint))
+        amp = claim_folder(folder)
+        self.domains, runs = folder / "domains", folder / f"seed_{seed}"
+        self.picture = runs / "before_and_after.png"
+        common = ("DATASETS.ROOT", str(self.domains), "SEED", str(seed), "SOLVER.AMP", amp)
+        self.source = Run("source model", "train_src.py", SOURCE_CONFIG, runs / "source", common)
+        self.adapted = (*common, "resume", str(self.source.checkpoint))
         self.fixed = Run(
             "fixed EMA",
             "train_TCR_DTU.py",
             ADAPTATION_CONFIG,
-            folder / "fixed_ema",
-            (*adapted, "DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False"),
+            runs / "fixed_ema",
+            (*self.adapted, "DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False"),
         )
-        self.full = Run("full method", "train_TCR_DTU.py", ADAPTATION_CONFIG, folder / "full_method", adapted)
-        self._reusable = True  # until something is made anew: all that follows depends on it
+        self.full = Run("full method", "train_TCR_DTU.py", ADAPTATION_CONFIG, runs / "full_method", self.adapted)
 
     def run(self) -> None:
         """Make or reuse every part, print the table and the path of the picture.
@@ -92,15 +99,17 @@ class Demo:
         Raises:
             UserError: a command failed.
         """
-        drawn = [self.domains / name for name in ("toy_source", "toy_target")]
-        draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
-        self._make(self.domains, all(path.is_dir() for path in drawn), draw)
-        for run in (self.source, self.fixed, self.full):
-            command = [run.program, "-cfg", run.config_file, *(["--skip-test"] if run is not self.source else [])]
-            self._make(run.folder, run.is_complete(), [*command, *run.words])
         runs = (self.source, self.fixed, self.full)
-        at_home = self._evaluate(self.source, "toy_source_val")
-        on_target = [self._evaluate(run, "toy_target_val") for run in runs]
+        drawn = all((self.domains / name).is_dir() for name in ("toy_source", "toy_target"))
+        draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
+        self._make(self.domains, drawn, draw, [run.folder for run in runs])
+        for run in runs:
+            command = [run.program, "-cfg", run.config_file, *(["--skip-test"] if run is not self.source else [])]
+            later = [self.fixed.folder, self.full.folder] if run is self.source else []
+            self._make(run.folder, run.is_complete(), [*command, *run.words], later)
+        at_home = self._evaluate(self.source, SOURCE_CONFIG, "toy_source_val")
+        # adaptation starts from the source model with frozen batch norm, so that is what "before" means
+        on_target = [self._evaluate(run, ADAPTATION_CONFIG, "toy_target_val") for run in runs]
         config = load_config(ADAPTATION_CONFIG, self.full.words)
         taxonomy = find_taxonomy(config)
         titles = ("source model at home", *(f"{run.title} on the target" for run in runs))
@@ -113,29 +122,71 @@ class Demo:
         )
         print(f"\npicture: {self.picture}")
 
-    def _make(self, folder: Path, complete: bool, words: Sequence[str]) -> None:
-        """Run a command that makes `folder`, unless it is complete and nothing before it has been made anew."""
-        if complete and self._reusable:
+    def _make(self, folder: Path, complete: bool, words: Sequence[str], later: Sequence[Path]) -> None:
+        """Run a command that makes `folder`, unless it is complete; what was made from it (`later`) goes first."""
+        if complete:
             print(f"reused: {folder}", flush=True)
             return
-        self._reusable = False
-        if folder.exists():
-            print(f"removed: {folder} (incomplete, or made with other settings)", flush=True)
-            shutil.rmtree(folder)
+        for old in (*later, folder):
+            if old.exists():
+                print(f"removed: {old} (incomplete, or made with something else)", flush=True)
+                shutil.rmtree(old)
         run_command(words)
 
-    def _evaluate(self, run: Run, dataset: str) -> dict[str, float]:
+    def _evaluate(self, run: Run, config_file: str, dataset: str) -> dict[str, float]:
         """Scores of a run's last checkpoint by column of test.py's table."""
         folder = evaluation_folder(run)
         table = folder / f"test_{dataset}.csv"
-        if table.is_file():
+        scores = read_scores(table)
+        if scores is not None and (folder / "inference" / dataset).is_dir():
             print(f"reused: {table}", flush=True)
-        else:
-            words = ["test.py", "-cfg", run.config_file, "--saveres", *run.options, "resume", str(run.checkpoint)]
-            run_command([*words, "OUTPUT_DIR", str(folder), "DATASETS.TEST", dataset])
-        with table.open(newline="", encoding="utf-8") as file:
-            (row,) = csv.DictReader(file)
-        return {column: float(value) for column, value in row.items() if column != "checkpoint"}
+            return scores
+        words = ["test.py", "-cfg", config_file, "--saveres", *self.adapted[:-1], str(run.checkpoint)]
+        run_command([*words, "OUTPUT_DIR", str(folder), "DATASETS.TEST", dataset])
+        return read_scores(table)
+
+
+def claim_folder(folder: Path) -> str:
+    """Mark the demo's folder as its own; returns the precision to work in (SOLVER.AMP), decided once.
+
+    Raises:
+        UserError: the folder holds something that no demo made, or cannot be written to.
+    """
+    mark = folder / MARK
+    if not mark.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} holds something else: give the demo a folder of its own")
+        make_folder(folder, "--folder")
+        write_json(mark, {"amp": faster_precision()})
+    return json.loads(mark.read_text(encoding="utf-8"))["amp"]
+
+
+def faster_precision() -> str:
+    """`bf16` where this machine convolves faster in bfloat16 than in float32, else `off`."""
+    device = choose_device("auto")
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
+    image = torch.randn(4, 128, 32, 64, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = {}
+    for amp in ("off", "bf16"):
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            with torch.no_grad(), autocast(device, amp):
+                float(conv(image).sum())  # waits for the device
+            times.append(time.perf_counter() - start)
+        seconds[amp] = min(times)
+    return min(seconds, key=seconds.get)
+
+
+def read_scores(table: Path) -> dict[str, float] | None:
+    """The one row of a table of test.py; None unless it is there and whole."""
+    if not table.is_file():
+        return None
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) != 1 or None in rows[0].values():
+        return None
+    return {column: float(value) for column, value in rows[0].items() if column != "checkpoint"}
 
 
 def evaluation_folder(run: Run) -> Path:
@@ -167,9 +218,9 @@ def table_lines(taxonomy: Taxonomy, titles: Sequence[str], scores: Sequence[dict
         cells = (f"{value:{len(title)}.2f}" for title, value in zip(titles, values, strict=True))
         lines.append("  ".join((f"{name:<{width}}", *cells)))
     home, before, *_, after = (score["mIoU"] for score in scores)
+    share = f" ({100 * (after - before) / (home - before):.0f} %)" if home > before else ""
     lines.append(
-        f"the shift costs {home - before:.2f} points of mIoU; adaptation brings back {after - before:.2f} "
-        f"({100 * (after - before) / (home - before):.0f} %)"
+        f"the shift costs {home - before:.2f} points of mIoU; adaptation brings back {after - before:.2f}{share}"
     )
     return lines
 

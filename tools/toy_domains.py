@@ -1,4 +1,4 @@
-"""Draw two small sets of street scenes, a sunny one and a hazy, dim one, in Cityscapes' layout, names and labelIds.
+"""Draw two small sets of street scenes, by daylight and at dusk, in Cityscapes' layout, names and labelIds.
 
 They need no download, and a ResNet-18 learns them on two CPU cores in minutes: enough to see every program of this
 project at work. The scenes of both sets follow one grammar (`tools.toy_scenes`); SHIFT says how far apart they look.

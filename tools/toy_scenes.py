@@ -13,22 +13,6 @@ from core.datasets.cityscapes import LABEL_IDS
 from tools import toy_objects as things
 from tools.toy_canvas import FAR, Canvas, Colour, Tone, View, paint, shade
 
-CLASSES = (
-    "road",
-    "sidewalk",
-    "building",
-    "fence",
-    "pole",
-    "light",
-    "sign",
-    "vegetation",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bicycle",
-)
 _PANES = Tone((0.5, 0.66), (0.05, 0.35), (0.12, 0.45))
 _PANE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
 _NEAR = 2.4  # m; nearer walls would be behind the picture's edge

@@ -71,11 +71,13 @@ def _build_own_network(cfg) -> tuple[nn.Module, nn.Module]:
     """What the user's function that MODEL.NAME names makes of the config."""
     module, _, function = cfg.MODEL.NAME.partition(":")
     try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        build = getattr(importlib.import_module(module), function, None)
+    except (ImportError, ValueError, TypeError) as error:  # the latter two for names such as `.x` and none at all
         raise UserError(
             f"MODEL.NAME {cfg.MODEL.NAME}: {error}; it must be module:function, importable from here"
         ) from None
+    if not callable(build):
+        raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: {module} has no such function; it must be module:function")
     parts = build(cfg)
     if not (isinstance(parts, tuple) and len(parts) == 2 and all(isinstance(part, nn.Module) for part in parts)):
         raise UserError(f"MODEL.NAME {cfg.MODEL.NAME} must return (feature extractor, classifier), two nn.Modules")

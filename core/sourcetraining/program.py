@@ -9,6 +9,7 @@ from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_source_images
 from core.datasets.taxonomy import Taxonomy
 from core.experiment import Experiment, run_training
+from core.models.dsu import DSU
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.errors import UserError
@@ -28,7 +29,11 @@ class SourceTraining(Experiment):
 
     @classmethod
     def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
-        if config.MODEL.FREEZE_BN and not (config.resume or config.MODEL.WEIGHTS):
+        model = config.MODEL
+        if model.UNCERTAINTY > 0 and not model.POS:
+            raise UserError("MODEL.UNCERTAINTY (DSU) acts nowhere without MODEL.POS: set that, as to [0,1,2,3,4,5]")
+        own_network = ":" in model.NAME  # which may load weights of its own
+        if model.FREEZE_BN and not (config.resume or model.WEIGHTS or own_network):
             raise UserError(
                 "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
                 "or give `resume` or MODEL.WEIGHTS"
@@ -51,10 +56,10 @@ class SourceTraining(Experiment):
 
     def describe(self, skip_test: bool) -> None:
         super().describe(skip_test)
-        model, batch_size = self.config.MODEL, self.config.SOLVER.BATCH_SIZE
-        if model.UNCERTAINTY > 0:
-            LOGGER.info("DSU with probability %g at the positions %s", model.UNCERTAINTY, tuple(model.POS))
-            if batch_size < 2:
+        if any(isinstance(module, DSU) for module in self.model.modules()):
+            options = self.config.MODEL
+            LOGGER.info("DSU with probability %g at the positions %s", options.UNCERTAINTY, tuple(options.POS))
+            if self.config.SOLVER.BATCH_SIZE < 2:
                 LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
 
     def trainer(self, folder: Path) -> SourceTrainer:

@@ -32,10 +32,11 @@ def start_logging(file: str | Path | None = None) -> None:
 
 
 def stop_logging() -> None:
-    """Close and remove the handlers."""
+    """Close and remove the handlers, and leave the logger as any other."""
     for handler in list(LOGGER.handlers):
         handler.close()
         LOGGER.removeHandler(handler)
+    LOGGER.propagate = True
 
 
 def progress(items: Iterable, description: str, total: int | None = None) -> Iterable:

@@ -47,6 +47,8 @@ def test_it_is_adapted_and_evaluated(cityscapes_root, write_config):
     [
         ("own_netwerk:build", ["own_netwerk", "module:function"]),
         ("own_network:bild", ["bild", "module:function"]),
+        ("own_network:nn", ["own_network:nn", "module:function"]),
+        (".own_network:build", [".own_network", "module:function"]),
         (":build", [":build", "module:function"]),
         ("own_network:single", ["own_network:single", "(feature extractor, classifier)"]),
     ],

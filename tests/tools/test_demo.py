@@ -47,6 +47,7 @@ def small(tmp_path, monkeypatch):
 
 
 def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_missing(small, capfd):
+    runs = small / "seed_1"
     assert demo.main(["--folder", str(small)]) == 0
     first = capfd.readouterr().out
     for command in ("-m tools.toy_domains", "train_src.py -cfg", "train_TCR_DTU.py -cfg", "test.py -cfg"):
@@ -55,39 +56,74 @@ def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_mi
     table = first[first.index("source model at home") :]
     assert "\nroad " in table
     assert "\nmIoU " in table
-    assert f"picture: {small / 'before_and_after.png'}" in table
-    picture = cv2.imread(str(small / "before_and_after.png"))
+    assert f"picture: {runs / 'before_and_after.png'}" in table
+    picture = cv2.imread(str(runs / "before_and_after.png"))
     assert picture.shape[1] > 800
 
     assert demo.main(["--folder", str(small)]) == 0
     second = capfd.readouterr().out
     assert "$ python" not in second
-    for part in ("domains", "source", "fixed_ema", "full_method"):
-        assert f"reused: {small / part}\n" in second
+    for part in (small / "domains", runs / "source", runs / "fixed_ema", runs / "full_method"):
+        assert f"reused: {part}\n" in second
     assert second[second.index("source model at home") :] == table
 
-    shutil.rmtree(small / "full_method")
+    shutil.rmtree(runs / "full_method")
     assert demo.main(["--folder", str(small)]) == 0
     third = capfd.readouterr().out
     assert [line.split()[2] for line in third.splitlines() if line.startswith("$")] == ["train_TCR_DTU.py", "test.py"]
     assert third[third.index("source model at home") :] == table  # the same seed
 
 
-def test_what_comes_after_something_made_anew_is_made_anew(small, monkeypatch, capsys):
-    commands = []
+def test_what_was_made_from_something_goes_before_that_is_made_anew(small, monkeypatch):
+    """However the demo is interrupted, nothing of an earlier source model is left to be reused."""
 
-    def run_command(words):
-        commands.append(words[0] if words[0] != "-m" else words[1])
-        raise StopIteration
+    def interrupted(words):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run_command", run_command)
+    monkeypatch.setattr(demo, "run_command", interrupted)
     story = demo.Demo(small, 1)
-    story._make(small / "domains", True, ["never.py"])
-    with pytest.raises(StopIteration):
-        story._make(small / "source", False, ["a.py"])
-    with pytest.raises(StopIteration):
-        story._make(small / "full_method", True, ["b.py"])
-    assert commands == ["a.py", "b.py"]
+    for run in (story.source, story.fixed, story.full):
+        (run.folder / "evaluation").mkdir(parents=True)
+    (small / "domains/toy_source").mkdir(parents=True)
+    (small / "domains/toy_target").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        story.run()  # the source is incomplete
+    assert [path.name for path in (small / "seed_1").iterdir()] == []
+    assert (small / "domains/toy_target").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys, kind):
+    folder = tmp_path / "results"
+    if kind == "folder":
+        (folder / "source").mkdir(parents=True)
+        (folder / "source/mine.txt").write_text("precious")
+    else:
+        folder.write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    assert demo.main(["--folder", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(folder) in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scores_are_read_only_from_a_whole_table(tmp_path):
+    table = tmp_path / "test_x.csv"
+    assert demo.read_scores(table) is None
+    for text, expected in (
+        ("checkpoint,mIoU\n", None),
+        ("checkpoint,mIoU\na.pth\n", None),
+        ("checkpoint,mIoU\na.pth,1.5\nb.pth,2.5\n", None),
+        ("checkpoint,mIoU\na.pth,1.5\n", {"mIoU": 1.5}),
+    ):
+        table.write_text(text)
+        assert demo.read_scores(table) == expected
+
+
+def test_no_shift_no_share():
+    same = score(50, 50)
+    assert "brings back 0.00" in demo.table_lines(PAIR, ("home", "source", "full"), [same] * 3)[-1]
 
 
 def test_a_failed_command_ends_the_demo_in_one_line(small, monkeypatch, capfd):

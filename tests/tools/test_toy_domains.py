@@ -9,6 +9,7 @@ import pytest
 
 from core.datasets.cityscapes import IMAGES, LABEL_IDS, label_path
 from core.datasets.images import read_image, read_label
+from core.datasets.taxonomy import TOY_14
 from core.utils.errors import UserError
 from tools.toy_domains import (
     COUNTS,
@@ -20,12 +21,11 @@ from tools.toy_domains import (
     draw_image,
     main,
 )
-from tools.toy_scenes import CLASSES
 
 PROJECT = Path(__file__).resolve().parents[2]
 FEW = {"toy_source": {"train": 3, "val": 1}, "toy_target": {"train": 2, "val": 1}}
 SMALL = (128, 64)
-IDS = [LABEL_IDS[name] for name in CLASSES]
+IDS = [LABEL_IDS[name] for name in TOY_14.names]
 
 
 def contents(folder):
@@ -85,7 +85,7 @@ def test_every_class_occurs_and_no_other(sample, domain):
     labels = sample[domain][1]
     assert set(np.unique(labels)) <= {0, *IDS}
     assert (labels == 0).mean() < 0.02
-    occurs = {name: (labels == LABEL_IDS[name]).any((1, 2)).mean() for name in CLASSES}
+    occurs = {name: (labels == LABEL_IDS[name]).any((1, 2)).mean() for name in TOY_14.names}
     assert min(occurs.values()) >= 0.08, occurs
     common = min(occurs[name] for name in ("road", "sidewalk", "building", "vegetation", "sky", "car"))
     assert max(occurs[name] for name in ("rider", "bicycle", "truck", "light", "fence")) < common
