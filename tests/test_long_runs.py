@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.configs import load_config
+from core.configs import cfg, load_config
+from core.models import build_model
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils import files
+from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
 from train_src import main as train
 from train_TCR_DTU import main as adapt
@@ -32,6 +34,15 @@ ADAPTATION = {
 }
 QUICK = ADAPTATION | {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 3, "SOLVER.CHECKPOINT_PERIOD": 1}
 TABLES = ("metrics.csv", "dtu_history.csv", "evaluation.csv")
+NETWORK = """
+from torch import nn
+
+def build(cfg):
+    features = nn.Sequential(nn.Conv2d(3, 12, 8, stride=8), nn.BatchNorm2d(12), nn.Tanh(), nn.Dropout2d(0.2))
+    classifier = nn.Conv2d(12, cfg.MODEL.NUM_CLASSES, 1)
+    classifier.weight.data.mul_(6)  # sure enough of itself for pseudo-labels
+    return features, classifier
+"""
 
 
 class Killed(BaseException):
@@ -51,12 +62,29 @@ def same_runs(first, second):
     return True
 
 
+@pytest.fixture(scope="module")
+def quick_network(tmp_path_factory):
+    """Options of a network that is quick and small, with noise and running statistics, and a checkpoint of it."""
+    folder = tmp_path_factory.mktemp("network")
+    (folder / "quick_network.py").write_text(NETWORK)
+    options = {"MODEL.NAME": "quick_network:build", "MODEL.FREEZE_BN": False, "resume": str(folder / "quick.pth")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder))
+        config = cfg.clone()
+        config.MODEL.NAME = options["MODEL.NAME"]
+        torch.manual_seed(0)
+        save_checkpoint(build_model(config), options["resume"], 20000)
+        yield options
+    sys.modules.pop("quick_network", None)
+
+
 @pytest.fixture
-def begin(cityscapes_root, write_config):
+def begin(cityscapes_root, write_config, quick_network):
     """begin(out, **overrides): the arguments of a tiny adaptation without evaluation that writes to that folder."""
 
     def arguments(out="out", **overrides):
-        config = write_config(cityscapes_root, **ADAPTATION | overrides)
+        config = write_config(cityscapes_root, **quick_network | ADAPTATION | overrides)
         return ["-cfg", str(config), "--skip-test", "OUTPUT_DIR", str(cityscapes_root / out)]
 
     return arguments
@@ -82,10 +110,12 @@ def kill():
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_by_resume_auto(begin, cityscapes_root, monkeypatch, capsys):
-    assert adapt(begin("straight")) == 0
+def test_a_killed_run_goes_on_by_resume_auto(cityscapes_root, tiny_checkpoint, write_config, monkeypatch, capsys):
+    """With a ResNet-18, and the evaluation of every checkpoint."""
+    config = str(write_config(cityscapes_root, **ADAPTATION))
     out = cityscapes_root / "out"
-    argv = begin()
+    assert adapt(["-cfg", config, "OUTPUT_DIR", str(cityscapes_root / "straight")]) == 0
+    argv = ["-cfg", config]
     at_iteration(monkeypatch, 5, kill)
     with pytest.raises(Killed):
         adapt(argv)
@@ -97,7 +127,7 @@ def test_a_killed_run_goes_on_by_resume_auto(begin, cityscapes_root, monkeypatch
     assert f"going on in {out} from {out}/state/iter000003.pth" in log.out
     assert same_runs(cityscapes_root / "straight", out)
     assert (out / "config.yaml").read_bytes() == config  # which names the source model still
-    assert load_config(out / "config.yaml").resume.endswith("tiny_r18.pth")
+    assert load_config(out / "config.yaml").resume == str(tiny_checkpoint)
     # and once more: nothing is left to do
     assert adapt([*argv, "resume", "auto"]) == 0
     assert "all 7 iterations are done" in capsys.readouterr().out
@@ -105,11 +135,11 @@ def test_a_killed_run_goes_on_by_resume_auto(begin, cityscapes_root, monkeypatch
 
 
 def test_a_source_training_goes_on_in_a_folder_that_resume_names(
-    tmp_path, make_gta5, write_config, monkeypatch, capsys
+    tmp_path, make_gta5, write_config, quick_network, monkeypatch, capsys
 ):
     make_gta5(tmp_path, 4)
-    options = {"resume": "", "MODEL.FREEZE_BN": False, "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24), "DATASETS.TEST": ""}
-    options |= {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 3), "SOLVER.STOP_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 2}
+    options = quick_network | {"INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24), "DATASETS.TEST": ""}
+    options |= {"SOLVER.STOP_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 2}
     argv = ["-cfg", str(write_config(tmp_path, OUTPUT_DIR="", **options))]
     monkeypatch.chdir(tmp_path)
     assert train([*argv, "OUTPUT_DIR", "straight"]) == 0
@@ -124,9 +154,9 @@ def test_a_source_training_goes_on_in_a_folder_that_resume_names(
     assert "train_src.py, not of train_TCR_DTU.py" in capsys.readouterr().err
 
 
-def test_one_command_starts_a_run_and_goes_on_with_it(begin, cityscapes_root, tiny_checkpoint, monkeypatch, capsys):
+def test_one_command_starts_a_run_and_goes_on_with_it(begin, cityscapes_root, quick_network, monkeypatch, capsys):
     """Killed before its first state, it begins anew; after that, it goes on."""
-    argv = [*begin(resume="", **QUICK), "resume", f"auto:{tiny_checkpoint}"]
+    argv = [*begin(**QUICK), "resume", f"auto:{quick_network['resume']}"]
     for iteration in (0, 2):
         with monkeypatch.context() as patch:
             at_iteration(patch, iteration, kill)
@@ -135,7 +165,7 @@ def test_one_command_starts_a_run_and_goes_on_with_it(begin, cityscapes_root, ti
     capsys.readouterr()
     assert adapt(argv) == 0
     assert "from " + str(cityscapes_root / "out/state/iter000002.pth") in capsys.readouterr().out
-    assert load_config(cityscapes_root / "out/config.yaml").resume == str(tiny_checkpoint)
+    assert load_config(cityscapes_root / "out/config.yaml").resume == quick_network["resume"]
 
 
 def test_resume_of_a_file_starts_at_0_from_its_weights(begin, cityscapes_root, capsys):

@@ -1,6 +1,8 @@
 """A yacs node whose errors name the file, the key and what to do, and that accepts what users naturally write."""
 
 import difflib
+import os
+import warnings
 from ast import literal_eval
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +24,9 @@ OBSOLETE_KEYS = frozenset(
         "DATASETS.VALIDATION",
     }
 )
+MAX_CHARACTERS = 2**18  # of a yaml file
+MAX_VALUES = 100_000  # in a yaml file, those that it repeats by reference counted each time
+MAX_NUMBER = 2**63 - 1
 _SPELLED_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -32,16 +37,15 @@ class Config(CfgNode):
         """Overwrite options by those of a yaml file. Raises UserError with file and key."""
         path = Path(cfg_filename)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_CHARACTERS + 1)
         except FileNotFoundError:
             raise UserError(f"config {path} does not exist{_near(path)}") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # the latter: no UTF-8, or a name that no file can have
             raise UserError(f"config {path} cannot be read: {error}") from None
-        try:
-            tree = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"config {path} is not valid yaml: {reason}") from None
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(f"config {path} is no config: it has more than {MAX_CHARACTERS} characters")
+        tree = _read_yaml(text, f"config {path}")
         if tree is None:
             tree = {}
         if not isinstance(tree, dict):
@@ -51,7 +55,7 @@ class Config(CfgNode):
     def merge_from_list(self, cfg_list: list[str]) -> None:
         """Overwrite options by KEY VALUE pairs of the command line. Raises UserError with the key."""
         if len(cfg_list) % 2:
-            raise UserError(f"options come as KEY VALUE pairs, but {cfg_list[-1]!r} stands alone at the end")
+            raise UserError(f"options come as KEY VALUE pairs, but {shown(cfg_list[-1])} stands alone at the end")
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             self._set(key, value, "command line")
 
@@ -100,7 +104,7 @@ class Config(CfgNode):
         if default is None:
             keys = {name.lower(): name for name in self.flat_keys()}
             near = [keys[name] for name in difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.0)]
-            raise UserError(f"{where}: unknown option {key}; did you mean {near[0]}?")
+            raise UserError(f"{where}: unknown option {key[:100]}; did you mean {near[0]}?")
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
@@ -123,7 +127,7 @@ class OpenConfig(Config):
     def merge(self, tree: Any, where: str) -> None:
         """Add what a yaml file holds for this section (`where`: file and key). Raises UserError."""
         if not isinstance(tree, dict):
-            raise UserError(f"{where} must hold NAME: VALUE pairs, not {tree!r}")
+            raise UserError(f"{where} must hold NAME: VALUE pairs, not {shown(tree)}")
         self.__dict__["check"](tree, where)
         self.update(_as_options(tree))
 
@@ -144,49 +148,103 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _read_yaml(text: str, where: str) -> Any:
+    """What yaml makes of `text`; UserError for whatever it cannot read."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        count = _count_values(node, {})
+        if count <= MAX_VALUES:
+            return loader.construct_document(node)
+    except Exception as error:  # beside YAMLError: ValueError for the 31st of February, RecursionError, KeyError …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} is not valid yaml: {reason[:400]}") from None
+    raise UserError(f"{where} holds more than {MAX_VALUES} values, or a value that holds itself")
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a tree holds where each reference to a part counts it again; infinite if a part holds itself.
+
+    `known`: the counts of parts seen so far, by id.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until its parts are counted
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value for a message, cut to `length` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def _convert(value: Any, default: Any, where: str) -> Any:
     """`value` in the type of `default`, or a UserError."""
     wanted = type(default)
     if wanted is str:
         if isinstance(value, bool):  # yaml reads a bare `off` as False
             return "on" if value else "off"
-        if isinstance(value, list | tuple | dict) or value is None:
-            raise UserError(f"{where} must be text, not {value!r}")
+        if isinstance(value, list | tuple | dict | set) or value is None or not _is_moderate(value):
+            raise UserError(f"{where} must be text, not {shown(value)}")
         return str(value)
+    given = value
     if isinstance(value, str):
-        try:
-            value = literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            value = _read_loosely(value, wanted)
-    if wanted is bool and isinstance(value, bool):
-        return value
-    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if wanted is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if wanted is tuple and isinstance(value, list | tuple):
-        return tuple(value)
+        value = _read_literal(value.strip(), wanted)
+    if _is_moderate(value):
+        if wanted is bool and isinstance(value, bool):
+            return value
+        if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if wanted is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if wanted is tuple and isinstance(value, list | tuple):
+            return tuple(value)
     kind = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a list"}[wanted]
     example = f", as {default!r}" if default != () else ""
-    raise UserError(f"{where} must be {kind}{example}, not {value!r}")
+    raise UserError(f"{where} must be {kind}{example}, not {shown(value if _is_moderate(value) else given)}")
 
 
-def _read_loosely(text: str, wanted: type) -> Any:
-    """What is no Python literal but plain to a reader: `true`, or `[pole, sign]` without quotes."""
+def _is_moderate(value: Any) -> bool:
+    """Whether every number of a value is one that programs can compute with."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_moderate, value))
+    if isinstance(value, float) and value.is_integer():
+        return abs(value) <= MAX_NUMBER
+    return not isinstance(value, int) or abs(value) <= MAX_NUMBER
+
+
+def _read_literal(text: str, wanted: type) -> Any:
+    """What a Python literal says; else what is plain to a reader: `true`, or `[pole, sign]` without quotes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escape sequences, on stderr
+            return literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # {[]: 1} is a TypeError, ((((… the last
+        pass
     if wanted is bool:
-        return _SPELLED_BOOLEANS.get(text.strip().lower(), text)
+        return _SPELLED_BOOLEANS.get(text.lower(), text)
     if wanted is tuple:
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
+            return _read_yaml(text, "it")
+        except UserError:
             return text
     return text
 
 
 def _near(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f" (nor does its folder {path.parent})"
     found = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
     return f"; did you mean {path.parent / found[0]}?" if found else ""

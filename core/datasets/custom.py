@@ -220,11 +220,13 @@ def _texts(value: Any, key: str) -> tuple[str, ...]:
     """A list of names, none twice."""
     if not _is_list(value):
         raise UserError(f"{key} must be a list of names, not {_shown(value)}")
+    seen = set()
     for name in value:
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {_shown(name)}")
-        if list(value).count(name) > 1:
+        if name in seen:
             raise UserError(f"{key} names {name!r} twice")
+        seen.add(name)
     return tuple(value)
 
 

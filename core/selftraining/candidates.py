@@ -150,10 +150,10 @@ class CandidatePass:
         entries, shapes = [], []
         spill = folder / "confidences.f32"
         with spill.open("wb") as file:
-            for index, logits, size in self._forward(teacher):
+            for index, logits, size, bad in self._forward(teacher):
                 own = resize_logits(logits, size)
                 grid = first_pass_grid(size)
-                labels = winning_class(own).unsqueeze(1).to(torch.uint8)
+                labels = self._labels(own, bad)
                 confidence = nearest(own, grid).softmax(1).amax(1)[0].float().cpu().numpy()
                 stored = nearest(labels, grid)[0, 0].cpu().numpy()
                 entries.append(self._entry(index, size, labels))
@@ -177,7 +177,8 @@ class CandidatePass:
         with writing(folder):
             (folder / "masked").mkdir()
         for index, labels, confidence in progress(chunks(), "masking candidates", len(shapes)):
-            masked = np.where(confidence < thresholds[labels], np.uint8(IGNORE), labels)
+            known = np.minimum(labels, self.num_classes - 1)
+            masked = np.where(confidence < thresholds[known], np.uint8(IGNORE), labels)
             with writing(folder):
                 write_label(folder / "masked" / _file_name(index), masked)
             height, width = entries[index]["size"]
@@ -189,8 +190,8 @@ class CandidatePass:
         """Mask in every image the classes that agree too little with the previous pass."""
         table = np.zeros((len(self.images), self.num_classes))
         entries = []
-        for index, logits, size in self._forward(teacher):
-            labels = winning_class(resize_logits(logits, size)).unsqueeze(1).to(torch.uint8)
+        for index, logits, size, bad in self._forward(teacher):
+            labels = self._labels(resize_logits(logits, size), bad)
             old = nearest(torch.from_numpy(previous.labels(index))[None, None], size)[0, 0].numpy()
             table[index] = consistency(labels[0, 0].cpu().numpy(), old, self.num_classes)
             half = (max(size[0] // 2, 1), max(size[1] // 2, 1))
@@ -207,8 +208,8 @@ class CandidatePass:
         return thresholds, entries
 
     @torch.inference_mode()
-    def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int]]]:
-        """(index, 1×C×h×w stride-8 logits, own (H, W)) of every image, in order."""
+    def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int], bool]]:
+        """(index, 1×C×h×w stride-8 logits, own (H, W), whether it is bad) of every image, in order."""
         loader = full_view_loader(
             self.images,
             [self._config.INPUT.INPUT_SIZE_TEST],
@@ -219,10 +220,16 @@ class CandidatePass:
             for batch in progress(loader, "candidate pass"):
                 logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
                 for position, index in enumerate(batch["index"]):
-                    yield index, logits[position, None], tuple(batch["size"][position])
+                    yield index, logits[position, None], tuple(batch["size"][position]), batch["bad"][position]
+
+    @staticmethod
+    def _labels(logits: torch.Tensor, bad: bool) -> torch.Tensor:
+        """1×1×H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
+        labels = winning_class(logits).unsqueeze(1).to(torch.uint8)
+        return labels.fill_(IGNORE) if bad else labels
 
     def _entry(self, index: int, size: tuple[int, int], labels: torch.Tensor) -> dict:
-        counts = torch.bincount(labels.flatten().int(), minlength=self.num_classes).cpu().numpy()
+        counts = torch.bincount(labels.flatten().int(), minlength=self.num_classes)[: self.num_classes].cpu().numpy()
         return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
 
 

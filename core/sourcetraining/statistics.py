@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.loading import Loader
+from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
 from core.utils.errors import UserError, shorten
 from core.utils.files import write_json
@@ -61,15 +62,22 @@ def usable_pairs(
         UserError: a label that cannot be read or holds unknown values; an image and a label of different size, unless
             the data set is known for them; no labelled pixel at all.
     """
+    bad_before = len(images.skipped.paths)
     statistics, notes = label_statistics(images, len(taxonomy), root, workers), []
+    bad = images.skipped.paths[bad_before:]
+    if bad:  # counted and said before there was a log file
+        notes.append(f"not trained on, as they are bad: {shorten(bad, len(bad))}")
     left_out = statistics.mismatched
     if left_out:
         names = shorten(images.names[index] for index in left_out)
         if not images.skip_mismatched:
-            raise UserError(
-                f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
-                "mend or remove these pairs"
-            )
+            if not images.skipped.limit:
+                raise UserError(
+                    f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
+                    "mend or remove these pairs"
+                )
+            paths = [str(images.paths[index]) for index in left_out]
+            images.skipped.count([(path, f"image {path} and its label differ in size") for path in paths])
         count = f"{len(left_out)} pair{'s' if len(left_out) > 1 else ''}"
         notes.append(f"skipped {count} of {images.name} whose image and label differ in size: {names}")
         images = images.restricted(np.delete(np.arange(len(images)), left_out))
@@ -95,12 +103,15 @@ def label_statistics(images: ImageSet, num_classes: int, root: str | Path, worke
     kept = _read_cache(cache, key, (len(images), num_classes))
     if kept is not None:
         return kept
+    bad_before = len(images.skipped.paths)
     loader = Loader(_LabelCounts(images, num_classes), list, workers, batch_size=16)
     counted = [found for batch in progress(loader, f"counting labels of {images.name}") for found in batch]
     statistics = LabelStatistics(
         np.stack([pixels for pixels, _ in counted]),
         tuple(index for index, (_, matches) in enumerate(counted) if not matches),
     )
+    if len(images.skipped.paths) > bad_before:  # the next run should look again
+        return statistics
     content = {
         "format": FORMAT,
         "files": key,
@@ -111,21 +122,33 @@ def label_statistics(images: ImageSet, num_classes: int, root: str | Path, worke
         cache.parent.mkdir(exist_ok=True)
         write_json(cache, content)
     except (OSError, UserError) as error:
-        LOGGER.info("label statistics are not kept for the next run: %s", error)
+        reason = getattr(error, "strerror", None) or error
+        LOGGER.info("label statistics are not kept for the next run: %s (%s)", cache, reason)
     return statistics
 
 
 class _LabelCounts(Dataset):
-    """(C int64 pixel counts, whether image and label have one size) of every image; only the image's header is read."""
+    """(C int64 pixel counts, whether image and label have one size) of every image; only the image's header is read.
+
+    A bad label that may be skipped (DATALOADER.SKIP_BAD_IMAGES) has no pixel of any class; training takes another.
+    """
 
     def __init__(self, images: ImageSet, num_classes: int):
         self._images, self._num_classes = images, num_classes
+        self.skipped = images.skipped
 
     def __len__(self) -> int:
         return len(self._images)
 
+    def files(self, index: int) -> list[Path]:
+        return self._images.files(index, label=True)
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
-        label = self._images.read_label(index)
+        try:
+            label = self._images.read_label(index)
+        except BadImage as error:
+            self.skipped.tolerate(error)
+            return np.zeros(self._num_classes, np.int64), True
         pixels = np.bincount(label.ravel(), minlength=256)[: self._num_classes]
         size = image_size(self._images.paths[index])
         return pixels, size is None or size == label.shape[::-1]
@@ -135,10 +158,19 @@ def _fingerprint(images: ImageSet) -> str:
     """Changes with the list of images, the meaning of label values, and any label's or image's size or time."""
     digest = hashlib.sha256()
     for name, path in zip(images.names, images.paths, strict=True):
-        label, image = images.label_path(path).stat(), path.stat()
-        digest.update(f"{name}\0{label.st_size}\0{label.st_mtime_ns}\0{image.st_size}\0{image.st_mtime_ns}\n".encode())
+        stamps = (*_stamp(images.label_path(path)), *_stamp(path))
+        digest.update("\0".join(map(str, (name, *stamps))).encode() + b"\n")
     digest.update(images.label_table.tobytes())
     return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file; zeros where there is none, which whoever reads it will say."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> LabelStatistics | None:

@@ -19,7 +19,10 @@ from core.models import build_model
 from core.selftraining.candidates import CandidatePass
 from core.selftraining.samples import PasteSchedule, Request, RequestStream, TargetSamples, collate_batch
 from core.sourcetraining.samples import SourceSamples, SourceStream, collate_source
+from core.sourcetraining.statistics import label_statistics, usable_pairs
 from core.utils.errors import UserError
+from train_src import main as train_source
+from train_TCR_DTU import main as adapt
 
 BIKE, COUNT = 18, 6
 
@@ -147,9 +150,58 @@ def test_candidate_passes_go_on_without_a_bad_image(config, tmp_path):
     candidates = CandidatePass(images, 19, Predictor(config, torch.device("cpu")), config, tmp_path / "candidates")
     first = candidates.run(teacher, 0)
     second = candidates.run(teacher, 3, first)
-    assert len(first) == len(second) == COUNT
+    for generation in (first, second):
+        assert len(generation) == COUNT
+        assert (generation.labels(3) == 255).all()
+        assert (generation.candidate_labels(3) == 255).all()
+        assert generation.presence.any(axis=1).tolist() == [index != 3 for index in range(COUNT)]
+        assert not any(3 in offering for offering in generation.candidates)
     assert images.skipped.paths == [str(images.paths[3])]
     damage(images.paths[4], "gone")
     damage(images.paths[5], "gone")
     with pytest.raises(UserError, match=r"000005.*2 bad images skipped before it"):
         candidates.run(teacher, 6, second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_labels_are_counted_as_holding_nothing_and_counted_anew_the_next_time(config, tmp_path, workers):
+    images = find_source_images(config)
+    whole = label_statistics(images, 19, tmp_path, 0)
+    damage(images.label_path(images.paths[1]), "cut")
+    damage(images.label_path(images.paths[4]), "gone")
+    for _ in range(2):
+        images = replace(images, skipped=SkippedImages(2))
+        found = label_statistics(images, 19, tmp_path, workers)
+        assert images.skipped.paths == [str(images.label_path(images.paths[index])) for index in (1, 4)]
+        assert not found.pixels[[1, 4]].any()
+        assert (np.delete(found.pixels, [1, 4], 0) == np.delete(whole.pixels, [1, 4], 0)).all()
+    for limit in (0, 1):
+        with pytest.raises(UserError, match=r"cannot be (decoded|read)"):
+            label_statistics(replace(images, skipped=SkippedImages(limit)), 19, tmp_path, 0)
+
+
+def test_pairs_of_different_size_are_left_out_up_to_the_limit(config, tmp_path):
+    images = find_source_images(config)
+    damage(images.label_path(images.paths[2]), "size")
+    usable, statistics, _ = usable_pairs(images, CITYSCAPES_19, tmp_path, 0)
+    assert usable.names == tuple(name for index, name in enumerate(images.names) if index != 2)
+    assert len(statistics.pixels) == COUNT - 1
+    assert images.skipped.paths == [str(images.paths[2])]
+    with pytest.raises(UserError, match="differ in size"):
+        usable_pairs(replace(images, skipped=SkippedImages()), CITYSCAPES_19, tmp_path, 0)
+
+
+def test_both_programs_run_with_bad_images(config, tmp_path, write_config, capsys):
+    """From the command line: a target image cut off and a source label gone."""
+    paths = sorted((tmp_path / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    damage(paths[2], "cut")
+    labels = sorted((tmp_path / "cityscapes/gtFine/val").rglob("*.png"))
+    damage(labels[3], "gone")
+    file = write_config(tmp_path, **{"DATASETS.TEST": "", "DATASETS.SOURCE_TRAIN": "cityscapes_val"})
+    options = ["SOLVER.STOP_ITER", "4", "INPUT.SOURCE_INPUT_SIZE_TRAIN", "(64, 32)"]
+    for program, name, path in ((adapt, "adapted", paths[2]), (train_source, "source", labels[3])):
+        words = ["-cfg", str(file), *options, "OUTPUT_DIR", str(tmp_path / name)]
+        assert program(words) == 1
+        assert program([*words, "DATALOADER.SKIP_BAD_IMAGES", "1"]) == 0
+        assert str(path) in (tmp_path / name / "log.txt").read_text(encoding="utf-8")
+        assert capsys.readouterr().out.count("skipped a bad image, 1 of at most 1: ") == 1

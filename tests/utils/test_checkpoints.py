@@ -1,7 +1,10 @@
 """Checkpoints (method §1): the published format in all its variants, errors that name what is wrong, safe writing."""
 
 import json
+import os
 import pickle
+import resource
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -264,6 +267,127 @@ def test_what_is_no_checkpoint_is_an_error_and_never_executed(tmp_path, monkeypa
     assert not (tmp_path / "executed").exists()
 
 
+class Call:
+    """Unpickled, it would call something with arguments."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+HARM = {
+    "system": lambda: Call(os.system, "touch executed"),
+    "eval": lambda: Call(eval, "open('executed', 'w')"),
+    "open": lambda: Call(open, "executed", "w"),
+    "import": lambda: Call(__import__, "tests"),
+    "load": lambda: Call(torch.load, "executed"),
+    "attribute": lambda: Call(getattr, "text", "format"),
+    "class": lambda: nn.Linear(1, 1),
+    "tensor's reduction": lambda: Call(torch._utils._rebuild_device_tensor_from_numpy, Malice(), None, "cpu", False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("place", ["weights", "iteration", "deep in a list", "a key's neighbour"])
+@pytest.mark.parametrize("harm", HARM)
+def test_code_anywhere_in_a_file_is_refused_and_never_runs(tmp_path, monkeypatch, harm, place, legacy):
+    monkeypatch.chdir(tmp_path)
+    content, harm = published(make_tiny()), HARM[harm]()
+    if place == "weights":
+        content["classifier"]["conv2d_list.0.bias"] = harm
+    elif place == "iteration":
+        content["iteration"] = harm
+    elif place == "deep in a list":
+        content["optimizer"] = {"state": [0, [1, (2, {"x": harm})]]}
+    else:
+        content = {"harm": harm} | content
+    torch.save(content, "a.pth", _use_new_zipfile_serialization=not legacy)
+    model = make_tiny(seed=2)
+    before = logits(model)
+    for read in (lambda: read_tensors("a.pth"), lambda: load_checkpoint(model, "a.pth")):
+        with pytest.raises(UserError, match=r"^a\.pth is not a checkpoint that can be loaded safely \(") as caught:
+            read()
+        assert str(caught.value).isprintable()
+    assert not (tmp_path / "executed").exists()
+    assert torch.equal(logits(model), before)
+
+
+def rewrite(source, target, change, compression=zipfile.ZIP_STORED):
+    """Copy an archive; change(name, content) gives each entry's new content."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+
+
+def test_an_archive_that_unpacks_to_more_than_its_file_is_refused_unread(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "small.pth")
+    zeros = bytes(50_000_000)
+    rewrite(
+        tmp_path / "small.pth",
+        tmp_path / "bomb.pth",
+        lambda name, content: zeros if name.endswith("data/0") else content,
+        zipfile.ZIP_DEFLATED,
+    )
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(UserError, match=r"bomb\.pth is not a checkpoint .*claims to hold 5\d{7}\)"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_storage_that_claims_to_be_huge_takes_no_memory(tmp_path, legacy):
+    """Numbers in the pickle are made larger than what the file holds."""
+    torch.save({"a": torch.zeros(77)}, tmp_path / "small.pth", _use_new_zipfile_serialization=not legacy)
+    huge = b"\x8a\x05" + (10**11).to_bytes(5, "little")
+
+    def claim(name, content):
+        return content.replace(b"K\x4d", huge) if name.endswith("pkl") else content
+
+    if legacy:
+        (tmp_path / "huge.pth").write_bytes(claim("pkl", (tmp_path / "small.pth").read_bytes()))
+    else:
+        rewrite(tmp_path / "small.pth", tmp_path / "huge.pth", claim)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"huge\.pth is not a checkpoint that can be loaded safely"):
+        read_tensors(tmp_path / "huge.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex", "quantized"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_hold_no_numbers_of_their_own_are_named(tmp_path, kind):
+    """A sparse tensor of any size takes no room in a file."""
+    content = published(make_tiny())
+    shape = content["classifier"]["conv2d_list.0.bias"].shape
+    content["classifier"]["conv2d_list.0.bias"] = {
+        "sparse": lambda: torch.sparse_coo_tensor([[0]], [1.0], shape),
+        "meta": lambda: torch.zeros(shape, device="meta"),
+        "complex": lambda: torch.zeros(shape, dtype=torch.complex64),
+        "quantized": lambda: torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint8),
+    }[kind]()
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth .*(not a tensor of numbers: conv2d_list\.0\.bias|loaded safely)"):
+        load_checkpoint(make_tiny(seed=2), tmp_path / "odd.pth")
+
+
+def test_a_giant_of_zeros_is_a_misfit_and_is_never_made(tmp_path):
+    """An expanded or sparse tensor claims 40 GB in a few bytes."""
+    for giant in (torch.zeros(1).expand(10**10), torch.sparse_coo_tensor([[0]], [1.0], (10**10,))):
+        content = published(make_tiny())
+        content["classifier"]["conv2d_list.0.bias"] = giant
+        torch.save(content, tmp_path / "giant.pth")
+        with pytest.raises(UserError, match=r"giant\.pth does not fit .*conv2d_list\.0\.bias"):
+            load_checkpoint(make_tiny(), tmp_path / "giant.pth")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match=r"pipe\.pth cannot be read: it is not a regular file"):
+        read_tensors(tmp_path / "pipe.pth")
+
+
 # --- writing
 
 
@@ -279,7 +403,7 @@ def test_a_failing_save_leaves_the_earlier_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         save_checkpoint(model, path, 2)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
