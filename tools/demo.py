@@ -31,7 +31,7 @@ from core.utils.program import Parser, run_program
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
-SHOWN_IMAGES = 4
+SHOWN_IMAGES = 3
 MARK = ".demo.json"
 
 
@@ -255,8 +255,8 @@ def draw_picture(
         for axis, (title, picture) in zip(row, columns, strict=True):
             axis.imshow(picture(index))
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title)
+    for axis, (title, _) in zip(axes[0], columns, strict=True):
+        axis.set_title(title)
     patches = [Patch(color=colour / 255, label=name) for name, colour in zip(taxonomy.names, palette, strict=False)]
     figure.legend(handles=patches, ncols=7, loc="outside lower center", frameon=False)
     with replacing(path) as temporary:

@@ -149,6 +149,8 @@ def test_the_picture_shows_image_truth_and_predictions(tmp_path):
     demo.draw_picture(tmp_path / "out.png", images, PAIR, [("after", tmp_path / "prediction")], count=2)
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / "out.png")), cv2.COLOR_BGR2RGB)
     width = picture.shape[1]
+    for column in range(3):  # each has its title above it
+        assert (picture[:25, column * width // 3 : (column + 1) * width // 3] < 100).any()
     for part, colour in ((picture[:, width // 3 : 2 * width // 3], 0), (picture[:, 2 * width // 3 :], 1)):
         share = (part == PAIR.palette()[colour]).all(axis=2).mean()
         assert share > 0.3  # that column is this class, apart from margins
