@@ -252,7 +252,7 @@ def draw_picture(
         count, len(columns), figsize=(3.2 * len(columns), 1.65 * count + 0.6), squeeze=False, layout="constrained"
     )
     for row, index in zip(axes, chosen, strict=True):
-        for axis, (title, picture) in zip(row, columns, strict=True):
+        for axis, (_, picture) in zip(row, columns, strict=True):
             axis.imshow(picture(index))
             axis.set_axis_off()
     for axis, (title, _) in zip(axes[0], columns, strict=True):
