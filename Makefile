@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo demo-clean test test-long lint setup
+.PHONY: demo demo-clean memory test test-long lint setup
 
 # the environment, made again when a list of requirements changes
 $(VENV)/.ready: requirements.txt requirements-dev.txt
@@ -28,3 +28,7 @@ demo: setup
 
 demo-clean:
 	rm -rf demo
+
+# whether the memory of a run stays flat
+memory: setup
+	$(VENV)/bin/python -m tools.memory
