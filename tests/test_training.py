@@ -266,6 +266,15 @@ def test_no_state_is_left_but_damaged_ones(tmp_path):
         folder.newest()
 
 
+def test_bad_images_that_were_done_without_stay_counted(tmp_path, pictures):
+    trainer = source(tmp_path / "out", pictures, make_config())
+    trainer._images.skipped.paths.append("bad.png")
+    run_until(trainer, 9)
+    again = source(tmp_path / "out", pictures, make_config())
+    again.load_state_dict(StateFolder(tmp_path / "out").newest()[1])
+    assert again._images.skipped.paths == again.samples.skipped.paths == ["bad.png"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_images_are_refused(tmp_path, pictures, kind):
     run_until(KINDS[kind](tmp_path / "out", pictures, make_config()), 9)
@@ -346,6 +355,25 @@ def test_a_signal_ends_the_step_and_saves_the_state(tmp_path, pictures, straight
     trainer, begun = go_on(KINDS[kind], tmp_path / "out", pictures, make_config())
     assert begun == 19
     assert_same_run(trainer, straight(kind))
+
+
+def test_more_signals_do_not_disturb_the_saving(tmp_path, pictures):
+    """A cluster may repeat itself."""
+    trainer = adaptation(tmp_path / "out", pictures, make_config())
+    make, write = trainer.samples._make, trainer.output.states.write
+
+    def signalled(request):
+        if request.position == 2 * 3:
+            send(signal.SIGUSR1)
+        return make(request)
+
+    def signalled_again(state):
+        send(signal.SIGTERM)
+        return write(state)
+
+    trainer.samples._make, trainer.output.states.write = signalled, signalled_again
+    stopped(trainer, signal.SIGUSR1)
+    assert StateFolder(tmp_path / "out").newest()[1]["iteration"] == 3
 
 
 def test_a_signal_while_a_batch_is_waited_for_saves_what_is_done(tmp_path, pictures, straight):

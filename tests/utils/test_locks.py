@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from core.utils import locks
 from core.utils.errors import UserError
 from core.utils.locks import LOCK, check_unlocked, locked
 
@@ -77,6 +78,23 @@ def test_a_second_lock_in_one_process_is_refused_and_the_first_stays(tmp_path):
                 locked(tmp_path, "OUTPUT_DIR").__enter__()
     with locked(tmp_path, "OUTPUT_DIR"):
         pass
+
+
+def test_a_file_that_its_last_holder_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """Opened before it was removed, locked after: a third process would not see it."""
+    lock, files = locks._lock, []
+
+    def removed_first(handle, kind):
+        if not files:
+            (tmp_path / LOCK).unlink()
+        files.append(handle)
+        return lock(handle, kind)
+
+    monkeypatch.setattr(locks, "_lock", removed_first)
+    with locked(tmp_path, "OUTPUT_DIR"):
+        assert len(files) == 2
+        with pytest.raises(UserError, match="in use"):
+            check_unlocked(tmp_path, "OUTPUT_DIR")
 
 
 def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
