@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -182,17 +183,22 @@ def _worker_context() -> BaseContext:
     """Start workers from a small process that has imported what they need, and nothing else.
 
     Forked from this one, they would keep its memory as it was then (weights, gradients, what torch holds in reserve):
-    on the CPU, that is most of it, once more.
+    on the CPU, that is most of it, once more. Signals that a terminal or a cluster sends to all processes of a job are
+    left to the main process: they are blocked in that small one, and so in its workers, from the start.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    resource_tracker.ensure_running()  # which would unblock them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 
 def _start_worker(_: int) -> None:
-    """Leave what is sent to all processes of a job to the main process, and end with it, should it be killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """Have the worker end with the main process, should that be killed."""
     threading.Thread(target=_end_with_main, daemon=True).start()
 
 

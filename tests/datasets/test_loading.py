@@ -145,8 +145,25 @@ def test_memory_that_runs_out_in_a_sample_is_one_line(workers):
         list(Loader(Fatal(fail, MemoryError), list, workers, batch_size=2))
 
 
+class Signals(Dataset):
+    """The blocked signals of the process that makes a sample and of the one that it was forked from."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        texts = [Path(f"/proc/{process}/status").read_text() for process in (os.getpid(), os.getppid())]
+        return [line.split()[1] for text in texts for line in text.splitlines() if line.startswith("SigBlk")]
+
+    @staticmethod
+    def blocked(masks):
+        """Those that all of the masks hold."""
+        return {n for n in signal.Signals if all(int(mask, 16) >> n - 1 & 1 for mask in masks)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signals_to_the_whole_job_are_not_the_workers_business(number):
+    assert number in Signals.blocked(next(iter(Loader(Signals(), list, 1)))[0])
     assert list(Loader(Fatal(end, number), list, 1, batch_size=3)) == [[0, 1, 2], [3, 4, 5]]
 
 
