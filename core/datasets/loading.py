@@ -1,12 +1,15 @@
 """Batches from worker processes, with a user's errors carried back as the one line they are."""
 
+import multiprocessing
+import os
 import signal
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import active_children
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, to_tensor
 from core.utils.errors import UserError, shorten
 
+_PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
 _HINTS = {
     signal.SIGKILL: ", as where memory runs out",
     signal.SIGBUS: ", as where shared memory (/dev/shm) runs out",
@@ -111,7 +115,11 @@ class Loader:
             batch_sampler = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
         self._handed = _Handed(batch_sampler)
         if workers:
-            options |= {"prefetch_factor": PREFETCH_FACTOR, "worker_init_fn": _start_worker}
+            options |= {
+                "prefetch_factor": PREFETCH_FACTOR,
+                "worker_init_fn": _start_worker,
+                "multiprocessing_context": _worker_context(),
+            }
         with _many_workers():
             self._loader = DataLoader(
                 _Guarded(dataset, self._skipped),
@@ -125,28 +133,36 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
-        others = set(active_children())
+        others = set(multiprocessing.active_children())
         with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
-        workers = set(active_children()) - others
-        while True:
-            try:
-                batch, noted = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise self._death(workers, error) from None
-            self._skipped.count(noted)
-            if isinstance(batch, UserError):
-                raise batch
-            self._handed.pending.popleft()
-            yield batch
+        workers = set(multiprocessing.active_children()) - others
+        try:
+            while True:
+                death = None
+                try:
+                    batch, noted = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    death = self._death(workers, error)
+                    if death is None:
+                        raise
+                if death is not None:  # raised here, it does not keep the iterator by its context
+                    raise death
+                self._skipped.count(noted)
+                if isinstance(batch, UserError):
+                    raise batch
+                self._handed.pending.popleft()
+                yield batch
+        finally:
+            del batches  # which ends the workers; a traceback would keep them until some later collection
 
-    def _death(self, workers: set[BaseProcess], error: RuntimeError) -> Exception:
-        """The error of a worker that died; `error` itself if it was something else."""
+    def _death(self, workers: set[BaseProcess], error: RuntimeError) -> WorkerDied | None:
+        """The error of a worker that died; None if `error` is about something else."""
         dead = [worker for worker in workers if worker.exitcode is not None]
         if not dead or not str(error).startswith("DataLoader worker"):
-            return error
+            return None
         code = next((worker.exitcode for worker in dead if worker.exitcode), 0)
         how = f"exited with code {code}"
         if code < 0:
@@ -163,10 +179,32 @@ def _while_reading(dataset: Dataset, requests: Sequence) -> str:
     return f"while it may have been reading {shorten(files, len(files))}"
 
 
+def _worker_context() -> BaseContext:
+    """Start workers from a small process that has imported what they need, and nothing else.
+
+    Forked from this one, they would keep its memory as it was then (weights, gradients, what torch holds in reserve):
+    on the CPU, that is most of it, once more. Signals that a terminal or a cluster sends to all processes of a job are
+    left to the main process: they are blocked in that small one, and so in its workers, from the start.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    resource_tracker.ensure_running()  # which would unblock them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
+
+
 def _start_worker(_: int) -> None:
-    """Leave what is sent to all processes of a job to the main process; SIGTERM still ends a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """Have the worker end with the main process, should that be killed."""
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @contextmanager

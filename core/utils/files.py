@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the disk is full, or whatever else keeps it from being written; `path` is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a name may have 255 bytes already
     with writing(path):
         try:
             yield temporary

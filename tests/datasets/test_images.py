@@ -217,3 +217,10 @@ def test_broken_exif_hides_neither_image_nor_size(tmp_path, ending):
     Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(path, exif=b"XX")
     assert read_image(path).shape == (30, 50, 3)
     assert image_size(path) == (50, 30)
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "ü" * 125 + ".png", "a\nb -c.png"])
+def test_a_prediction_may_have_the_longest_and_oddest_of_names(tmp_path, name):
+    label = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    write_palette_png(tmp_path / name, label, np.zeros((256, 3), np.uint8))
+    assert np.array_equal(read_label(tmp_path / name), label)

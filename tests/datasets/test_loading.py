@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from multiprocessing import active_children
@@ -48,11 +50,24 @@ def test_more_workers_than_cores_are_nobodys_business(monkeypatch):
 # --- workers that die
 
 
-class Fatal(Dataset):
-    """The sample of 2 is the end of the process that makes it."""
+def end(number):
+    os.kill(os.getpid(), number)
 
-    def __init__(self, action):
-        self.action = action
+
+def end_later(number):
+    time.sleep(0.5)
+    end(number)
+
+
+def fail(kind):
+    raise kind("a defect of ours")
+
+
+class Fatal(Dataset):
+    """The sample of 2 does something that ends the process which makes it, say: action(argument)."""
+
+    def __init__(self, action, argument):
+        self.action, self.argument = action, argument
 
     def __len__(self):
         return 6
@@ -62,7 +77,7 @@ class Fatal(Dataset):
 
     def __getitem__(self, index):
         if index == 2:
-            self.action()
+            self.action(self.argument)
         return index
 
 
@@ -79,18 +94,18 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("action", "how"),
+    ("action", "argument", "how"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by signal 9 \(SIGKILL, as where memory runs out\)"),
-        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"was killed by signal 7 \(SIGBUS, .*/dev/shm"),
-        (lambda: os._exit(3), r"exited with code 3"),
+        (end, signal.SIGKILL, r"was killed by signal 9 \(SIGKILL, as where memory runs out\)"),
+        (end, signal.SIGBUS, r"was killed by signal 7 \(SIGBUS, .*/dev/shm"),
+        (os._exit, 3, r"exited with code 3"),
     ],
     ids=["killed", "bus error", "exit"],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_worker_that_dies_is_one_line_with_the_files(impatient, capfd, action, how):
+def test_a_worker_that_dies_is_one_line_with_the_files(impatient, capfd, action, argument, how):
     with pytest.raises(WorkerDied, match=how) as caught:
-        list(Loader(Fatal(action), list, 2, batch_size=2))
+        list(Loader(Fatal(action, argument), list, 2, batch_size=2))
     message = str(caught.value)
     assert message.isprintable()
     assert "frames/2.png, frames/3.png;" in message
@@ -100,13 +115,8 @@ def test_a_worker_that_dies_is_one_line_with_the_files(impatient, capfd, action,
 
 def test_a_death_shows_where_the_next_batch_is_asked_for_and_nowhere_else(impatient):
     handler = signal.getsignal(signal.SIGCHLD)
-
-    def die():
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-
     others = set(active_children())
-    batches = iter(Loader(Fatal(die), list, 1, batch_size=2))
+    batches = iter(Loader(Fatal(end_later, signal.SIGKILL), list, 1, batch_size=2))
     assert next(batches) == [0, 1]
     assert signal.getsignal(signal.SIGCHLD) == handler
     (worker,) = set(active_children()) - others
@@ -116,28 +126,45 @@ def test_a_death_shows_where_the_next_batch_is_asked_for_and_nowhere_else(impati
 
 
 def test_errors_of_other_kinds_keep_their_type(impatient):
-    def fail():
-        raise RuntimeError("a defect of ours")
-
     with pytest.raises(RuntimeError, match="a defect of ours"):
-        list(Loader(Fatal(fail), list, 1, batch_size=2))
+        list(Loader(Fatal(fail, RuntimeError), list, 1, batch_size=2))
+
+
+def test_workers_end_with_the_error_that_ends_the_loop(impatient):
+    others = set(active_children())
+    for dataset, kind in ((Fatal(end, signal.SIGKILL), WorkerDied), (Numbers(), UserError)):
+        with pytest.raises(kind) as caught:  # kept, and with it the frames that it came through
+            list(Loader(dataset, list, 2, batch_size=1))
+        assert set(active_children()) <= others
+        assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_that_runs_out_in_a_sample_is_one_line(workers):
-    def fail():
-        raise MemoryError
-
     with pytest.raises(UserError, match=r"^memory ran out while it may have been reading frames/2\.png$"):
-        list(Loader(Fatal(fail), list, workers, batch_size=2))
+        list(Loader(Fatal(fail, MemoryError), list, workers, batch_size=2))
+
+
+class Signals(Dataset):
+    """The blocked signals of the process that makes a sample and of the one that it was forked from."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        texts = [Path(f"/proc/{process}/status").read_text() for process in (os.getpid(), os.getppid())]
+        return [line.split()[1] for text in texts for line in text.splitlines() if line.startswith("SigBlk")]
+
+    @staticmethod
+    def blocked(masks):
+        """Those that all of the masks hold."""
+        return {n for n in signal.Signals if all(int(mask, 16) >> n - 1 & 1 for mask in masks)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_signals_to_the_whole_job_are_not_the_workers_business(number):
-    def hit():
-        os.kill(os.getpid(), number)
-
-    assert list(Loader(Fatal(hit), list, 1, batch_size=3)) == [[0, 1, 2], [3, 4, 5]]
+    assert number in Signals.blocked(next(iter(Loader(Signals(), list, 1)))[0])
+    assert list(Loader(Fatal(end, number), list, 1, batch_size=3)) == [[0, 1, 2], [3, 4, 5]]
 
 
 # --- bad images
@@ -230,3 +257,63 @@ def test_an_evaluation_leaves_nothing_out(tmp_path, write_png, draw_scene):
 def test_bad_images_survive_the_way_out_of_a_process():
     error = pickle.loads(pickle.dumps(BadImage("image a\nb is bad", Path("a\nb"))))
     assert (str(error), error.path) == ("image a\\nb is bad", "a\nb")
+
+
+class Heap(Dataset):
+    """Megabytes of anonymous memory that the process which makes a sample holds."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) >> 10
+
+
+def test_a_worker_does_not_hold_the_main_processs_memory():
+    (before,) = next(iter(Loader(Heap(), list, 1)))
+    weights = torch.ones(256 << 18)  # 256 MB
+    (after,) = next(iter(Loader(Heap(), list, 1)))
+    assert after - before < 64
+    assert weights.all()
+
+
+ENDLESS = """
+import os, time
+from core.datasets.loading import Loader
+
+class Processes:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return os.getpid(), os.getppid()
+
+if __name__ == "__main__":
+    batches = iter(Loader(Processes(), list, 2))
+    for batch in (next(batches), next(batches)):
+        print(*batch[0], flush=True)
+    time.sleep(600)
+"""
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_worker_outlives_a_main_process_that_was_killed(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen([sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, env=environment) as main:
+        processes = {int(word) for _ in range(2) for word in main.stdout.readline().split()}
+        assert len(processes) == 3  # two workers and what they were forked from
+        assert all(map(is_running, processes))
+        main.kill()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, processes))
