@@ -40,6 +40,10 @@ class Lopsided(nn.Module):
         return logits
 
 
+def label_beside(path):
+    return path.with_name(f"{path.stem}_label.png")
+
+
 def make_images(folder, labelled=True):
     """Smooth pictures, label files of random blocks with values that are no class among them."""
     rng = np.random.default_rng(0)
@@ -54,7 +58,7 @@ def make_images(folder, labelled=True):
     names = tuple(path.name for path in paths)
     if not labelled:
         return ImageSet("folder:pictures", tuple(paths), names)
-    return ImageSet("pictures_val", tuple(paths), names, lambda path: path.with_name(f"{path.stem}_label.png"), TABLE)
+    return ImageSet("pictures_val", tuple(paths), names, label_beside, TABLE)
 
 
 def evaluate(images, model, batch_size=1, workers=0, **averaging):
