@@ -99,6 +99,8 @@ class StateFolder:
         if state.get("format") != FORMAT:
             raise UserError(f"{path} is not a state of this program (format {state.get('format')!r}, not {FORMAT})")
         generation = state["generation"]
+        if generation is not None and not re.fullmatch(r"g\d+", str(generation)):
+            raise UserError(f"{path} names candidates that no run makes: {generation!r}")
         if generation is not None and not (self.folder.parent / "candidates" / generation).is_dir():
             raise UserError(f"{path} needs the candidates {generation}, which are gone")
         return state
