@@ -324,6 +324,7 @@ def test_a_real_process_with_workers_is_signalled_killed_and_goes_on(begin, city
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
+    assert error.count("\n") == 1, error
     (line,) = error.splitlines()
     assert line.startswith("stopped by SIGINT after iteration ")
     process = start([*argv, "resume", "auto"])

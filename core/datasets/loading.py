@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -136,7 +137,8 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
-        workers = set(multiprocessing.active_children()) - others
+        workers = sorted(set(multiprocessing.active_children()) - others, key=_number)
+        taken = 0
         try:
             while True:
                 death = None
@@ -145,7 +147,7 @@ class Loader:
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    death = self._death(workers, error)
+                    death = self._death(workers, taken, error)
                     if death is None:
                         raise
                 if death is not None:  # raised here, it does not keep the iterator by its context
@@ -154,21 +156,30 @@ class Loader:
                 if isinstance(batch, UserError):
                     raise batch
                 self._handed.pending.popleft()
+                taken += 1
                 yield batch
         finally:
             del batches  # which ends the workers; a traceback would keep them until some later collection
 
-    def _death(self, workers: set[BaseProcess], error: RuntimeError) -> WorkerDied | None:
+    def _death(self, workers: list[BaseProcess], taken: int, error: RuntimeError) -> WorkerDied | None:
         """The error of a worker that died; None if `error` is about something else."""
-        dead = [worker for worker in workers if worker.exitcode is not None]
+        dead = [n for n, worker in enumerate(workers) if worker.exitcode is not None]
         if not dead or not str(error).startswith("DataLoader worker"):
             return None
-        code = next((worker.exitcode for worker in dead if worker.exitcode), 0)
+        worker = next((n for n in dead if workers[n].exitcode), dead[0])
+        code = workers[worker].exitcode
         how = f"exited with code {code}"
         if code < 0:
             how = f"was killed by signal {-code} ({signal.Signals(-code).name}{_HINTS.get(-code, '')})"
-        reading = _while_reading(self._dataset, self._handed.pending[0]) if self._handed.pending else ""
+        batches = enumerate(self._handed.pending, taken)  # which the workers are given in turn
+        requests = [request for number, batch in batches if number % len(workers) == worker for request in batch]
+        reading = _while_reading(self._dataset, requests)
         return WorkerDied(f"a loader process {how} {reading}; fewer DATALOADER.NUM_WORKERS need less memory")
+
+
+def _number(worker: BaseProcess) -> int:
+    """Its place among the processes that this one has started; a name is ForkServerProcess-7, say."""
+    return int(worker.name.rpartition("-")[2])
 
 
 def _while_reading(dataset: Dataset, requests: Sequence) -> str:
@@ -198,8 +209,15 @@ def _worker_context() -> BaseContext:
 
 
 def _start_worker(_: int) -> None:
-    """Have the worker end with the main process, should that be killed."""
+    """Have the worker end with the main process, should that be killed, and say nothing of a batch left half taken."""
+    sys.excepthook = _without_lost_connections
     threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _without_lost_connections(kind: type, error: BaseException, trace) -> None:
+    """For the thread that hands tensors over: a main process that stops in the middle of it has said why itself."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core.datasets.catalog import ImageSet
-from core.datasets.loading import Loader, WorkerDied, full_view_loader
+from core.datasets.loading import Loader, WorkerDied, _without_lost_connections, full_view_loader
 from core.datasets.skipping import BadImage, SkippedImages
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -81,6 +82,15 @@ class Fatal(Dataset):
         return index
 
 
+class FatalButSlow(Fatal):
+    """Sample 2 ends its process before those before it are there."""
+
+    def __getitem__(self, index):
+        if index < 2:
+            time.sleep(1)
+        return super().__getitem__(index)
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """Loaders that look after their workers often."""
@@ -111,6 +121,16 @@ def test_a_worker_that_dies_is_one_line_with_the_files(impatient, capfd, action,
     assert "frames/2.png, frames/3.png;" in message
     assert "DATALOADER.NUM_WORKERS" in message
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_death_names_what_the_dead_worker_had_been_given(impatient, workers):
+    """Batch n is the business of worker n modulo their number; another one's, still to come, is not named."""
+    with pytest.raises(WorkerDied) as caught:
+        list(Loader(FatalButSlow(end, signal.SIGKILL), list, workers, batch_size=1))
+    named = {int(number) for number in re.findall(r"frames/(\d)\.png", str(caught.value))}
+    assert 2 in named
+    assert {number % workers for number in named} == {2 % workers}
 
 
 def test_a_death_shows_where_the_next_batch_is_asked_for_and_nowhere_else(impatient):
@@ -298,6 +318,51 @@ if __name__ == "__main__":
 """
 
 
+HALF_TAKEN = """
+import time
+from multiprocessing import connection
+import torch
+from core.datasets.loading import Loader
+
+class Tensors:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return torch.zeros(1000)
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    batches = iter(Loader(Tensors(), torch.stack, 2))
+    next(batches)
+    connection.answer_challenge = stop  # as a signal in the middle of taking a tensor from a worker
+    try:
+        next(batches)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        print("stopped")
+"""
+
+
+def run_script(folder, text):
+    folder.joinpath("script.py").write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command, pipe = [sys.executable, folder / "script.py"], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def test_workers_are_silent_about_a_batch_that_the_main_process_left_half_taken(tmp_path):
+    with run_script(tmp_path, HALF_TAKEN) as main:
+        assert main.communicate(timeout=120) == ("stopped\n", "")
+
+
+def test_workers_are_not_silent_about_defects(capsys):
+    _without_lost_connections(RuntimeError, RuntimeError("a defect"), None)
+    assert "a defect" in capsys.readouterr().err
+
+
 def is_running(process):
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -306,9 +371,7 @@ def is_running(process):
 
 
 def test_no_worker_outlives_a_main_process_that_was_killed(tmp_path):
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    with subprocess.Popen([sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, env=environment) as main:
+    with run_script(tmp_path, ENDLESS) as main:
         processes = {int(word) for _ in range(2) for word in main.stdout.readline().split()}
         assert len(processes) == 3  # two workers and what they were forked from
         assert all(map(is_running, processes))
