@@ -1,5 +1,6 @@
 """What every training program needs of a config, found and loaded before anything is written."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from core.utils.logging import LOGGER, start_logging
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(ABC):
     """A config with device, class set, evaluator (None: no evaluation) and model.
 
     Each program's own experiment adds its images by :meth:`find_data`, which runs before the model is loaded.
@@ -64,13 +65,17 @@ class Experiment:
         return cls(config, device, taxonomy, evaluator, model, **data)
 
     @classmethod
+    @abstractmethod
     def find_data(cls, config: Config, taxonomy: Taxonomy) -> dict:
         """The fields that the subclass adds, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe_data(self) -> None:
         """Log what :meth:`find_data` found."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def trainer(self, folder: Path) -> Training:
+        """The trainer of a run in `folder`."""
 
     def output(self, folder: Path) -> RunOutput:
         """The writer of a run in `folder`."""
@@ -84,10 +89,6 @@ class Experiment:
             self.evaluator,
             solver.KEEP_STATES,
         )
-
-    def trainer(self, folder: Path) -> Training:
-        """The trainer of a run in `folder`."""
-        raise NotImplementedError
 
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""

@@ -9,7 +9,6 @@ from core.configs.node import Config
 from core.utils.errors import UserError
 
 MODEL_NAMES = ("deeplab_resnet18", "deeplab_resnet34", "deeplab_resnet50", "deeplab_resnet101")
-PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -86,16 +85,6 @@ def check_config(config: Config) -> None:
         _within(config, f"SOLVER.{key}", 0, None)
     if 0 in config.INPUT.PIXEL_STD:
         raise UserError(f"INPUT.PIXEL_STD must not hold 0: {config.INPUT.PIXEL_STD}")
-
-
-def check_paste_lag(config: Config) -> None:
-    """Raise UserError if an adaptation's workers would run ahead of the paste probabilities."""
-    ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
-    if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
-        raise UserError(
-            f"DATALOADER.NUM_WORKERS {config.DATALOADER.NUM_WORKERS} prepare {ahead} batches ahead, which must stay "
-            f"below TCR.PASTE_LAG {config.TCR.PASTE_LAG}: use fewer workers or a larger lag"
-        )
 
 
 def _get(config: Config, key: str):

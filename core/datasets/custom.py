@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.datasets.images import EXTENSIONS
-from core.datasets.reader import IGNORE, ImageSet, label_table, walk_files
-from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
+from core.datasets.reader import ImageSet, label_table, walk_files
+from core.datasets.taxonomy import COLOURS, IGNORE, STREET_SCENES, Taxonomy
 from core.utils.errors import UserError
 
 MAX_CLASSES = 254

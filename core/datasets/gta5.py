@@ -20,5 +20,5 @@ READER = Reader(
     values=LABEL_IDS,
     no_class=(*NO_CLASS, LICENCE_PLATE),
     skip_mismatched=True,
-    balanced_block=3000,
+    balanced=True,
 )

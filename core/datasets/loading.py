@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from core.configs.loading import PREFETCH_FACTOR
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, to_tensor
 from core.utils.errors import UserError, shorten
 
+PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 _PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
 _HINTS = {
     signal.SIGKILL: ", as where memory runs out",

@@ -9,10 +9,9 @@ import numpy as np
 
 from core.datasets.images import read_label
 from core.datasets.skipping import BadImage, SkippedImages
-from core.datasets.taxonomy import Taxonomy
+from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
 
-IGNORE = 255
 UNKNOWN = 254  # in a label table: a value that the data set does not have; class sets have at most 254 classes
 
 
@@ -28,7 +27,7 @@ class ImageSet:
         label_table: 256 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this set.
         read_values: decodes a label file to H×W values.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
-        balanced_block: source training draws class-balanced in blocks of so many images; 0: uniformly.
+        balanced: source training draws class-balanced by default.
         skipped: the bad images that a run did without; by default none may be.
     """
 
@@ -39,7 +38,7 @@ class ImageSet:
     label_table: np.ndarray | None = None
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
-    balanced_block: int = 0
+    balanced: bool = False
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:
@@ -88,7 +87,7 @@ class Reader:
         label_path: gives the label file of an image file.
         values: the label value of every class.
         no_class: further values that labels may hold; 255 always is one.
-        read_values, skip_mismatched, balanced_block: see :class:`ImageSet`.
+        read_values, skip_mismatched, balanced: see :class:`ImageSet`.
     """
 
     folders: tuple[str, ...]
@@ -98,7 +97,7 @@ class Reader:
     no_class: Sequence[int] = ()
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
-    balanced_block: int = 0
+    balanced: bool = False
 
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`, found by looking below `root`.
@@ -129,7 +128,7 @@ class Reader:
             label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class),
             self.read_values,
             self.skip_mismatched,
-            self.balanced_block,
+            self.balanced,
         )
 
 

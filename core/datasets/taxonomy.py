@@ -8,6 +8,8 @@ import numpy as np
 
 from core.utils.errors import UserError
 
+IGNORE = 255  # in labels: no class, or none that counts
+
 # of street scenes; other class sets bring their own
 COLOURS = {
     "road": (128, 64, 128),

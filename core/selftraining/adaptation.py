@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from core.configs.loading import check_paste_lag
 from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_target_images
 from core.datasets.images import image_size
+from core.datasets.loading import PREFETCH_FACTOR
 from core.datasets.taxonomy import Taxonomy
 from core.experiment import Experiment, run_training
 from core.selftraining.trainer import Trainer
+from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
 ASPECT_TOLERANCE = 0.10
@@ -55,6 +56,16 @@ class Adaptation(Experiment):
 def adapt(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
     """Adapt, writing to OUTPUT_DIR; as `resume` says, from a checkpoint or on from a saved state."""
     run_training(Adaptation, config_file, options, skip_test)
+
+
+def check_paste_lag(config: Config) -> None:
+    """Raise UserError if an adaptation's workers would run ahead of the paste probabilities."""
+    ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
+    if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
+        raise UserError(
+            f"DATALOADER.NUM_WORKERS {config.DATALOADER.NUM_WORKERS} prepare {ahead} batches ahead, which must stay "
+            f"below TCR.PASTE_LAG {config.TCR.PASTE_LAG}: use fewer workers or a larger lag"
+        )
 
 
 def warn_of_aspect(images: ImageSet, config) -> None:

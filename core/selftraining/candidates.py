@@ -23,9 +23,9 @@ from torch import nn
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
+from core.datasets.taxonomy import IGNORE
 from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits, winning_class
-from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import (
     MIN_CLASS_PIXELS,
     ConfidenceRanks,

@@ -12,10 +12,10 @@ from core.configs import load_config
 from core.configs.loading import default_output_dir
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
+from core.datasets.taxonomy import IGNORE
 from core.runs import check_folder, duration
 from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
 from core.selftraining.candidates import FIRST_PASS_SIDE
-from core.selftraining.pseudo_labels import IGNORE
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer

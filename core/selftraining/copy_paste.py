@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from core.selftraining.pseudo_labels import IGNORE
+from core.datasets.taxonomy import IGNORE
 
 MIN_INSTANCE_PIXELS = 20
 MAX_SCALE = 2.5

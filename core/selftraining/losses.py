@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from core.selftraining.pseudo_labels import IGNORE
+from core.datasets.taxonomy import IGNORE
 
 NEGATIVE_WEIGHT = 0.5
 

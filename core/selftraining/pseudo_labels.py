@@ -2,7 +2,8 @@
 
 import torch
 
-IGNORE = 255
+from core.datasets.taxonomy import IGNORE
+
 BETA = 1e-3  # start value of the running confidence, and the scale of its effect on the thresholds
 
 

@@ -15,10 +15,10 @@ from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage
-from core.datasets.taxonomy import Taxonomy
+from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.selftraining.candidates import Generation, nearest_labels
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
-from core.selftraining.pseudo_labels import BETA, IGNORE
+from core.selftraining.pseudo_labels import BETA
 from core.selftraining.resampling import BLOCK, draw_images
 from core.selftraining.views import View
 from core.utils.devices import one_thread

@@ -13,7 +13,7 @@ from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage
-from core.selftraining.pseudo_labels import IGNORE
+from core.datasets.taxonomy import IGNORE
 from core.selftraining.resampling import draw_images
 from core.selftraining.samples import uniform_order
 from core.selftraining.views import View

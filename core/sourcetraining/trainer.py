@@ -9,9 +9,9 @@ from torch import nn
 
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
+from core.datasets.taxonomy import IGNORE
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
-from core.selftraining.pseudo_labels import IGNORE
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
 from core.training import Training
@@ -111,6 +111,5 @@ def cross_entropy_sum(
 def balanced_block(config, images: ImageSet) -> int:
     """Length of a block of class-balanced draws; 0 where images are drawn uniformly (DATASETS.SOURCE_SAMPLING)."""
     mode = config.DATASETS.SOURCE_SAMPLING
-    if mode == "auto":
-        return images.balanced_block
-    return BALANCED_BLOCK if mode == "balanced" else 0
+    balanced = images.balanced if mode == "auto" else mode == "balanced"
+    return BALANCED_BLOCK if balanced else 0

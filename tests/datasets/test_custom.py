@@ -89,7 +89,7 @@ def test_images_and_labels_are_found_by_their_patterns(load, warehouse):
         assert images.label_path(images.paths[1]) == warehouse / "warehouse/masks/train/hall/2/b_mask.png"
         assert images.read_label(0).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2 + [[255, 255] + [0] * 6] * 2
         assert (images.read_label(1) == 2).all()
-        assert (images.skip_mismatched, images.balanced_block) == (False, 0)
+        assert (images.skip_mismatched, images.balanced) == (False, False)
     assert find_taxonomy(config).names == tuple(CLASSES)
     again = pickle.loads(pickle.dumps(images))  # for loader processes that are not forked
     assert np.array_equal(again.read_label(0), images.read_label(0))

@@ -135,11 +135,11 @@ def test_a_set_is_found_and_its_labels_read(
         assert found[0, : len(values)].tolist() == meaning(ids, taxonomy, values)
         assert (found[1:] == IGNORE).all()
     gta5 = name.startswith("gta5")
-    assert (images.skip_mismatched, images.balanced_block) == ((True, 3000) if gta5 else (False, 0))
+    assert (images.skip_mismatched, images.balanced) == (gta5, gta5)
     assert images.restricted([0]).skip_mismatched == gta5
     target = find_target_images(options(len(taxonomy), TARGET_TRAIN=name))
     assert (target.paths, target.label_path, target.label_table) == (images.paths, None, None)
-    assert (target.skip_mismatched, target.balanced_block) == (False, 0)
+    assert (target.skip_mismatched, target.balanced) == (False, False)
 
 
 @pytest.mark.parametrize(

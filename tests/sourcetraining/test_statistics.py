@@ -286,7 +286,7 @@ def test_a_set_that_is_not_known_for_such_pairs_is_refused(make_set, root):
 def test_gta5_alone_is_known_for_such_pairs_and_drawn_balanced():
     modules = (gta5, bdd100k, camvid, cityscapes, synthia, toy)
     assert [module.READER.skip_mismatched for module in modules] == [True, *[False] * 5]
-    assert [module.READER.balanced_block for module in modules] == [3000, *[0] * 5]
+    assert [module.READER.balanced for module in modules] == [True, *[False] * 5]
 
 
 def test_classes_without_a_pixel_are_named_in_one_line(make_set, root):

@@ -257,12 +257,12 @@ def test_batches_are_those_of_the_order(images, workers):
 
 
 @pytest.mark.parametrize(
-    ("mode", "known_block", "expected"),
-    [("auto", 0, 0), ("auto", 7, 7), ("balanced", 0, 3000), ("balanced", 7, 3000), ("uniform", 7, 0)],
+    ("mode", "known", "expected"),
+    [("auto", False, 0), ("auto", True, 3000), ("balanced", False, 3000), ("uniform", True, 0)],
 )
-def test_the_block_of_balanced_draws(mode, known_block, expected):
+def test_the_block_of_balanced_draws(mode, known, expected):
     config = make_config(DATASETS__SOURCE_SAMPLING=mode)
-    assert balanced_block(config, types.SimpleNamespace(balanced_block=known_block)) == expected
+    assert balanced_block(config, types.SimpleNamespace(balanced=known)) == expected
 
 
 def test_balanced_runs_see_the_rare_class_more_often(images):
