@@ -71,10 +71,23 @@ def select_pseudo_labels(
         int64 B×H×W: the winning class where its probability is strictly above the threshold of its own image, else
         255. A class that wins nowhere in an image has peak 0 there and so the threshold `lower`.
     """
-    batch, num_classes = probs.shape[:2]
     confidence, label = probs.max(dim=1)
+    return keep_confident(confidence, label, running_conf, beta, upper, lower)
+
+
+def keep_confident(
+    confidence: torch.Tensor,
+    label: torch.Tensor,
+    running_conf: torch.Tensor,
+    beta: float = BETA,
+    upper: float = 0.80,
+    lower: float = 0.20,
+) -> torch.Tensor:
+    """:func:`select_pseudo_labels` for the winning class (int64) and its probability, both B×H×W."""
     flat_confidence, flat_label = confidence.flatten(1), label.flatten(1)
-    peak = probs.new_zeros(batch, num_classes).scatter_reduce_(1, flat_label, flat_confidence, "amax")
+    peak = confidence.new_zeros(len(confidence), len(running_conf)).scatter_reduce_(
+        1, flat_label, flat_confidence, "amax"
+    )
     thresholds = class_thresholds(peak, running_conf, beta, upper, lower)
     kept = flat_confidence > thresholds.gather(1, flat_label)
     return torch.where(kept, flat_label, IGNORE).view_as(label)

@@ -10,17 +10,15 @@ from torch import nn
 
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
-from core.datasets.taxonomy import Taxonomy
-from core.models.deeplab import resize_logits
+from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.runs import RunOutput
+from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
-from core.selftraining.losses import negative_loss, positive_loss
 from core.selftraining.pseudo_labels import (
-    IGNORE,
+    advance_running_confidence,
     initial_running_confidence,
-    select_pseudo_labels,
-    update_running_confidence,
+    keep_confident,
 )
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import (
@@ -32,7 +30,6 @@ from core.selftraining.samples import (
     collate_batch,
     uniform_order,
 )
-from core.selftraining.views import warp_to_view
 from core.training import Training
 from core.utils.devices import copy_to_host, to_device
 from core.utils.files import remove_leftovers
@@ -86,15 +83,14 @@ class Trainer(Training):
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
-        labels, teacher_probs, valid = self.pseudo_label(batch)
+        labels, pairs = self.pseudo_label(batch)
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         student_input = self.predictor.prepare(batch.student)
         student_input.masked_fill_(to_device(batch.dropped, self.device).unsqueeze(1), 0)
         self.student.train()
-        logits = resize_logits(self.predictor.logits(self.student, student_input), labels.shape[-2:])
-        positive = positive_loss(logits, labels)
-        negative = negative_loss(logits, teacher_probs, valid)
+        positive, negative = loss_sums(self.predictor.logits(self.student, student_input), labels, pairs)
+        positive, negative = positive / labels.numel(), negative / pairs.sum().clamp(min=1)
         loss = positive + negative
 
         stepped = self.solver.step(loss, iteration)
@@ -117,20 +113,22 @@ class Trainer(Training):
         }
 
     @torch.no_grad()
-    def pseudo_label(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the student learns from: labels (B×h×w int64), teacher probabilities (B×C×h×w), valid (B×h×w bool).
+    def pseudo_label(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the student learns from: labels (B×h×w int64) and negative pairs (B×C×h×w bool).
 
         Updates the running confidence from the full views first.
         """
         full = self.predictor.prepare(batch.full)
-        logits = resize_logits(self.predictor.logits(self.teacher, full), full.shape[-2:])
-        self.running_conf = update_running_confidence(self.running_conf, logits.softmax(dim=1))
-        probs = warp_to_view(logits, batch.views).softmax(dim=1)
+        size = full.shape[-2:]
+        logits = self.predictor.logits(self.teacher, full)
+        mean_conf = probability_sum(logits, size) / (len(full) * size.numel())
+        self.running_conf = advance_running_confidence(self.running_conf, mean_conf.to(self.running_conf.dtype))
+        confidence, label, pairs = view_predictions(logits, size, batch.views)
+        labels = keep_confident(confidence, label, self.running_conf)
         valid, pasted = (to_device(mask, self.device) for mask in (batch.valid, batch.pasted))
-        labels = select_pseudo_labels(probs, self.running_conf)
         labels = torch.where(valid, labels, IGNORE)
         labels = torch.where(pasted != IGNORE, pasted.long(), labels)
-        return labels, probs, valid
+        return labels, pairs & valid.unsqueeze(1)
 
     @torch.no_grad()
     def student_probabilities(self, images: torch.Tensor) -> torch.Tensor:

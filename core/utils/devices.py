@@ -79,6 +79,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def band_bytes(device: torch.device) -> int:
+    """How much of a large map to work on at a time: what stays in a core's cache, or fills a GPU."""
+    return 1 << 20 if device.type == "cpu" else 1 << 26
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch on one CPU thread, so that sums do not depend on how many there are."""

@@ -194,10 +194,11 @@ def test_labels_of_one_step_are_those_of_the_method(tmp_path):
     plain, trainer = PlainStep(make_model(), config), make_trainer(tmp_path, config)
     batch = make_batch()
     plain.step(batch)
-    labels, _, valid = trainer.pseudo_label(batch)
+    labels, pairs = trainer.pseudo_label(batch)
     assert labels.dtype == torch.int64
     assert (labels.numpy() == plain.labels).all()
-    assert torch.equal(valid, batch.valid)
+    assert pairs.shape == (len(VIEWS), C, *CROP)
+    assert not (pairs & ~batch.valid.unsqueeze(1)).any()
 
 
 @pytest.mark.parametrize("names", [CITYSCAPES_19.names, ("road", "sky", "car"), ("road", "sky")], ids=len)
