@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage, SkippedImages
-from core.datasets.transforms import resize, to_tensor
+from core.datasets.transforms import resize, stack_images, to_tensor
 from core.utils.errors import UserError, shorten
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
@@ -300,7 +300,7 @@ class FullViews(Dataset):
 
 def _collate_full_views(samples: list[dict]) -> dict:
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    batch["views"] = [torch.stack(views) for views in zip(*batch["views"], strict=True)]
+    batch["views"] = [stack_images(views) for views in zip(*batch["views"], strict=True)]
     return batch
 
 

@@ -1,5 +1,9 @@
 """Image transforms on 8-bit tensors; every random number comes from the generator that is passed in."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode
@@ -19,6 +23,11 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
+def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """B×3×H×W of 3×H×W tensors, channels last in memory, as normalising is fastest on."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
 def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> torch.Tensor:
     """Antialiased resize of 3×H×W uint8 to `size` (h, w), as PIL does it within one grey level."""
     if tuple(image.shape[-2:]) == tuple(size):
@@ -27,33 +36,99 @@ def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str = "bil
 
 
 def random_blur(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Gaussian blur with probability 0.5, kernel 5, σ ~ U(0.1, 2) pixels."""
+    """Gaussian blur of 3×H×W uint8 with probability 0.5, kernel 5, σ ~ U(0.1, 2) pixels."""
     if rng.random() >= BLUR_PROBABILITY:
         return image
-    return TF.gaussian_blur(image, [BLUR_KERNEL, BLUR_KERNEL], [rng.uniform(*BLUR_SIGMA)] * 2)
+    kernel, sigma = (BLUR_KERNEL, BLUR_KERNEL), rng.uniform(*BLUR_SIGMA)
+    return to_tensor(cv2.GaussianBlur(_pixels(image), kernel, sigma, borderType=cv2.BORDER_REFLECT_101))
 
 
-def jitter_or_grey(image: torch.Tensor, options, rng: np.random.Generator, grey_probability: float) -> torch.Tensor:
-    """Greyscale with `grey_probability`, else colour jitter (`options`: the config node INPUT)."""
-    if rng.random() >= 1 - grey_probability:
-        return TF.rgb_to_grayscale(image, num_output_channels=3)
-    return colour_jitter(image, options, rng)
+@dataclass(frozen=True)
+class ColourJitter:
+    """What was drawn of torchvision's ColorJitter: the adjustments in their random order, or greyscale instead.
+
+    It agrees with torchvision's within a few grey levels: as there, every adjustment gives 8-bit values again.
+
+    Attributes:
+        grey: greyscale instead.
+        adjustments: (brightness | contrast | saturation | hue, its factor) in the order in which they are made.
+    """
+
+    grey: bool
+    adjustments: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def draw(cls, options, rng: np.random.Generator, grey_probability: float) -> "ColourJitter":
+        """Greyscale with `grey_probability`, else four adjustments (`options`: the config node INPUT)."""
+        if rng.random() >= 1 - grey_probability:
+            return cls(grey=True)
+        adjustments = []
+        for index in rng.permutation(len(_ADJUSTMENTS)):
+            name = _ADJUSTMENTS[index]
+            strength = options[name.upper()]
+            if strength:
+                centre = 0.0 if name == "hue" else 1.0
+                lowest = -strength if name == "hue" else max(0.0, 1 - strength)
+                adjustments.append((name, rng.uniform(lowest, centre + strength)))
+        return cls(False, tuple(adjustments))
+
+    def apply(self, image: torch.Tensor, region: tuple[slice, slice] = (slice(None), slice(None))) -> torch.Tensor:
+        """The jittered 3×H×W uint8 image; outside of `region` (rows, columns) it is of no use.
+
+        Contrast is about the mean of the whole image, so what comes before it is done everywhere.
+        """
+        pixels = _pixels(image).copy()
+        names = [name for name, _ in self.adjustments]
+        everywhere = names.index("contrast") if "contrast" in names else 0
+        for name, factor in self.adjustments[:everywhere]:
+            _adjust(name, pixels, factor, pixels)
+        part = pixels[region]
+        for name, factor in self.adjustments[everywhere:]:
+            _adjust(name, part, factor, pixels)
+        if self.grey:
+            part[:] = _luma(part)[..., None]
+        return to_tensor(pixels)
 
 
-def colour_jitter(image: torch.Tensor, options, rng: np.random.Generator) -> torch.Tensor:
-    """torchvision's ColorJitter: the four adjustments in random order, each with a uniform factor."""
-    adjustments = (
-        (TF.adjust_brightness, options.BRIGHTNESS, 1.0),
-        (TF.adjust_contrast, options.CONTRAST, 1.0),
-        (TF.adjust_saturation, options.SATURATION, 1.0),
-        (TF.adjust_hue, options.HUE, 0.0),
-    )
-    for index in rng.permutation(len(adjustments)):
-        adjust, strength, centre = adjustments[index]
-        if strength:
-            lowest = -strength if adjust is TF.adjust_hue else max(0.0, 1 - strength)
-            image = adjust(image, rng.uniform(lowest, centre + strength))
-    return image
+_ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")
+_LUMA = np.array([0.2989, 0.587, 0.114], np.float32)  # as torchvision has them
+_BELOW = -0.499  # added before OpenCV rounds: values are cut off instead, as torch does
+_HUE_ROWS = 16  # at a time, so that their floats stay in the cache
+
+
+def _adjust(name: str, part: np.ndarray, factor: float, whole: np.ndarray) -> None:
+    """Adjust h×w×3 uint8 pixels in place; `whole` is the image that they belong to."""
+    levels = np.arange(256, dtype=np.float32)
+    if name == "brightness":
+        cv2.LUT(part, _cut_off(levels * factor), part)
+    elif name == "contrast":
+        mean = float(_luma(whole).mean(dtype=np.float64))
+        cv2.LUT(part, _cut_off(levels * factor + (1 - factor) * mean), part)
+    elif name == "saturation":
+        cv2.addWeighted(part, factor, cv2.cvtColor(_luma(part), cv2.COLOR_GRAY2RGB), 1 - factor, _BELOW, part)
+    else:
+        for first in range(0, len(part), _HUE_ROWS):
+            rows = part[first : first + _HUE_ROWS]
+            hsv = cv2.cvtColor(rows.astype(np.float32), cv2.COLOR_RGB2HSV)  # degrees, 0 … 1, 0 … 255
+            hue = hsv[..., 0]
+            hue += 360 * factor
+            hue[hue >= 360] -= 360
+            hue[hue < 0] += 360
+            cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), rows, 256 / 255, _BELOW)
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """h×w uint8 grey levels, cut off as torchvision's."""
+    return cv2.transform(pixels, np.append(_LUMA, _BELOW)[None])
+
+
+def _cut_off(levels: np.ndarray) -> np.ndarray:
+    return levels.clip(0, 255).astype(np.uint8)
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """The H×W×3 array of a 3×H×W tensor, without a copy where its channels are last in memory."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 def cutout_mask(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -66,7 +141,7 @@ def cutout_mask(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 class Normalise:
-    """…×3×H×W uint8 RGB → float32 network input, on one device.
+    """…×3×H×W uint8 RGB → float32 network input, on one device, channels last in memory.
 
     Args:
         options: the config node INPUT (PIXEL_MEAN, PIXEL_STD, TO_BGR255).
@@ -74,10 +149,15 @@ class Normalise:
     """
 
     def __init__(self, options, device: torch.device | str = "cpu"):
-        self._mean = torch.tensor(options.PIXEL_MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
-        self._std = torch.tensor(options.PIXEL_STD, dtype=torch.float32, device=device).view(3, 1, 1)
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (options.PIXEL_MEAN, options.PIXEL_STD))
         self._bgr255 = options.TO_BGR255
+        unit = 1 if self._bgr255 else 255
+        self._scale, self._shift = ((1 / (unit * std)).float().to(device), (-mean / std).float().to(device))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        values = images.flip(-3).float() if self._bgr255 else images.float() / 255
-        return (values - self._mean) / self._std
+        if self._bgr255:
+            images = images.flip(-3)
+        rows = images.movedim(-3, -1).contiguous().flatten(-2).float()  # long rows, which take one pass each
+        width = images.shape[-1]
+        rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width))
+        return rows.unflatten(-1, (width, 3)).movedim(-1, -3)

@@ -15,6 +15,7 @@ from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -84,8 +85,9 @@ class Generation:
         """Labels with what is unsure (pixels in the first pass, whole classes later) set to 255, h×w uint8."""
         if self._pixelwise:
             return read_label(self.folder / "masked" / _file_name(image))
-        labels = self.labels(image)
-        return np.where(np.isin(labels, self._images[image]["masked"]), np.uint8(IGNORE), labels)
+        kept = np.arange(256, dtype=np.uint8)
+        kept[self._images[image]["masked"]] = IGNORE
+        return cv2.LUT(self.labels(image), kept)
 
     def _table(self, key: str) -> np.ndarray:
         table = np.zeros((len(self), self.num_classes), bool)
@@ -268,6 +270,12 @@ def nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """:func:`nearest` for an h×w uint8 array."""
     return nearest(torch.from_numpy(labels)[None, None], size)[0, 0].numpy()
+
+
+def nearest_index(length: int, resized: int) -> np.ndarray:
+    """The `resized` positions, ascending, that :func:`nearest` reads along an axis of `length`."""
+    positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
+    return F.interpolate(positions, size=resized, mode="nearest").flatten().long().numpy()
 
 
 def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:

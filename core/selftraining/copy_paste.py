@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from core.datasets.taxonomy import IGNORE
+from core.selftraining.candidates import nearest_index, nearest_labels
 
 MIN_INSTANCE_PIXELS = 20
 MAX_SCALE = 2.5
@@ -52,18 +53,26 @@ def cut_instances(image: np.ndarray, labels: np.ndarray, classes: Sequence[int])
 
     Args:
         image: H×W×3 uint8.
-        labels: H×W uint8, 255 = none.
+        labels: h×w uint8, 255 = none; of another size than the image, they are resized to it by the nearest rule.
         classes: the drawn class and its partners.
     Returns:
         (bounding box of the image, labels in it, 255 outside the piece) per piece.
     """
-    mask = np.isin(labels, list(classes)).astype(np.uint8)
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if labels.shape[0] > image.shape[0] or labels.shape[1] > image.shape[1]:
+        labels = nearest_labels(labels, image.shape[:2])
+    # enlarging leaves connected what is connected, so that the pieces can be found in the small
+    rows, columns = (nearest_index(n, m) for n, m in zip(labels.shape, image.shape[:2], strict=True))
+    wanted = np.zeros(256, np.uint8)
+    wanted[list(classes)] = 1
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(cv2.LUT(labels, wanted), connectivity=8)
     cut = []
-    for piece, (x, y, width, height, area) in enumerate(stats[1:].tolist(), start=1):
-        if area >= MIN_INSTANCE_PIXELS:
-            region = Box(y, x, height, width).region
-            cut.append((image[region], np.where(pieces[region] == piece, labels[region], IGNORE)))
+    for piece, (x, y, width, height, _) in enumerate(stats[1:].tolist(), start=1):
+        small = Box(y, x, height, width).region
+        of_piece = np.where(pieces[small] == piece, labels[small], np.uint8(IGNORE))
+        region = slice(*np.searchsorted(rows, (y, y + height))), slice(*np.searchsorted(columns, (x, x + width)))
+        of_piece = of_piece[np.ix_(rows[region[0]] - y, columns[region[1]] - x)]
+        if np.count_nonzero(of_piece != IGNORE) >= MIN_INSTANCE_PIXELS:
+            cut.append((image[region], of_piece))
     return cut
 
 
@@ -100,8 +109,8 @@ def paste_instances(
             anchors.append(box)
         scaled = labels[np.ix_(rows, columns)]
         shown = scaled != IGNORE
-        view[box.region][shown] = image[np.ix_(rows, columns)][shown]
-        pasted[box.region][shown] = scaled[shown]
+        np.copyto(view[box.region], image[rows][:, columns], where=shown[..., None])
+        np.copyto(pasted[box.region], scaled, where=shown)
     return pasted
 
 

@@ -16,7 +16,7 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import IGNORE, Taxonomy
-from core.selftraining.candidates import Generation, nearest_labels
+from core.selftraining.candidates import Generation
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
 from core.selftraining.pseudo_labels import BETA
 from core.selftraining.resampling import BLOCK, draw_images
@@ -103,7 +103,7 @@ class TargetSamples(Dataset):
     def full_views(self, names: Sequence[str]) -> torch.Tensor:
         """B×3×H×W uint8 full views of the images so named, as their samples have them."""
         with one_thread():
-            return torch.stack([self._full_view(self._paths[name]) for name in names])
+            return transforms.stack_images([self._full_view(self._paths[name]) for name in names])
 
     def _full_view(self, path: Path) -> torch.Tensor:
         width, height = self._input.INPUT_SIZE_TEST
@@ -129,13 +129,13 @@ class TargetSamples(Dataset):
     def _student_view(self, full: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, View]:
         options = self._input
         image = transforms.random_blur(full, rng)
-        image = transforms.jitter_or_grey(image, options, rng, transforms.GREY_PROBABILITY)
+        jitter = transforms.ColourJitter.draw(options, rng, transforms.GREY_PROBABILITY)
         scale = rng.uniform(*options.INPUT_SCALES_TRAIN)
         scaled_size = tuple(max(int(n * scale), 1) for n in full.shape[-2:])
-        image = transforms.resize(image, scaled_size, "bicubic")
         crop_width, crop_height = options.TARGET_INPUT_SIZE_TRAIN
         view = View.draw(scaled_size, (crop_height, crop_width), options.HORIZONTAL_FLIP_PROB_TRAIN, rng)
-        return view.crop(image), view
+        image = jitter.apply(image, view.needed(full.shape[-2:]))
+        return view.crop(transforms.resize(image, scaled_size, "bicubic")), view
 
     def _paste(self, student: np.ndarray, request: Request, rng: np.random.Generator) -> np.ndarray:
         """Paste the instances of one drawn class and image into `student` (h×w×3 uint8); returns their labels."""
@@ -158,26 +158,27 @@ class TargetSamples(Dataset):
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing
-        image, labels = self._paste_source(generation, source, image)
         classes = (drawn, *self.taxonomy.partners(drawn))
-        return paste_instances(student, cut_instances(image, labels, classes), drawn, rng)
+        instances = cut_instances(self._bounded(image), generation.candidate_labels(source), classes)
+        return paste_instances(student, instances, drawn, rng)
 
-    def _paste_source(self, generation: Generation, source: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image and candidate labels to cut from, at the image's own size unless that is very large."""
+    def _bounded(self, image: np.ndarray) -> np.ndarray:
+        """An H×W×3 image to cut from, at its own size unless that is very large."""
         full_width, full_height = self._input.INPUT_SIZE_TEST
         height, width = image.shape[:2]
         ratio = min(self._max_ratio * full_height / height, self._max_ratio * full_width / width, 1)
+        if ratio == 1:
+            return image
         size = (max(int(height * ratio), 1), max(int(width * ratio), 1))
-        if ratio < 1:
-            image = transforms.resize(transforms.to_tensor(image), size).permute(1, 2, 0).numpy()
-        return image, nearest_labels(generation.candidate_labels(source), size)
+        return transforms.resize(transforms.to_tensor(image), size).permute(1, 2, 0).numpy()
 
 
 def collate_batch(samples: list[dict]) -> Batch:
     """Samples → :class:`Batch`."""
     joined = {key: tuple(sample[key] for sample in samples) for key in samples[0]}
+    images = {k: transforms.stack_images(joined.pop(k)) for k in ("full", "student")}
     tensors = {k: torch.stack(v) for k, v in joined.items() if isinstance(v[0], torch.Tensor)}
-    return Batch(**(joined | tensors))
+    return Batch(**(joined | tensors | images))
 
 
 class PasteSchedule:

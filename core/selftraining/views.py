@@ -1,5 +1,6 @@
 """Geometry of the student views, and the teacher's predictions carried into them (DT-ST §3.1; SAC §3.2)."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,6 +55,16 @@ class View(NamedTuple):
             padded[(..., *view)] = part
             part = padded
         return part.flip(-1) if self.flip else part
+
+    def needed(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the (h, w) image before its rescaling that a bicubic, antialiased resize reads for it."""
+        slices = []
+        for extent, scaled, part in zip(size, self.scaled_size, self.overlap()[0], strict=True):
+            ratio = extent / scaled
+            reach = 2 * max(ratio, 1) + 1
+            first, last = math.floor((part.start + 0.5) * ratio - reach), math.ceil((part.stop - 0.5) * ratio + reach)
+            slices.append(slice(max(first, 0), max(min(last, extent), 0)))
+        return tuple(slices)
 
     def valid(self) -> torch.Tensor:
         """Boolean H×W mask (on the CPU) of the pixels that lie inside the image."""

@@ -74,7 +74,7 @@ class SourceSamples(Dataset):
             raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)
         view = self._draw_view(tuple(label.shape), rng)
         image = view.crop(transforms.resize(image, view.scaled_size, "bicubic"))
-        image = transforms.jitter_or_grey(image, self._input, rng, self._input.GRAYSCALE_PROB)
+        image = transforms.ColourJitter.draw(self._input, rng, self._input.GRAYSCALE_PROB).apply(image)
         label = view.crop(resize_label(label, view.scaled_size)).masked_fill(~view.valid(), IGNORE)
         return {"images": image, "labels": label, "names": self.images.names[index]}
 

@@ -1,22 +1,23 @@
 """Resizing against Pillow, normalisation against numpy, and the distributions of what is drawn at random."""
 
 import colorsys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as TF
 
 from core.configs import cfg
+from core.datasets import transforms
 from core.datasets.transforms import (
     GREY_PROBABILITY,
+    ColourJitter,
     Normalise,
-    colour_jitter,
     cutout_mask,
-    jitter_or_grey,
     random_blur,
     resize,
+    stack_images,
     to_tensor,
 )
 
@@ -32,7 +33,11 @@ def draws(function, count=400):
 
 
 def jitter(**strengths):
-    return SimpleNamespace(**dict.fromkeys(("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"), 0.0) | strengths)
+    return dict.fromkeys(("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"), 0.0) | strengths
+
+
+def colour_jitter(image, options, rng):
+    return ColourJitter.draw(options, rng, 0.0).apply(image)
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -75,6 +80,16 @@ def test_normalise_equals_numpy(shape, bgr):
     assert found.dtype == torch.float32
     assert np.allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
     assert np.array_equal(tensor.numpy(), images)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_network_input_has_its_channels_last_in_memory(channels_last):
+    image = noise(5, 7)
+    images = stack_images([to_tensor(image), to_tensor(image[::-1].copy())])
+    assert torch.equal(images, torch.stack([to_tensor(image), to_tensor(image[::-1].copy())]))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    images = images if channels_last else images.contiguous()
+    assert Normalise(cfg.INPUT)(images).is_contiguous(memory_format=torch.channels_last)
 
 
 # --- cutout ----------------------------------------------------------------------------------------------------------
@@ -177,12 +192,77 @@ def test_without_strength_nothing_changes_and_one_seed_gives_one_image():
     assert not torch.equal(first, other)
 
 
+ADJUSTMENTS = {
+    "brightness": (TF.adjust_brightness, (0.0, 0.5, 1.5)),
+    "contrast": (TF.adjust_contrast, (0.0, 0.6, 1.5)),
+    "saturation": (TF.adjust_saturation, (0.0, 0.5, 1.5)),
+    "hue": (TF.adjust_hue, (-0.5, -0.2, 0.0, 0.13, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", ADJUSTMENTS)
+@pytest.mark.parametrize("content", ["noise", "scene", "odd"])
+def test_adjustments_are_torchvisions(draw_scene, name, content):
+    image = {"noise": noise(64, 128), "scene": draw_scene(0)[0], "odd": noise(17, 3)}[content]
+    adjust, factors = ADJUSTMENTS[name]
+    for factor in factors:
+        expected = adjust(torch.from_numpy(image).permute(2, 0, 1), factor).int()
+        found = ColourJitter(False, ((name, factor),)).apply(to_tensor(image))
+        difference = (found.int() - expected).abs()
+        assert found.dtype == torch.uint8
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.002
+
+
+def test_adjustments_one_after_the_other_are_torchvisions():
+    image = to_tensor(noise(64, 128))
+    options = jitter(BRIGHTNESS=0.5, CONTRAST=0.5, SATURATION=0.5, HUE=0.2)
+    for seed in range(20):
+        drawn = ColourJitter.draw(options, np.random.default_rng(seed), 0.0)
+        expected = image
+        for name, factor in drawn.adjustments:
+            expected = ADJUSTMENTS[name][0](expected, factor)
+        difference = (drawn.apply(image).int() - expected.int()).abs()
+        assert difference.max() <= 4  # a level, enlarged by what follows
+        assert (difference > 0).float().mean() < 0.02
+
+
+def test_greyscale_is_torchvisions():
+    image = to_tensor(noise(64, 128))
+    difference = (ColourJitter(True).apply(image).int() - TF.rgb_to_grayscale(image, 3).int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.4, 1.0, 2.0])
+def test_blur_is_torchvisions(monkeypatch, sigma):
+    monkeypatch.setattr(transforms, "BLUR_PROBABILITY", 1.0)
+    monkeypatch.setattr(transforms, "BLUR_SIGMA", (sigma, sigma))
+    image = to_tensor(noise(40, 61))
+    difference = (
+        random_blur(image, np.random.default_rng(0)).int() - TF.gaussian_blur(image, [5, 5], [sigma] * 2)
+    ).abs()
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("order", [("contrast", "hue"), ("hue", "contrast"), ("saturation", "brightness")])
+def test_jitter_of_a_region_is_that_of_the_whole_image(order):
+    image = to_tensor(noise(40, 60))
+    before, region = image.clone(), (slice(5, 30), slice(11, 47))
+    drawn = ColourJitter(False, tuple((name, 0.2 if name == "hue" else 1.4) for name in order))
+    assert torch.equal(drawn.apply(image, region)[(..., *region)], drawn.apply(image)[(..., *region)])
+    assert torch.equal(
+        ColourJitter(True).apply(image, region)[(..., *region)], ColourJitter(True).apply(image)[(..., *region)]
+    )
+    assert torch.equal(image, before)
+
+
 def test_a_tenth_of_the_views_is_grey_instead():
     image = to_tensor(noise(8, 8))
     options = jitter(BRIGHTNESS=0.5, CONTRAST=0.5, SATURATION=0.5, HUE=0.2)
     grey = [
         bool((out == out[:1]).all())
-        for out in draws(lambda rng: jitter_or_grey(image, options, rng, GREY_PROBABILITY), 2000)
+        for out in draws(lambda rng: ColourJitter.draw(options, rng, GREY_PROBABILITY).apply(image), 2000)
     ]
     assert np.mean(grey) == pytest.approx(0.1, abs=0.027)  # 4 standard deviations
 

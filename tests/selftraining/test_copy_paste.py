@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from core.selftraining.candidates import nearest_labels
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
 
 RIDER, BICYCLE, MOTORCYCLE = 12, 18, 17
@@ -118,6 +119,22 @@ def test_cutting_leaves_its_arguments_alone():
 
 def test_nothing_of_the_classes_gives_no_instance():
     assert cut(np.zeros((20, 20), np.uint8), RIDER) == []
+
+
+@pytest.mark.parametrize("size", [(30, 40), (60, 80), (61, 97), (77, 40), (30, 81), (25, 60), (11, 13)], ids=str)
+def test_labels_of_another_size_are_cut_as_if_they_had_been_resized(size):
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((15, 20)) < 0.3, rng.choice([RIDER, BICYCLE, 3], (15, 20)), IGNORE).astype(np.uint8)
+    labels = labels.repeat(2, 0).repeat(2, 1)
+    image = coloured(canvas(*size))
+    found, expected = (
+        sorted(
+            (image.tobytes(), piece.tobytes(), piece.shape)
+            for image, piece in cut_instances(image, of, (RIDER, BICYCLE))
+        )
+        for of in (labels, nearest_labels(labels, size))
+    )
+    assert found == expected != []
 
 
 # --- pasting

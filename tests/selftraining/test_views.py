@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.datasets.transforms import resize
 from core.selftraining.views import View, warp_to_view
 
 
@@ -75,3 +76,20 @@ def test_negative_origin_gives_exact_zeros_outside_and_the_flip_moves_them():
     expected = torch.tensor([[0, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
     assert torch.equal(warp_to_view(torch.ones(1, 1, 2, 3), [view])[0, 0], expected.float())
     assert torch.equal(view.valid(), expected.bool())
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_nothing_but_what_is_needed_shows_in_a_view(name):
+    view = VIEWS[name]
+    for size in ((9, 13), (40, 61)):
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        part = image.new_full(image.shape, 77)
+        region = (..., *view.needed(size))
+        part[region] = image[region]
+        shown, expected = (view.crop(resize(whole, view.scaled_size, "bicubic")) for whole in (part, image))
+        assert torch.equal(shown, expected)
+
+
+def test_what_is_needed_is_not_much_more_than_what_is_shown():
+    view = View(scaled_size=(1000, 2000), top_left=(100, 200), crop_size=(300, 400), flip=False)
+    assert view.needed((500, 1000)) == (slice(47, 203), slice(97, 303))
