@@ -31,6 +31,8 @@ FREE_KEYS = frozenset(
         "DATASETS.II",
         "DATALOADER.NUM_WORKERS",
         "DATALOADER.SKIP_BAD_IMAGES",
+        "DATALOADER.CACHE",
+        "DATALOADER.CACHE_GB",
         "SOLVER.STOP_ITER",  # may grow
         "SOLVER.CHECKPOINT_PERIOD",
         "SOLVER.KEEP_STATES",

@@ -34,6 +34,8 @@ cfg.DATASETS.CUSTOM = OpenConfig(check_custom)  # own data sets by name, as data
 
 cfg.DATALOADER = Config()
 cfg.DATALOADER.NUM_WORKERS = 4  # processes that prepare samples; 0: in the main process
+cfg.DATALOADER.CACHE = ""  # folder for decoded training images, which are then mapped into memory; empty: none
+cfg.DATALOADER.CACHE_GB = 50.0  # what that folder may come to hold, in 2^30 bytes; the rest is decoded every time
 cfg.DATALOADER.SKIP_BAD_IMAGES = 0  # bad image or label files that a training does without; one more, and it stops
 
 cfg.INPUT = Config()

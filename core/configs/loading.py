@@ -79,6 +79,7 @@ def check_config(config: Config) -> None:
     _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
     _within(config, "TEST.BATCH_SIZE", 1, None)
     _within(config, "DATALOADER.NUM_WORKERS", 0, None)
+    _within(config, "DATALOADER.CACHE_GB", 0, None)
     _within(config, "DATALOADER.SKIP_BAD_IMAGES", 0, None)
     _within(config, "SEED", 0, 2**63 - 1)
     for key in ("MOMENTUM", "WEIGHT_DECAY", "LR_POWER"):

@@ -110,10 +110,7 @@ def _adjust(name: str, part: np.ndarray, factor: float, whole: np.ndarray) -> No
         for first in range(0, len(part), _HUE_ROWS):
             rows = part[first : first + _HUE_ROWS]
             hsv = cv2.cvtColor(rows.astype(np.float32), cv2.COLOR_RGB2HSV)  # degrees, 0 … 1, 0 … 255
-            hue = hsv[..., 0]
-            hue += 360 * factor
-            hue[hue >= 360] -= 360
-            hue[hue < 0] += 360
+            hsv[..., 0] += 360 * (factor % 1)  # up to 720, which the way back takes modulo 360
             cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), rows, 256 / 255, _BELOW)
 
 

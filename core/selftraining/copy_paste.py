@@ -64,7 +64,13 @@ def cut_instances(image: np.ndarray, labels: np.ndarray, classes: Sequence[int])
     rows, columns = (nearest_index(n, m) for n, m in zip(labels.shape, image.shape[:2], strict=True))
     wanted = np.zeros(256, np.uint8)
     wanted[list(classes)] = 1
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(cv2.LUT(labels, wanted), connectivity=8)
+    mask = cv2.LUT(labels, wanted)
+    x, y, width, height = cv2.boundingRect(mask)
+    if not width:
+        return []
+    part = Box(y, x, height, width).region
+    labels, rows, columns = labels[part], rows - y, columns - x
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask[part], connectivity=8)
     cut = []
     for piece, (x, y, width, height, _) in enumerate(stats[1:].tolist(), start=1):
         small = Box(y, x, height, width).region

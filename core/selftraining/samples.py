@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core.datasets import transforms
+from core.datasets.cache import open_cache
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage
@@ -87,7 +88,7 @@ class TargetSamples(Dataset):
         self._input, self._seed, self._max_ratio = config.INPUT, config.SEED, config.TCR.PASTE_MAX_RATIO
         self._paths = dict(zip(images.names, images.paths, strict=True))
         self._generation: Generation | None = None
-
+        self._cache = open_cache(config)
         self.skipped = images.skipped
 
     def files(self, request: Request) -> list[Path]:
@@ -106,8 +107,11 @@ class TargetSamples(Dataset):
             return transforms.stack_images([self._full_view(self._paths[name]) for name in names])
 
     def _full_view(self, path: Path) -> torch.Tensor:
-        width, height = self._input.INPUT_SIZE_TEST
-        return transforms.resize(transforms.to_tensor(read_image(path)), (height, width), "bilinear")
+        size = self._input.INPUT_SIZE_TEST[::-1]
+        return transforms.to_tensor(self._cache.get(path, ("full view", size), self._decode_full))
+
+    def _decode_full(self, path: Path) -> np.ndarray:
+        return _resized(read_image(path), self._input.INPUT_SIZE_TEST[::-1])
 
     def _make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
@@ -153,24 +157,33 @@ class TargetSamples(Dataset):
             return nothing
         drawn = self.paste_classes[rng.choice(len(weights), p=weights / weights.sum())]
         source = int(rng.choice(generation.candidates[drawn]))
+        path, largest = self._paths[generation.names[source]], self._largest
         try:
-            image = read_image(self._paths[generation.names[source]])
+            image = self._cache.get(path, ("pasted from", largest), self._decode_bounded)
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing
         classes = (drawn, *self.taxonomy.partners(drawn))
-        instances = cut_instances(self._bounded(image), generation.candidate_labels(source), classes)
+        instances = cut_instances(image, generation.candidate_labels(source), classes)
         return paste_instances(student, instances, drawn, rng)
 
-    def _bounded(self, image: np.ndarray) -> np.ndarray:
-        """An H×W×3 image to cut from, at its own size unless that is very large."""
-        full_width, full_height = self._input.INPUT_SIZE_TEST
-        height, width = image.shape[:2]
-        ratio = min(self._max_ratio * full_height / height, self._max_ratio * full_width / width, 1)
-        if ratio == 1:
-            return image
-        size = (max(int(height * ratio), 1), max(int(width * ratio), 1))
-        return transforms.resize(transforms.to_tensor(image), size).permute(1, 2, 0).numpy()
+    @property
+    def _largest(self) -> tuple[float, float]:
+        """(h, w) beyond which an image is made smaller before something is cut from it."""
+        width, height = self._input.INPUT_SIZE_TEST
+        return self._max_ratio * height, self._max_ratio * width
+
+    def _decode_bounded(self, path: Path) -> np.ndarray:
+        """An image to cut from, at its own size unless that is very large."""
+        image = read_image(path)
+        size = image.shape[:2]
+        ratio = min(largest / n for largest, n in zip(self._largest, size, strict=True))
+        return image if ratio >= 1 else _resized(image, tuple(max(int(n * ratio), 1) for n in size))
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """H×W×3 uint8 → h×w×3, bilinearly."""
+    return transforms.resize(transforms.to_tensor(image), size, "bilinear").permute(1, 2, 0).numpy()
 
 
 def collate_batch(samples: list[dict]) -> Batch:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from core.datasets import transforms
+from core.datasets.cache import open_cache
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage
@@ -55,6 +56,7 @@ class SourceSamples(Dataset):
     def __init__(self, images: ImageSet, config):
         self.images, self._input, self._seed = images, config.INPUT, config.SEED
         self.skipped = images.skipped
+        self._cache = open_cache(config)
 
     def files(self, request: tuple[int, int]) -> list[Path]:
         """Image and label."""
@@ -68,7 +70,7 @@ class SourceSamples(Dataset):
     def _make(self, index: int, position: int) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, position])
         path = self.images.paths[index]
-        image = transforms.to_tensor(read_image(path))
+        image = transforms.to_tensor(self._cache.get(path, "image", read_image))
         label = torch.from_numpy(self.images.read_label(index))
         if label.shape != image.shape[1:]:
             raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)

@@ -481,3 +481,24 @@ def test_balanced_order_without_any_class_is_uniform():
     order = balanced_order(np.zeros((5, 3), bool), 23, seed=1, iteration=0)
     assert len(order) >= 23
     assert sorted(order[:5]) == [0, 1, 2, 3, 4]
+
+
+# --- decoded images on disk
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.6])
+def test_samples_are_the_same_from_a_cache(world, tmp_path, ratio):
+    """Full views, and images to cut from, which the smaller ratio has made smaller first."""
+    images, generation = world
+    streams = []
+    for folder in ("", tmp_path / "cache", tmp_path / "cache"):
+        config = make_config(DATALOADER__CACHE=str(folder), TCR__PASTE_MAX_RATIO=ratio)
+        samples = TargetSamples(images, CITYSCAPES_19, config)
+        requests = [Request(n % 6, n, str(generation.folder), (1 / len(PASTE),) * len(PASTE)) for n in range(12)]
+        streams.append([samples[request] for request in requests])
+    assert any((sample["pasted"] != IGNORE).any() for sample in streams[0])
+    for stream in streams[1:]:
+        for plain, cached in zip(streams[0], stream, strict=True):
+            for key in ("full", "student", "pasted", "dropped"):
+                assert torch.equal(plain[key], cached[key])
+    assert len(list((tmp_path / "cache").glob("*.npy"))) > 6
