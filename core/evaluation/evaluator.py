@@ -1,6 +1,6 @@
 """Evaluation of a model on labelled images, and its predictions as label maps (method §7)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
 from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits, winning_class
+from core.models.label_maps import winning_labels
 from core.utils.logging import progress
+from core.utils.threads import overlapped
 
 MULTI_SCALES = (0.7, 1.0, 1.3)
 
@@ -42,12 +44,11 @@ class Evaluator:
         self._predictor, self._config = predictor, config
         self._flip, self._scales = flip, MULTI_SCALES if multi_scale else (1.0,)
 
-    @torch.inference_mode()
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
         """Scores of `model` over the set (None without labels); its mode is left as it was.
 
         Args:
-            save: called with image index and H×W uint8 prediction of every image.
+            save: called with image index and H×W uint8 prediction of every image, in order, in a thread.
         Raises:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
@@ -61,33 +62,46 @@ class Evaluator:
             labels=labelled,
         )
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+
+        def take(maps: list[tuple[torch.Tensor, bool]], batch: dict) -> None:
+            for position, prediction in enumerate(self._predictions(maps, batch["size"])):
+                if labelled:
+                    confusion.add_(confusion_matrix(prediction, batch["label"][position], self.num_classes))
+                if save is not None:
+                    save(batch["index"][position], prediction)
+
         with evaluating(model):
-            for batch in progress(loader, f"evaluating on {self.images.name}"):
-                for position, prediction in enumerate(self._predict(model, batch)):
-                    if labelled:
-                        label = torch.from_numpy(batch["label"][position]).to(prediction.device)
-                        confusion += confusion_matrix(prediction, label, self.num_classes).cpu()
-                    if save is not None:
-                        save(batch["index"][position], prediction.to(torch.uint8).cpu().numpy())
+            batches = progress(loader, f"evaluating on {self.images.name}")
+            forwards = ((self._forward(model, batch["views"]), batch) for batch in batches)
+            for _ in overlapped(lambda parts: take(*parts), forwards):
+                pass
         return Scores.of(confusion) if labelled else None
 
-    def _predict(self, model: nn.Module, batch: dict) -> Iterable[torch.Tensor]:
-        """H×W class indices of every image of the batch, at the image's own size."""
-        maps = []  # (logits of the batch, mirrored)
-        for views in batch["views"]:
+    @torch.inference_mode()
+    def _forward(self, model: nn.Module, scales: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
+        """(B×C×h×w stride-8 logits, whether of the mirrored images) for every scale of a batch."""
+        maps = []
+        for views in scales:
             prepared = self._predictor.prepare(views)
             maps.append((self._predictor.logits(model, prepared), False))
             if self._flip:
                 maps.append((self._predictor.logits(model, prepared.flip(-1)), True))
-        for position, size in enumerate(batch["size"]):
+        return maps
+
+    @torch.inference_mode()
+    def _predictions(
+        self, maps: list[tuple[torch.Tensor, bool]], sizes: Sequence[tuple[int, int]]
+    ) -> Iterable[np.ndarray]:
+        """H×W uint8 class indices of every image of the batch, at the image's own size."""
+        for position, size in enumerate(sizes):
             if len(maps) == 1:
-                yield winning_class(resize_logits(maps[0][0][position, None], size))[0]
+                yield winning_labels(maps[0][0][position], size)
                 continue
             total = 0
             for logits, mirrored in maps:
                 probs = resize_logits(logits[position, None], size).softmax(dim=1)
                 total = total + (probs.flip(-1) if mirrored else probs)
-            yield winning_class(total)[0]
+            yield winning_class(total)[0].to(torch.uint8).cpu().numpy()
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:

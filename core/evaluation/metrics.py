@@ -2,8 +2,35 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
+
+from core.datasets.taxonomy import IGNORE
+
+_EXACT = 1 << 24  # pixels that can be counted in single precision
+
+
+def value_counts(values: np.ndarray) -> np.ndarray:
+    """How often each value stands in an H×W uint8 map: 256 int64."""
+    counts, step = np.zeros(256, np.int64), max(_EXACT // max(values.shape[1], 1), 1)
+    for start in range(0, len(values), step):
+        part = np.ascontiguousarray(values[start : start + step])
+        if part.size:
+            counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
+
+
+def joint_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How often each pair of values stands at one place of two H×W uint8 maps: 256×256 int64."""
+    counts = np.zeros((256, 256), np.int64)
+    step = max(_EXACT // max(first.shape[1], 1), 1)
+    for start in range(0, len(first), step):
+        if not first.size:
+            break
+        maps = [np.ascontiguousarray(part[start : start + step]) for part in (first, second)]
+        counts += cv2.calcHist(maps, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return counts
 
 
 def confusion_matrix(pred, label, num_classes: int, ignore: int = 255) -> torch.Tensor:
@@ -19,13 +46,28 @@ def confusion_matrix(pred, label, num_classes: int, ignore: int = 255) -> torch.
     pred, label = torch.as_tensor(pred), torch.as_tensor(label)
     if pred.shape != label.shape:
         raise ValueError(f"prediction is {tuple(pred.shape)}, label is {tuple(label.shape)}")
+    if pred.ndim == 2 and {pred.dtype, label.dtype} == {torch.uint8} and ignore == IGNORE:
+        return _confusion_of_maps(pred.cpu().numpy(), label.cpu().numpy(), num_classes)
     kept = label != ignore
     pred, label = pred[kept].long(), label[kept].long()
     for name, values in (("label", label), ("prediction", pred)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
             bad = values[(values < 0) | (values >= num_classes)]
-            raise ValueError(f"{name} value {int(bad[0])} is not one of the {num_classes} classes")
+            raise ValueError(_unknown(name, int(bad[0]), num_classes))
     return torch.bincount(label * num_classes + pred, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def _confusion_of_maps(pred: np.ndarray, label: np.ndarray, num_classes: int) -> torch.Tensor:
+    counts = joint_counts(label, pred)
+    counts[IGNORE] = 0
+    for name, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
+        if totals[num_classes:].any():
+            raise ValueError(_unknown(name, num_classes + int(np.flatnonzero(totals[num_classes:])[0]), num_classes))
+    return torch.from_numpy(counts[:num_classes, :num_classes].copy())
+
+
+def _unknown(name: str, value: int, num_classes: int) -> str:
+    return f"{name} value {value} is not one of the {num_classes} classes"
 
 
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ It is written as `g0001.partial`, synced to disk and renamed when complete.
 
 import json
 import shutil
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import IGNORE
+from core.evaluation.metrics import value_counts
 from core.evaluation.predictor import Predictor, evaluating
-from core.models.deeplab import resize_logits, winning_class
+from core.models.bands import BandedMap, resize_rows
+from core.models.label_maps import winning_labels
 from core.selftraining.resampling import (
     MIN_CLASS_PIXELS,
     ConfidenceRanks,
@@ -35,6 +37,7 @@ from core.selftraining.resampling import (
 )
 from core.utils.files import replacing_folder, write_json, writing
 from core.utils.logging import LOGGER, progress
+from core.utils.threads import overlapped
 
 FORMAT = 1
 FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
@@ -152,12 +155,12 @@ class CandidatePass:
         entries, shapes = [], []
         spill = folder / "confidences.f32"
         with spill.open("wb") as file:
-            for index, logits, size, bad in self._forward(teacher):
-                own = resize_logits(logits, size)
+
+            def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
                 grid = first_pass_grid(size)
-                labels = self._labels(own, bad)
-                confidence = nearest(own, grid).softmax(1).amax(1)[0].float().cpu().numpy()
-                stored = nearest(labels, grid)[0, 0].cpu().numpy()
+                labels = self._labels(logits, size, bad)
+                confidence = sampled_confidence(logits, size, grid)
+                stored = nearest_labels(labels, grid)
                 entries.append(self._entry(index, size, labels))
                 shapes.append(grid)
                 ranks.count(stored, confidence)
@@ -165,6 +168,8 @@ class CandidatePass:
                     file.write(confidence.tobytes())
                     file.flush()
                     write_label(folder / "labels" / _file_name(index), stored)
+
+            self._sweep(teacher, take)
 
         def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             with spill.open("rb") as file:
@@ -192,26 +197,32 @@ class CandidatePass:
         """Mask in every image the classes that agree too little with the previous pass."""
         table = np.zeros((len(self.images), self.num_classes))
         entries = []
-        for index, logits, size, bad in self._forward(teacher):
-            labels = self._labels(resize_logits(logits, size), bad)
-            old = nearest(torch.from_numpy(previous.labels(index))[None, None], size)[0, 0].numpy()
-            table[index] = consistency(labels[0, 0].cpu().numpy(), old, self.num_classes)
-            half = (max(size[0] // 2, 1), max(size[1] // 2, 1))
-            stored = nearest(labels, half)[0, 0].cpu().numpy()
+
+        def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
+            labels = self._labels(logits, size, bad)
+            table[index] = consistency(labels, nearest_labels(previous.labels(index), size), self.num_classes)
+            stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
             with writing(folder):
                 write_label(folder / "labels" / _file_name(index), stored)
             entry = self._entry(index, size, labels)
             entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
             entries.append(entry)
+
+        self._sweep(teacher, take)
         thresholds = consistency_thresholds(table, self._topk)
         for entry, row in zip(entries, table, strict=True):
             entry["masked"] = np.flatnonzero(row < thresholds).tolist()
             entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
         return thresholds, entries
 
+    def _sweep(self, teacher: nn.Module, take: Callable[[int, torch.Tensor, tuple[int, int], bool], None]) -> None:
+        """`take` what :meth:`_forward` gives of every image, in order, while the next ones are loaded and predicted."""
+        for _ in overlapped(lambda parts: take(*parts), self._forward(teacher)):
+            pass
+
     @torch.inference_mode()
     def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int], bool]]:
-        """(index, 1×C×h×w stride-8 logits, own (H, W), whether it is bad) of every image, in order."""
+        """(index, C×h×w stride-8 logits, own (H, W), whether it is bad) of every image, in order."""
         loader = full_view_loader(
             self.images,
             [self._config.INPUT.INPUT_SIZE_TEST],
@@ -222,16 +233,15 @@ class CandidatePass:
             for batch in progress(loader, "candidate pass"):
                 logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
                 for position, index in enumerate(batch["index"]):
-                    yield index, logits[position, None], tuple(batch["size"][position]), batch["bad"][position]
+                    yield index, logits[position], tuple(batch["size"][position]), batch["bad"][position]
 
     @staticmethod
-    def _labels(logits: torch.Tensor, bad: bool) -> torch.Tensor:
-        """1×1×H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
-        labels = winning_class(logits).unsqueeze(1).to(torch.uint8)
-        return labels.fill_(IGNORE) if bad else labels
+    def _labels(logits: torch.Tensor, size: tuple[int, int], bad: bool) -> np.ndarray:
+        """H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
+        return np.full(size, IGNORE, np.uint8) if bad else winning_labels(logits, size)
 
-    def _entry(self, index: int, size: tuple[int, int], labels: torch.Tensor) -> dict:
-        counts = torch.bincount(labels.flatten().int(), minlength=self.num_classes)[: self.num_classes].cpu().numpy()
+    def _entry(self, index: int, size: tuple[int, int], labels: np.ndarray) -> dict:
+        counts = resized_counts(labels, size, self.num_classes)
         return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
 
 
@@ -262,25 +272,38 @@ def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def nearest(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest resize of B×C×h×w to (H, W) by F.interpolate's floor rule, as everywhere in the passes."""
-    return maps if tuple(maps.shape[-2:]) == tuple(size) else F.interpolate(maps, size=size, mode="nearest")
+def sampled_confidence(logits: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """The largest probability of C×h×w logits resized to `size` (H, W), where a nearest resize to `grid` reads it."""
+    matrices = [
+        resize_rows(np.eye(n), length)[nearest_index(length, sampled)]
+        for n, length, sampled in zip(logits.shape[1:], size, grid, strict=True)
+    ]
+    parts = [values.softmax(dim=1).amax(dim=1) for _, values in BandedMap(logits, *matrices)]
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """:func:`nearest` for an h×w uint8 array."""
-    return nearest(torch.from_numpy(labels)[None, None], size)[0, 0].numpy()
+    """Nearest resize of h×w uint8 to (H, W) by the floor rule, as everywhere in the passes."""
+    rows, columns = (nearest_index(n, length) for n, length in zip(labels.shape, size, strict=True))
+    return labels.take(columns, axis=1).take(rows, axis=0)
 
 
 def nearest_index(length: int, resized: int) -> np.ndarray:
-    """The `resized` positions, ascending, that :func:`nearest` reads along an axis of `length`."""
+    """The `resized` positions, ascending, that F.interpolate's `nearest` reads along an axis of `length`."""
     positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
     return F.interpolate(positions, size=resized, mode="nearest").flatten().long().numpy()
 
 
 def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:
     """Pixels of each class (C int64) in an h×w label map once it is resized, nearest, to (H, W)."""
-    counts = np.bincount(nearest_labels(labels, size).ravel(), minlength=256)
+    rows, columns = (
+        np.bincount(nearest_index(n, length), minlength=n) for n, length in zip(labels.shape, size, strict=True)
+    )
+    counts = np.zeros(256, np.int64)
+    for times in np.unique(rows):  # how often each row is repeated, and so each of its columns
+        alike = labels[rows == times]
+        for repeated in np.unique(columns):
+            counts += times * repeated * value_counts(alike[:, columns == repeated])
     return counts[:num_classes]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from core.evaluation.metrics import joint_counts
+
 BLOCK = 500  # draws after which class-balanced drawing starts anew
 MIN_CLASS_PIXELS = 50  # a class is present in an image from this many pixels at the image's own size
 _LOW_BITS = 16
@@ -84,13 +86,11 @@ def confidence_thresholds(labels: np.ndarray, confidences: np.ndarray, num_class
 
 
 def consistency(new: np.ndarray, old: np.ndarray, num_classes: int) -> np.ndarray:
-    """Per class, the IoU of two label maps of one image (H×W integers); C float64, 0 where the union is empty.
+    """Per class, the IoU of two label maps of one image (H×W uint8); C float64, 0 where the union is empty.
 
     A value outside 0 … C − 1 (255) belongs to no class, but its pixel still counts for the other map's class.
     """
-    side = num_classes + 1
-    joint = np.minimum(new, num_classes).astype(np.intp) * side + np.minimum(old, num_classes)
-    counts = np.bincount(joint.ravel(), minlength=side * side).reshape(side, side)
+    counts = joint_counts(np.asarray(new, np.uint8), np.asarray(old, np.uint8))
     both = counts.diagonal()[:num_classes]
     union = (counts.sum(0) + counts.sum(1))[:num_classes] - both
     return both / np.maximum(union, 1)

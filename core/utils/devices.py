@@ -3,7 +3,8 @@
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -70,6 +71,26 @@ def peak_memory(device: torch.device) -> int:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return torch.cuda.max_memory_allocated(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Have :func:`recent_peak_memory` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # of another system, where the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def recent_peak_memory(device: torch.device) -> tuple[int, int]:
+    """(bytes held now, most since :func:`reset_peak_memory`) by torch on the device, or on the CPU by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return tuple(int(fields[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
+    except (OSError, KeyError):
+        return peak_memory(device), peak_memory(device)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
