@@ -391,7 +391,7 @@ def write_generation(bench: Bench) -> str:
     for number, name in enumerate(bench.images.names):
         labels = np.zeros((height, width), np.uint8)
         for _ in range(5 * len(classes)):
-            h, w = rng.integers(8, 80), rng.integers(4, 40)
+            h, w = rng.integers(height // 64, height // 6), rng.integers(width // 256, width // 25)
             y, x = rng.integers(0, height - h), rng.integers(0, width - w)
             labels[y : y + h, x : x + w] = rng.choice(classes)
         write_label(folder / "labels" / f"{number:06d}.png", labels)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation.metrics import confusion_matrix, iou
+from core.evaluation import metrics
+from core.evaluation.metrics import confusion_matrix, iou, joint_counts, value_counts
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
@@ -32,3 +33,27 @@ def test_only_ignored_pixels_count_nothing(ignore):
     confusion = confusion_matrix(np.zeros((2, 2), int), np.full((2, 2), ignore), 3, ignore=ignore)
     assert np.asarray(confusion).tolist() == [[0] * 3] * 3
     assert np.asarray(iou(confusion)).tolist() == [0, 0, 0]
+
+
+def test_byte_maps_are_counted_as_any_others(monkeypatch):
+    """In parts, as where a part has more pixels than single precision counts."""
+    pred, label = np.random.default_rng(0).integers(0, 7, (2, 23, 31), dtype=np.uint8)
+    label[3:9] = 255
+    expected = confusion_matrix(pred.astype(int), label.astype(int), 7)
+    for pixels in (1, 100, 1 << 24):
+        monkeypatch.setattr(metrics, "_EXACT", pixels)
+        assert torch.equal(confusion_matrix(pred, label, 7), expected)
+        assert value_counts(label)[:7].tolist() == [(label == c).sum() for c in range(7)]
+        assert joint_counts(label, pred)[255, 2] == ((label == 255) & (pred == 2)).sum()
+    assert not confusion_matrix(pred[:0], label[:0], 7).any()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, int])
+def test_values_beyond_the_classes_are_named(kind):
+    pred, label = np.zeros((2, 4, 5), kind)
+    label[1, 2] = 9
+    with pytest.raises(ValueError, match="label value 9 is not one of the 7 classes"):
+        confusion_matrix(pred, label, 7)
+    label[1, 2], pred[1, 2], pred[2, 2], label[2, 2] = 0, 8, 99, 255  # the last does not count
+    with pytest.raises(ValueError, match="prediction value 8 is not one of the 7 classes"):
+        confusion_matrix(pred, label, 7)

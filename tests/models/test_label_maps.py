@@ -1,0 +1,49 @@
+"""Labels at full size against interpolating every pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.models.deeplab import resize_logits
+from core.models.label_maps import winning_labels
+
+SIZES = [(41, 77), (6, 9), (5, 8), (3, 100), (100, 3), (1, 7), (7, 1), (1, 1), (48, 72)]
+
+
+def smooth_logits(shape, seed):
+    """A scene: few cells in which classes meet."""
+    rng = np.random.default_rng(seed)
+    classes, height, width = shape
+    coarse = torch.from_numpy(rng.normal(0, 4, (1, classes, 3, 3)))
+    return resize_logits(coarse, (height, width))[0]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 6, 9), (19, 1, 9), (3, 6, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["scene", "noise"])
+def test_labels_are_those_of_the_whole_map(size, shape, kind):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        logits = smooth_logits(shape, seed) if kind == "scene" else torch.from_numpy(rng.normal(0, 2, shape))
+        labels = winning_labels(logits, size)
+        assert (labels.dtype, labels.shape) == (np.uint8, size)
+        assert np.array_equal(labels, resize_logits(logits[None], size)[0].argmax(0).numpy())
+
+
+def test_a_class_that_wins_between_the_grid_points_only_is_found():
+    """At the corners a and b win by turns, and c, second everywhere, wins in the middle."""
+    logits = torch.tensor([[[9.0, 0], [0, 9]], [[0, 9.0], [9, 0]], [[5.0, 5], [5, 5]]])
+    assert winning_labels(logits, (3, 3)).tolist() == [[0, 2, 1], [2, 2, 2], [1, 2, 0]]
+
+
+def test_single_precision_differs_at_ties_at_most():
+    logits = smooth_logits((19, 24, 48), 0)
+    exact = resize_logits(logits[None], (256, 512))[0].argmax(0).numpy()
+    assert (winning_labels(logits.float(), (256, 512)) != exact).mean() < 1e-4
+
+
+def test_one_class_everywhere_and_equal_classes():
+    assert not winning_labels(torch.zeros(4, 5, 6), (31, 40)).any()  # the first of equals, as max has it
+    logits = torch.zeros(4, 5, 6)
+    logits[2] = 1
+    assert (winning_labels(logits, (31, 40)) == 2).all()

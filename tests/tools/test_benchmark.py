@@ -1,0 +1,40 @@
+"""The benchmark for real, on small images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import benchmark
+
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = ["MODEL.NAME", "deeplab_resnet18", "INPUT.INPUT_SIZE_TEST", "(96, 48)"]
+SMALL += ["INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)"]
+
+
+def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "IMAGE_SIZE", (640, 320))
+    monkeypatch.setattr(benchmark, "PASS_IMAGES", 4)
+    table = tmp_path / "table.json"
+    assert benchmark.main(["--repeats", "1", "--device", "cpu", "--json", str(table), *SMALL]) == 0
+    rows = json.loads(table.read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) + 2
+    for row, line in zip(rows, lines[2:], strict=True):
+        assert line.startswith(row["stage"])
+        assert row["seconds"] > 0 < row["limit_seconds"]
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["limit_seconds"])
+    stages = "\n".join(lines)
+    for stage in ("samples from a cache", "training step", "DTU query of 9", "forward, bf16", "evaluation, per image"):
+        assert stage in stages
+
+
+def test_an_unknown_stage_is_one_line():
+    command = [sys.executable, "-m", "tools.benchmark", "--stages", "samples,stepp"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: --stages stepp: no such stage; there are samples, step, networks, sweeps"
+    ]
