@@ -19,10 +19,10 @@ from core.sourcetraining.trainer import SourceTrainer
 from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
+from tests.helpers import PROJECT, Killed, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
-PROJECT = Path(__file__).resolve().parents[1]
 # passes before training and after 2 and 5 iterations, states after 3 and 6
 ADAPTATION = {
     "SOLVER.STOP_ITER": 7,
@@ -45,17 +45,11 @@ def build(cfg):
 """
 
 
-class Killed(BaseException):
-    """Stands for a kill -9."""
-
-
 def same_runs(first, second):
     """Whether two folders hold the same last checkpoint, and the same tables."""
     names = sorted(path.name for path in first.glob("model_iter*.pth"))
     assert names == sorted(path.name for path in second.glob("model_iter*.pth"))
-    ends = [torch.load(folder / names[-1], weights_only=True) for folder in (first, second)]
-    for part in ("feature_extractor", "classifier"):
-        assert all(torch.equal(value, ends[1][part][key]) for key, value in ends[0][part].items())
+    assert same_weights(first / names[-1], second / names[-1])
     for name in TABLES:
         if (first / name).exists():
             assert (first / name).read_bytes() == (second / name).read_bytes(), name

@@ -13,6 +13,7 @@ from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import Table, keep_rows, remove_leftovers, replacing_folder, write_json, write_text
+from tests.helpers import contents
 
 
 def small_model(value):
@@ -62,15 +63,11 @@ def write_generation(folder, value):
 WRITES = [write_checkpoint, write_state, append_row, drop_rows, write_config, write_statistics, write_generation]
 
 
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 class Faults:
     """Counts the calls of the system that a write makes, and has one of them fail."""
 
-    def __init__(self, monkeypatch):
-        self.calls, self.failing, self.fault = 0, None, None
+    def __init__(self, monkeypatch, failing, fault):
+        self.calls, self.failing, self.fault = 0, failing, fault
         for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "open"), (shutil, "copyfile")):
             monkeypatch.setattr(owner, name, self.watched(getattr(owner, name)))
 
@@ -101,8 +98,13 @@ def message_of(action):
     return ""
 
 
-@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_path, monkeypatch, write):
+def each_failure(tmp_path, write, attempt):
+    """Of each call of the system that a second write makes: (what is left where it fails, what was there before,
+    what the write would have left).
+
+    Args:
+        attempt: called with a folder and n, writes there and has the n-th call fail; returns whether there was one.
+    """
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", 1)
     first = contents(tmp_path / "out")
@@ -113,56 +115,50 @@ def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_pat
         folder = tmp_path / str(failing)
         folder.mkdir()
         write(folder, 1)
-        with monkeypatch.context() as patch:
-            faults = Faults(patch)
-            faults.failing, faults.fault = failing, full_disk
-            message = message_of(lambda folder=folder: write(folder, 2))
-        if message:
-            assert str(folder) in message
-            assert "No space left on device" in message
-            assert "\n" not in message
-        if faults.calls < failing:
-            break
-        remove_leftovers(folder)
-        left = contents(folder)
-        if write is write_state:  # both, for a moment: the old one goes when the new one is there
-            left = {name: data for name, data in left.items() if name in second} or left
-        assert left in (first, second)
-    assert failing > 2  # at least the file's sync and its renaming
-    assert faults.calls > 0
-
-
-@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
-    (tmp_path / "out").mkdir()
-    write(tmp_path / "out", 1)
-    first = contents(tmp_path / "out")
-    write(tmp_path / "out", 2)
-    second = contents(tmp_path / "out")
-    for failing in range(1, 50):
-        folder = tmp_path / str(failing)
-        folder.mkdir()
-        write(folder, 1)
-        child = os.fork()
-        if not child:
-            faults = Faults(monkeypatch)
-            faults.failing, faults.fault = failing, crash
-            try:
-                write(folder, 2)
-            finally:
-                os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        if not attempt(folder, failing):
             break
         remove_leftovers(folder)
         remove_leftovers(folder / "state")
         left = contents(folder)
         if write is write_state:  # both, for a moment: the old one goes when the new one is there
             left = {name: data for name, data in left.items() if name in second} or left
+        yield left, first, second
+    assert failing > 2  # at least the file's sync and its renaming
+    assert contents(folder) == second
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_path, monkeypatch, write):
+    def attempt(folder, failing):
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, failing, full_disk)
+            message = message_of(lambda: write(folder, 2))
+        if message:
+            assert str(folder) in message
+            assert "No space left on device" in message
+            assert "\n" not in message
+        return faults.calls >= failing
+
+    for left, first, second in each_failure(tmp_path, write, attempt):
+        assert left in (first, second)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
+    def attempt(folder, failing):
+        child = os.fork()
+        if not child:
+            Faults(monkeypatch, failing, crash)
+            try:
+                write(folder, 2)
+            finally:
+                os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+    for left, first, second in each_failure(tmp_path, write, attempt):
         if write is write_generation and not left:
             continue  # nothing named the old one any more, or its pass would not have been made again
-        assert left in (first, second), failing
-    assert failing > 2
-    assert contents(folder) == second
+        assert left in (first, second)
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
@@ -216,3 +212,11 @@ def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no column c"):
         table.append({"a": 1, "c": 2})
     assert (tmp_path / "t.csv").read_bytes() == b"a,b\r\n1,\r\n"
+
+
+def test_leftovers_of_a_crash_are_removed(tmp_path):
+    (tmp_path / "g0001.partial/labels").mkdir(parents=True)
+    (tmp_path / ".metrics.csv.123.tmp").write_text("half")
+    (tmp_path / "metrics.csv").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
