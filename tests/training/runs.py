@@ -8,6 +8,7 @@ from torch import nn
 from core.configs import cfg
 from core.datasets.gta5 import label_path
 from core.datasets.reader import ImageSet, label_table
+from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
 from core.runs import RunOutput
@@ -48,7 +49,8 @@ def make_model(classes=19):
 
 
 def adaptation(folder, pictures, config):
-    images = ImageSet("folder:pictures", pictures, tuple(path.name for path in pictures))
+    skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
+    images = ImageSet("folder:pictures", pictures, tuple(path.name for path in pictures), skipped=skipped)
     return Trainer(config, make_model(), images, CITYSCAPES_19, output_of(folder, config, CITYSCAPES_19))
 
 

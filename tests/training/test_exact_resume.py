@@ -1,9 +1,13 @@
 """Exact resume of both trainers: a run that was broken off anywhere goes on as if nothing had been."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from core.states import StateFolder
+from core.utils.errors import UserError
 from tests.training.runs import KINDS, STOP, adaptation, assert_same_run, go_on, make_config, run_until, source
 
 
@@ -106,3 +110,24 @@ def test_a_balanced_run_that_goes_on_beyond_its_end_draws_anew(tmp_path, picture
     trainer, _ = go_on(source, tmp_path / "out", pictures, make_config(DATASETS__SOURCE_SAMPLING="balanced"))
     assert trainer.iteration == 40
     assert trainer.stretch == range(20, 40)
+
+
+def test_a_stored_batch_whose_image_has_gone_bad_is_left_out(tmp_path, pictures):
+    """Its scores cannot be had again; the other batches stay what they were."""
+    pictures = tuple(Path(shutil.copy(path, tmp_path)) for path in pictures)
+    run_until(adaptation(tmp_path / "out", pictures, make_config()), 31)
+    state = StateFolder(tmp_path / "out").newest()[1]
+    held = state["dynamic_teacher"]["buffer"]
+    bad = held[0]["names"][0]
+    kept = [batch for batch in held if bad not in batch["names"]]
+    assert len(held) > len(kept) > 0
+    (tmp_path / bad).write_bytes(b"")
+    trainer = adaptation(tmp_path / "out", pictures, make_config())
+    with pytest.raises(UserError, match=f"{bad} cannot be decoded"):
+        trainer.load_state_dict(state)
+    trainer = adaptation(tmp_path / "out", pictures, make_config(DATALOADER__SKIP_BAD_IMAGES=1))
+    trainer.load_state_dict(state)
+    assert [batch["names"] for batch in trainer.dynamic_teacher.state_dict()["buffer"]] == [b["names"] for b in kept]
+    assert trainer.samples.skipped.paths == [str(tmp_path / bad)]
+    trainer.run()
+    assert trainer.iteration == STOP
