@@ -71,11 +71,11 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, pictures,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["gradient", "activations"])
-def test_some_bad_steps_may_be_skipped(tmp_path, pictures, kind, what, caplog):
+def test_some_bad_steps_may_be_skipped(tmp_path, pictures, kind, what, log_lines):
     config = make_config(SOLVER__MAX_BAD_STEPS=2)
     trainer = KINDS[kind](tmp_path / "out", pictures, config)
     spoil(trainer, {3, 9, 30}, what)
-    step, skipped = trainer.train_step, []
+    step, skipped, names = trainer.train_step, [], []
 
     def watched(batch):
         before = touched(trainer)
@@ -85,12 +85,19 @@ def test_some_bad_steps_may_be_skipped(tmp_path, pictures, kind, what, caplog):
             assert after[0] == before[0] + 1
             assert_untouched([after[0], *before[1:]], after)
             skipped.append(trainer.iteration)
+            names.append(", ".join(batch.names))
         return scalars
 
     trainer.train_step = watched
     with pytest.raises(UserError, match="iteration 31: "):
         trainer.run()
     assert skipped == [4, 10]
+    told = [line for line in log_lines if "step skipped" in line]
+    for line, iteration, images, count in zip(told, skipped, names, (1, 2), strict=True):
+        assert line.startswith(
+            f"iteration {iteration}: {'gradient' if what == 'gradient' else 'loss nan'} is not finite"
+        )
+        assert line.endswith(f"images {images}): step skipped, {count} of 2")
     row = (tmp_path / "out/metrics.csv").read_text().splitlines()[1]
     assert "nan" not in row
     saved = StateFolder(tmp_path / "out").newest()[1]
