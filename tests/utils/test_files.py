@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 
 import pytest
 import torch
@@ -68,8 +67,8 @@ class Faults:
 
     def __init__(self, monkeypatch, failing, fault):
         self.calls, self.failing, self.fault = 0, failing, fault
-        for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "open"), (shutil, "copyfile")):
-            monkeypatch.setattr(owner, name, self.watched(getattr(owner, name)))
+        for name in ("fsync", "replace", "rename", "open", "write"):
+            monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
 
     def watched(self, function):
         def call(*args, **kwargs):
@@ -161,6 +160,32 @@ def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
         assert left in (first, second)
 
 
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_what_is_written_is_on_disk_before_it_takes_its_place_and_its_place_after(tmp_path, monkeypatch, write):
+    write(tmp_path, 1)
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        events.append(("synced", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def renamed(source, target):
+        events.append(("renamed", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write(tmp_path, 2)
+    (top,) = tmp_path.iterdir()
+    if write is append_row:
+        assert events == [("synced", top.stat().st_ino)]
+        return
+    place = next(tmp_path.rglob("iter*.pth")) if write is write_state else top
+    moment = events.index(("renamed", place.stat().st_ino))
+    assert all(("synced", path.stat().st_ino) in events[:moment] for path in (place, *place.rglob("*")))
+    assert ("synced", place.parent.stat().st_ino) in events[moment:]
+
+
 def test_a_checkpoint_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     """The disk fills while the weights are written, not after."""
     path = tmp_path / "model.pth"
@@ -204,6 +229,50 @@ def test_rows_that_are_kept_are_left_as_they_were(tmp_path):
     keep_rows(path, lambda row: True)
     assert path.stat().st_mtime_ns == before
     assert keep_rows(tmp_path / "none.csv", lambda row: True) == []
+
+
+ROWS = "iteration,loss\r\n20,0.5\r\n140,0.25\r\n"
+
+
+@pytest.mark.parametrize("cut", range(1, len("140,0.25\r\n")))
+def test_a_row_that_a_crash_tore_is_dropped(tmp_path, cut):
+    path = tmp_path / "metrics.csv"
+    path.write_text(ROWS[:-cut], newline="")
+    assert keep_rows(path, lambda row: True) == [{"iteration": "20", "loss": "0.5"}]
+    Table(path, ("iteration", "loss"), keep=True).append({"iteration": 140, "loss": 0.25})
+    assert path.read_bytes() == ROWS.encode()
+
+
+def test_zeros_that_a_crash_left_at_the_end_are_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(ROWS.encode() + bytes(9))
+    assert len(keep_rows(path, lambda row: True)) == 2
+    assert path.read_bytes() == ROWS.encode()
+
+
+def test_a_disk_with_room_for_half_a_row_leaves_none_of_it(tmp_path, monkeypatch):
+    table = Table(tmp_path / "metrics.csv", ("iteration", "loss"))
+    table.append({"iteration": 20, "loss": 0.5})
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[: len(data) // 2]))
+        with pytest.raises(UserError, match=r"metrics\.csv cannot be written \(No space left on device\)"):
+            table.append({"iteration": 140, "loss": 0.25})
+    table.append({"iteration": 140, "loss": 0.25})
+    assert (tmp_path / "metrics.csv").read_bytes() == ROWS.encode()
+
+
+def test_a_row_costs_the_same_however_many_there_are(tmp_path, monkeypatch):
+    """What is on disk is neither read nor written again."""
+    table = Table(tmp_path / "metrics.csv", ("iteration", "loss"))
+    before = (tmp_path / "metrics.csv").stat().st_ino
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino) or fsync(handle))
+    table.append({"iteration": 20, "loss": 0.5})
+    table.append({"iteration": 140, "loss": 0.25})
+    assert (tmp_path / "metrics.csv").read_bytes() == ROWS.encode()
+    assert (tmp_path / "metrics.csv").stat().st_ino == before
+    assert synced == [before, before]
 
 
 def test_an_unknown_column_is_refused(tmp_path):
