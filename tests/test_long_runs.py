@@ -19,7 +19,7 @@ from core.sourcetraining.trainer import SourceTrainer
 from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
-from tests.helpers import PROJECT, Killed, same_weights
+from tests.helpers import PROJECT, Killed, rows_of, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
@@ -149,15 +149,22 @@ def test_a_source_training_goes_on_in_a_folder_that_resume_names(
 
 
 def test_one_command_starts_a_run_and_goes_on_with_it(begin, cityscapes_root, quick_network, monkeypatch, capsys):
-    """Killed before its first state, it begins anew; after that, it goes on."""
+    """Killed before its first state, it begins anew, without a trace of what was; after that, it goes on."""
     argv = [*begin(**QUICK), "resume", f"auto:{quick_network['resume']}"]
+    leftover = cityscapes_root / "out/.model_iter000001.pth.77.tmp"
     for iteration in (0, 2):
         with monkeypatch.context() as patch:
             at_iteration(patch, iteration, kill)
             with pytest.raises(Killed):
                 adapt(argv)
+        assert not leftover.exists()
+        leftover.write_text("half a checkpoint")
+        if iteration == 0:
+            (cityscapes_root / "out/dtu_history.csv").write_text("iteration,decision\r\n1,forced\r\n")
     capsys.readouterr()
     assert adapt(argv) == 0
+    assert not leftover.exists()
+    assert [row["iteration"] for row in rows_of(cityscapes_root / "out/dtu_history.csv")] == ["3"]
     assert "from " + str(cityscapes_root / "out/state/iter000002.pth") in capsys.readouterr().out
     assert load_config(cityscapes_root / "out/config.yaml").resume == quick_network["resume"]
 

@@ -48,10 +48,11 @@ def make_model(classes=19):
     return model
 
 
-def adaptation(folder, pictures, config):
+def adaptation(folder, pictures, config, evaluator=None):
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
     images = ImageSet("folder:pictures", pictures, tuple(path.name for path in pictures), skipped=skipped)
-    return Trainer(config, make_model(), images, CITYSCAPES_19, output_of(folder, config, CITYSCAPES_19))
+    output = output_of(folder, config, CITYSCAPES_19, evaluator)
+    return Trainer(config, make_model(), images, CITYSCAPES_19, output)
 
 
 def source(folder, pictures, config):
@@ -62,12 +63,11 @@ def source(folder, pictures, config):
     return SourceTrainer(config, make_model(3), images, statistics, output_of(folder, config, taxonomy))
 
 
-def output_of(folder, config, taxonomy):
+def output_of(folder, config, taxonomy, evaluator=None):
     folder.mkdir(exist_ok=True)
-    solver = config.SOLVER
-    return RunOutput(
-        folder, taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD, torch.device("cpu"), None, solver.KEEP_STATES
-    )
+    solver, cpu = config.SOLVER, torch.device("cpu")
+    period = (solver.STOP_ITER, solver.CHECKPOINT_PERIOD)
+    return RunOutput(folder, taxonomy, *period, cpu, evaluator, solver.KEEP_STATES)
 
 
 KINDS = {"adaptation": adaptation, "source": source}

@@ -1,14 +1,18 @@
 """Exact resume of both trainers: a run that was broken off anywhere goes on as if nothing had been."""
 
+import gc
+import random
 import shutil
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from core.states import StateFolder
 from core.utils.errors import UserError
-from tests.training.runs import KINDS, STOP, adaptation, assert_same_run, go_on, make_config, run_until, source
+from tests.training.runs import KINDS, STOP, TABLES, adaptation, assert_same_run, go_on, make_config, run_until, source
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,6 +31,14 @@ def test_a_run_killed_in_a_pass_makes_it_again(tmp_path, pictures, straight, kil
     trainer, begun = go_on(adaptation, tmp_path / "out", pictures, make_config())
     assert begun < killed
     assert_same_run(trainer, straight("adaptation"))
+
+
+def test_rows_that_a_crash_tore_are_dropped(tmp_path, pictures, straight):
+    run_until(adaptation(tmp_path / "out", pictures, make_config()), 21)
+    for name in TABLES:
+        with (tmp_path / "out" / name).open("a") as file:
+            file.write("1")  # of 18, say
+    assert_same_run(go_on(adaptation, tmp_path / "out", pictures, make_config())[0], straight("adaptation"))
 
 
 @pytest.mark.long
@@ -131,3 +143,48 @@ def test_a_stored_batch_whose_image_has_gone_bad_is_left_out(tmp_path, pictures)
     assert trainer.samples.skipped.paths == [str(tmp_path / bad)]
     trainer.run()
     assert trainer.iteration == STOP
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_may_draw_from_the_global_generators(tmp_path, pictures, kind):
+    """As a user's own may: their states are part of the run's."""
+
+    def drawing(folder):
+        trainer = KINDS[kind](folder, pictures, make_config(SOLVER__STOP_ITER=20))
+        network = trainer.student if kind == "adaptation" else trainer.model
+
+        def noisy(module, inputs, output):
+            return output * (random.random() + np.random.rand()) if module.training else output  # noqa: NPY002
+
+        network.feature_extractor[0].register_forward_hook(noisy)
+        return trainer
+
+    def seed(number):
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002
+
+    seed(3)
+    straight = drawing(tmp_path / "straight")
+    straight.run()
+    seed(3)
+    run_until(drawing(tmp_path / "out"), 13)
+    seed(4)
+    again = drawing(tmp_path / "out")
+    again.load_state_dict(StateFolder(tmp_path / "out").newest()[1])
+    again.run()
+    assert_same_run(again, straight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_over_holds_no_memory(tmp_path, pictures, kind):
+    """Not even until the next collection of garbage, which large tensors do not bring about."""
+    trainer = KINDS[kind](tmp_path / "out", pictures, make_config(SOLVER__STOP_ITER=9))
+    trainer.run()
+    held = [weakref.ref(held) for held in (trainer, trainer.result, trainer.solver.optimizer, trainer.output)]
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        assert [reference() for reference in held] == [None] * 4
+    finally:
+        gc.enable()

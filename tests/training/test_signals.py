@@ -6,9 +6,7 @@ import signal
 import pytest
 import torch
 
-from core.datasets.taxonomy import CITYSCAPES_19
 from core.evaluation.metrics import Scores
-from core.runs import RunOutput
 from core.states import StateFolder
 from core.utils import signals
 from tests.helpers import Killed
@@ -24,13 +22,6 @@ class SelfEvaluation:
     def run(self, model):
         self._during()
         return Scores.of(torch.eye(19, dtype=torch.int64))
-
-
-def with_evaluator(folder, config, during=lambda: None):
-    solver, cpu = config.SOLVER, torch.device("cpu")
-    folder.mkdir(exist_ok=True)
-    period = (solver.STOP_ITER, solver.CHECKPOINT_PERIOD)
-    return RunOutput(folder, CITYSCAPES_19, *period, cpu, SelfEvaluation(during), solver.KEEP_STATES)
 
 
 def stopped(trainer, number=signal.SIGTERM):
@@ -132,15 +123,13 @@ def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path, pictures, str
                 raise Killed
             send(signal.SIGTERM)
 
-    trainer = adaptation(tmp_path / "out", pictures, config)
-    trainer.output = with_evaluator(tmp_path / "out", config, interrupt)
+    trainer = adaptation(tmp_path / "out", pictures, config, SelfEvaluation(interrupt))
     if how == "kill":
         with pytest.raises(Killed):
             trainer.run()
     else:
         stopped(trainer)
-    trainer = adaptation(tmp_path / "out", pictures, config)
-    trainer.output = with_evaluator(tmp_path / "out", config)
+    trainer = adaptation(tmp_path / "out", pictures, config, SelfEvaluation())
     trainer.load_state_dict(StateFolder(tmp_path / "out").newest()[1])
     assert trainer.iteration == 28
     trainer.run()
@@ -151,11 +140,9 @@ def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path, pictures, str
 
 def test_an_evaluation_that_was_done_is_not_done_again(tmp_path, pictures):
     config, calls = make_config(SOLVER__CHECKPOINT_PERIOD=14), []
-    trainer = adaptation(tmp_path / "out", pictures, config)
-    trainer.output = with_evaluator(tmp_path / "out", config)
+    trainer = adaptation(tmp_path / "out", pictures, config, SelfEvaluation())
     run_until(trainer, 15)
-    trainer = adaptation(tmp_path / "out", pictures, config)
-    trainer.output = with_evaluator(tmp_path / "out", config, lambda: calls.append(trainer.iteration))
+    trainer = adaptation(tmp_path / "out", pictures, config, SelfEvaluation(lambda: calls.append(trainer.iteration)))
     trainer.load_state_dict(StateFolder(tmp_path / "out").newest()[1])
     trainer.run()
     assert calls == [28, 40]
