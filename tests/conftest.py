@@ -1,5 +1,6 @@
 """What the whole suite shares: tiny data sets in their published layout, a tiny source model, a tiny config."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from core.configs import cfg
 from core.datasets.transforms import Normalise, to_tensor
 from core.models import build_model
 from core.utils.checkpoints import save_checkpoint
+from core.utils.logging import LOGGER
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 
@@ -138,6 +140,20 @@ def camvid_root(tmp_path):
             write_png(tmp_path / "camvid" / part / f"{name}.png", image[:48, :48])
             write_png(tmp_path / "camvid" / f"{part}annot" / f"{name}.png", labels)
     return tmp_path
+
+
+@pytest.fixture
+def log_lines():
+    """What was logged so far, a list that grows."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    yield lines
+    LOGGER.removeHandler(handler)
+    LOGGER.setLevel(level)
 
 
 def tiny_options(**options):

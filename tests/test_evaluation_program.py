@@ -1,11 +1,7 @@
 """test.py for real: one checkpoint or a folder of them, saved predictions, flipped and scaled views."""
 
-import csv
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +13,8 @@ from core.configs import load_config
 from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate
+from tests.helpers import rows_of, start
 
-PROJECT = Path(__file__).resolve().parents[1]
 # cityscapesScripts' colours, in the order of the 19 classes
 PALETTE = (
     *(128, 64, 128, 244, 35, 232, 70, 70, 70, 102, 102, 156, 190, 153, 153, 153, 153, 153, 250, 170, 30, 220, 220, 0),
@@ -29,11 +25,6 @@ SAVED = [
     f"leftImg8bit/val/{city}/{city}_{number:06d}_000019_leftImg8bit.png"
     for city, number in (("aachen", 0), ("aachen", 2), ("bochum", 1))
 ]
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -66,8 +57,7 @@ def as_batch(images):
 def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, tiny_checkpoint):
     """In a process of its own, as a user does it."""
     config = write_config(cityscapes_root, **{"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 2})
-    command = [sys.executable, "test.py", "--saveres", "-cfg", str(config)]
-    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    process = start("test.py", "--saveres", "-cfg", config)
     assert (process.returncode, process.stderr) == (0, "")
     out = cityscapes_root / "out"
     folder = out / "inference/cityscapes_val"

@@ -19,10 +19,10 @@ from core.sourcetraining.trainer import SourceTrainer
 from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
+from tests.helpers import PROJECT, Killed, rows_of, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
-PROJECT = Path(__file__).resolve().parents[1]
 # passes before training and after 2 and 5 iterations, states after 3 and 6
 ADAPTATION = {
     "SOLVER.STOP_ITER": 7,
@@ -45,17 +45,11 @@ def build(cfg):
 """
 
 
-class Killed(BaseException):
-    """Stands for a kill -9."""
-
-
 def same_runs(first, second):
     """Whether two folders hold the same last checkpoint, and the same tables."""
     names = sorted(path.name for path in first.glob("model_iter*.pth"))
     assert names == sorted(path.name for path in second.glob("model_iter*.pth"))
-    ends = [torch.load(folder / names[-1], weights_only=True) for folder in (first, second)]
-    for part in ("feature_extractor", "classifier"):
-        assert all(torch.equal(value, ends[1][part][key]) for key, value in ends[0][part].items())
+    assert same_weights(first / names[-1], second / names[-1])
     for name in TABLES:
         if (first / name).exists():
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -155,15 +149,22 @@ def test_a_source_training_goes_on_in_a_folder_that_resume_names(
 
 
 def test_one_command_starts_a_run_and_goes_on_with_it(begin, cityscapes_root, quick_network, monkeypatch, capsys):
-    """Killed before its first state, it begins anew; after that, it goes on."""
+    """Killed before its first state, it begins anew, without a trace of what was; after that, it goes on."""
     argv = [*begin(**QUICK), "resume", f"auto:{quick_network['resume']}"]
+    leftover = cityscapes_root / "out/.model_iter000001.pth.77.tmp"
     for iteration in (0, 2):
         with monkeypatch.context() as patch:
             at_iteration(patch, iteration, kill)
             with pytest.raises(Killed):
                 adapt(argv)
+        assert not leftover.exists()
+        leftover.write_text("half a checkpoint")
+        if iteration == 0:
+            (cityscapes_root / "out/dtu_history.csv").write_text("iteration,decision\r\n1,forced\r\n")
     capsys.readouterr()
     assert adapt(argv) == 0
+    assert not leftover.exists()
+    assert [row["iteration"] for row in rows_of(cityscapes_root / "out/dtu_history.csv")] == ["3"]
     assert "from " + str(cityscapes_root / "out/state/iter000002.pth") in capsys.readouterr().out
     assert load_config(cityscapes_root / "out/config.yaml").resume == quick_network["resume"]
 

@@ -1,12 +1,10 @@
 """The programs for real: tiny adaptation runs with everything that they write, and the evaluation of checkpoints."""
 
-import csv
 import ctypes
 import json
 import os
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,38 +20,14 @@ from core.configs import load_config
 from core.selftraining import samples as samples_module
 from core.selftraining.trainer import Trainer
 from test import main as evaluate
+from tests.helpers import read_checkpoint, rows_of, same_weights, start
 from train_TCR_DTU import main as adapt
 
-PROJECT = Path(__file__).resolve().parents[1]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
 LONG = {"SOLVER.STOP_ITER": 8}  # passes before training and after 2 and 5 iterations; checkpoints after 4 and 8
 
 
-def start(program, *argv):
-    """Run a program as a user does; its completed process."""
-    command = [sys.executable, program, *map(str, argv)]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_checkpoint(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def same_weights(first, second):
-    parts = ("feature_extractor", "classifier")
-    return all(
-        first[part].keys() == second[part].keys()
-        and all(torch.equal(first[part][key], second[part][key]) for key in first[part])
-        for part in parts
-    )
-
-
-def contents(folder):
+def held(folder):
     """Every file below a folder with its bytes and its time."""
     files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
@@ -119,14 +93,13 @@ def test_checkpoints_of_a_run_have_the_published_format(run, tiny_checkpoint, it
 
 
 def test_checkpoints_hold_the_teacher_which_moves_only_when_the_history_says_so(run, tiny_checkpoint):
-    source, middle, last = map(
-        read_checkpoint, (tiny_checkpoint, run.out / "model_iter000004.pth", run.out / "model_iter000008.pth")
-    )
+    middle, last = (run.out / f"model_iter{iteration:06d}.pth" for iteration in (4, 8))
     moves = [int(row["iteration"]) for row in rows_of(run.out / "dtu_history.csv") if row["decision"] != "refused"]
-    assert same_weights(source, middle) == (not any(move <= 4 for move in moves))
+    assert same_weights(tiny_checkpoint, middle) == (not any(move <= 4 for move in moves))
     assert same_weights(middle, last) == (not any(4 < move <= 8 for move in moves))
     assert moves  # at the latest a forced update at the query with 5 batches
-    step = [(last["classifier"][key] - source["classifier"][key]).abs().max().item() for key in source["classifier"]]
+    before, after = (read_checkpoint(path)["classifier"] for path in (tiny_checkpoint, last))
+    step = [(after[key] - before[key]).abs().max().item() for key in before]
     assert 0 < max(step) < 0.01 * len(moves)  # a share of 0.01 of what the student learnt, at each move
 
 
@@ -210,13 +183,13 @@ def test_later_passes_follow_update_frequency(run):
 
 
 def test_a_second_run_does_not_touch_the_folder_of_the_first(run, capsys):
-    before = contents(run.out)
+    before = held(run.out)
     assert adapt(["-cfg", str(run.config)]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert str(run.out) in captured.err
-    assert contents(run.out) == before
+    assert held(run.out) == before
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(run, tmp_path):
@@ -225,7 +198,7 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(run, tm
     for name in ("metrics.csv", "evaluation.csv", "dtu_history.csv"):
         assert (again / name).read_bytes() == (run.out / name).read_bytes(), name
     last = "model_iter000008.pth"
-    assert same_weights(read_checkpoint(again / last), read_checkpoint(run.out / last))
+    assert same_weights(again / last, run.out / last)
 
 
 # --- short runs ------------------------------------------------------------------------------------------------------

@@ -1,10 +1,6 @@
 """Source training for real: tiny runs with everything that they write, what reads it afterwards, and bad input."""
 
-import csv
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -18,10 +14,10 @@ from core.models.dsu import DSU
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from test import main as evaluate
+from tests.helpers import PROJECT, contents, read_checkpoint, rows_of, same_weights, start
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
-PROJECT = Path(__file__).resolve().parents[1]
 TINY = {
     "resume": "",
     "MODEL.FREEZE_BN": False,
@@ -31,28 +27,6 @@ TINY = {
     "SOLVER.BASE_LR": 1e-3,
 }
 DSU_ON = {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_checkpoint(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def same_weights(first, second):
-    first, second = (read_checkpoint(path) for path in (first, second))
-    return all(
-        torch.equal(value, second[part][key])
-        for part in ("feature_extractor", "classifier")
-        for key, value in first[part].items()
-    )
-
-
-def tree(folder):
-    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +65,7 @@ def run(root, tmp_path_factory, write_config):
         "SOLVER.CHECKPOINT_PERIOD": 2,
     }
     config = write_config(folder, **TINY | DSU_ON | options)
-    command = [sys.executable, "train_src.py", "-cfg", str(config)]
-    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    process = start("train_src.py", "-cfg", config)
     assert process.returncode == 0, process.stderr
     return SimpleNamespace(folder=folder, config=config, out=folder / "out", process=process)
 
@@ -187,11 +160,11 @@ def test_adaptation_and_evaluation_start_from_it_with_frozen_batch_norm(run, roo
 
 
 def test_a_second_run_into_the_folder_is_refused(run, root, capsys):
-    before = tree(run.folder) | tree(root)
+    before = contents(run.folder), contents(root)
     assert train(["-cfg", str(run.config)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: OUTPUT_DIR {run.out} holds a run already")
-    assert tree(run.folder) | tree(root) == before
+    assert (contents(run.folder), contents(root)) == before
 
 
 def test_the_same_seed_repeats_it_with_any_number_of_workers_and_evaluations(run, trained):

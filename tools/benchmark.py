@@ -41,7 +41,7 @@ from core.selftraining.candidates import CandidatePass
 from core.selftraining.losses import negative_loss, positive_loss
 from core.selftraining.pseudo_labels import select_pseudo_labels, update_running_confidence
 from core.selftraining.samples import Batch, Request, TargetSamples, collate_batch
-from core.selftraining.trainer import Trainer
+from core.selftraining.trainer import Trainer, class_probabilities
 from core.selftraining.views import warp_to_view
 from core.utils.devices import choose_device, describe_device, recent_peak_memory, reset_peak_memory
 from core.utils.errors import UserError
@@ -188,7 +188,7 @@ def bench_step(bench: Bench) -> None:
         bench.measure("teacher", partial(forward, teacher, full), "forward alone", partial(forward, teacher, full)),
         bench.measure(
             "student's score",
-            partial(trainer.student_probabilities, batch.full),
+            partial(class_probabilities, predictor, student, batch.full),
             "forward alone",
             partial(forward, student, full),
         ),

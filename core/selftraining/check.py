@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
 from core.selftraining.candidates import FIRST_PASS_SIDE
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
-from core.selftraining.trainer import Trainer
+from core.selftraining.trainer import Trainer, class_probabilities
 from core.states import find_start
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER, start_logging
@@ -50,7 +51,8 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
             scalars["loss"],
             100 * scalars["labelled"],
         )
-        score_seconds, _ = _timed(lambda: float(trainer.student_probabilities(batch.full).sum()))
+        score = partial(class_probabilities, trainer.predictor, trainer.student, batch.full)
+        score_seconds, _ = _timed(lambda: float(score().sum()))
         _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
         _log_disk(experiment, trainer)
 

@@ -157,21 +157,24 @@ class DynamicTeacher:
         batches = [{"names": list(b.names), "points": b.points, "score": b.score} for b in self._buffer]
         return {"buffer": batches}
 
-    def load_state_dict(self, state: dict, full_views: Callable[[Sequence[str]], torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict, full_views: Callable[[Sequence[str]], torch.Tensor | None]) -> None:
         """Take over what :meth:`state_dict` gave.
 
         Args:
-            full_views: makes the 8-bit B×3×H×W full views of the images so named anew.
+            full_views: makes the 8-bit B×3×H×W full views of the images so named anew; None: they are gone, and so is
+                the batch, which could not be scored again.
         """
         device = next(self.student.parameters()).device
+        views = [full_views(batch["names"]) for batch in state["buffer"]]
         self._buffer = [
             StoredBatch(
-                full_views(batch["names"]),
+                images,
                 tuple(batch["names"]),
                 None if batch["points"] is None else batch["points"].to(device),
                 batch["score"].to(device),
             )
-            for batch in state["buffer"]
+            for batch, images in zip(state["buffer"], views, strict=True)
+            if images is not None
         ]
 
     def _rescore(self, index: int) -> float:

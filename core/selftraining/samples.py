@@ -101,10 +101,18 @@ class TargetSamples(Dataset):
                 request.image, len(self.images), lambda n: self._make(replace(request, image=n))
             )
 
-    def full_views(self, names: Sequence[str]) -> torch.Tensor:
-        """B×3×H×W uint8 full views of the images so named, as their samples have them."""
-        with one_thread():
-            return transforms.stack_images([self._full_view(self._paths[name]) for name in names])
+    def full_views(self, names: Sequence[str]) -> torch.Tensor | None:
+        """B×3×H×W uint8 full views of the images so named, as their samples have them.
+
+        None where one has gone bad since and may be done without; it is then counted (DATALOADER.SKIP_BAD_IMAGES).
+        """
+        try:
+            with one_thread():
+                return transforms.stack_images([self._full_view(self._paths[name]) for name in names])
+        except BadImage as error:
+            self.skipped.tolerate(error)
+        self.skipped.count(self.skipped.take())
+        return None
 
     def _full_view(self, path: Path) -> torch.Tensor:
         size = self._input.INPUT_SIZE_TEST[::-1]

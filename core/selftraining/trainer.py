@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.evaluation.predictor import Predictor
 from core.runs import RunOutput
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
@@ -32,7 +34,6 @@ from core.selftraining.samples import (
 )
 from core.training import Training
 from core.utils.devices import copy_to_host, to_device
-from core.utils.files import remove_leftovers
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
@@ -72,7 +73,13 @@ class Trainer(Training):
         )
         self.generation: Generation | None = None
         self.dynamic_teacher = DynamicTeacher(
-            self.teacher, self.student, config.DTU, self.student_probabilities, self._record, config.SEED
+            self.teacher,
+            self.student,
+            config.DTU,
+            # no methods of this object, which would keep itself and its networks until some later collection
+            partial(class_probabilities, self.predictor, self.student),
+            partial(output.append, "dtu_history.csv", HISTORY_FIELDS),
+            config.SEED,
         )
 
     @property
@@ -129,13 +136,6 @@ class Trainer(Training):
         labels = torch.where(valid, labels, IGNORE)
         labels = torch.where(pasted != IGNORE, pasted.long(), labels)
         return labels, pairs & valid.unsqueeze(1)
-
-    @torch.no_grad()
-    def student_probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """N×C probabilities at stride 8 of the student in eval mode, for its scores."""
-        self.student.eval()
-        probs = self.predictor.logits(self.student, self.predictor.prepare(images)).softmax(dim=1)
-        return probs.permute(0, 2, 3, 1).flatten(0, 2)
 
     @property
     def needs_candidates(self) -> bool:
@@ -223,8 +223,12 @@ class Trainer(Training):
         self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
         if state["generation"] is not None:
             self.generation = Generation(self.candidate_pass.folder / state["generation"])
-        remove_leftovers(self.candidate_pass.folder)
-        self._delete_generations()
+        self._delete_generations()  # and what is left of a pass that was not completed
 
-    def _record(self, row: dict) -> None:
-        self.output.append("dtu_history.csv", HISTORY_FIELDS, row)
+
+@torch.no_grad()
+def class_probabilities(predictor: Predictor, student: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores."""
+    student.eval()
+    probs = predictor.logits(student, predictor.prepare(images)).softmax(dim=1)
+    return probs.permute(0, 2, 3, 1).flatten(0, 2)

@@ -13,8 +13,11 @@ from torch import nn
 
 from core.utils.errors import UserError, shorten
 from core.utils.files import replacing
+from core.utils.pickles import check_tuples
 
 PARTS = ("feature_extractor", "classifier")
+_ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
+_OLD_PICKLES = 5  # of a file before that: a number, a version, the machine, the content, the names of its storages
 
 
 def read_tensors(path: str | Path) -> dict:
@@ -47,20 +50,27 @@ def _check_file(path: str | Path) -> None:
     """Refuse what would take more memory than the file has bytes, or never end.
 
     Raises:
-        UserError: no regular file, or an archive that holds more than the file does: torch writes it uncompressed.
+        UserError: no regular file; an archive that holds more than the file does, which torch writes uncompressed;
+            tuples made to keep a reader busy.
         OSError: it cannot be opened.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"checkpoint {path} cannot be read: it is not a regular file")
-        if zipfile.is_zipfile(file):
-            claimed = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:  # by which torch tells the two
+            file.seek(0)
+            for _ in range(_OLD_PICKLES):
+                check_tuples(file)
+            return
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
             if claimed > status.st_size:
-                raise UserError(
-                    f"{path} is not a checkpoint that can be loaded safely (it has {status.st_size} bytes, but claims "
-                    f"to hold {claimed})"
-                )
+                raise ValueError(f"it has {status.st_size} bytes, but claims to hold {claimed}")
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as file:
+                        check_tuples(file)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:

@@ -1,9 +1,11 @@
 """Files and folders that are either complete or not there, and tables that grow row by row.
 
-Everything is written under a temporary name, synced to disk and renamed: a crash or a full disk leaves what was there.
+A file is written under a temporary name, synced to disk and renamed; a row is appended and synced, and dropped later if
+a crash tore it (:func:`keep_rows`): a crash or a full disk leaves what was there.
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.utils.errors import UserError
+
+_LINE_END = "\r\n"  # of the csv module
 
 
 @contextmanager
@@ -110,7 +114,7 @@ class Table:
     Args:
         path: of the file.
         columns: its header.
-        keep: go on with the rows of a file that is there already; False: begin it anew.
+        keep: go on with the rows of a file that is there already, after :func:`keep_rows`; False: begin it anew.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str], keep: bool = False):
@@ -123,25 +127,48 @@ class Table:
         unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"{self.path}: no column {', '.join(sorted(unknown))}")
-        line = _csv_line([row.get(column, "") for column in self.columns])
-        with replacing(self.path) as temporary:  # a whole new file: a crash never leaves half a row
-            shutil.copyfile(self.path, temporary)
-            with temporary.open("a", newline="", encoding="utf-8") as file:
-                file.write(line)
+        with writing(self.path):
+            _append(self.path, _csv_line([row.get(column, "") for column in self.columns]).encode())
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to a file and sync it, or leave the file as it was.
+
+    Raises:
+        OSError: the disk is full, or whatever else kept it from being written.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
 def keep_rows(path: str | Path, wanted: Callable[[dict], bool]) -> list[dict]:
-    """Drop the rows of a CSV that are not `wanted`; returns those that stay (none where there is no such file)."""
+    """Drop the rows of a CSV that are not `wanted`, and what a crash left of a last row that it tore.
+
+    Returns:
+        the rows that stay; none where there is no such file.
+    """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            text = file.read()
     except FileNotFoundError:
         return []
+    whole = text[: text.rfind(_LINE_END) + len(_LINE_END)] if _LINE_END in text else ""
+    reader = csv.DictReader(io.StringIO(whole, newline=""))
+    rows = list(reader)
     kept = [row for row in rows if wanted(row)]
-    if len(kept) < len(rows):
-        columns = reader.fieldnames
+    if len(kept) < len(rows) or whole != text:
+        columns = reader.fieldnames or ()
         write_text(path, "".join(_csv_line(line) for line in [columns, *([row[c] for c in columns] for row in kept)]))
     return kept
 

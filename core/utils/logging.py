@@ -7,7 +7,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from core.utils.errors import one_line
+
 LOGGER = logging.getLogger("dtst")
+
+
+class _OneLine(logging.Formatter):
+    """A record as one line: the names in it may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
 
 
 class _TerminalHandler(logging.StreamHandler):
@@ -27,7 +36,7 @@ def start_logging(file: str | Path | None = None) -> None:
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(handler)
 
 

@@ -9,8 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from core.utils import signals
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
+
+_SPECIAL = "\\'"  # within $'…'
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,7 +81,19 @@ def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    return f"stopped by {stopped} {stopped.note}; go on with: {shlex.join(['python', program, *resuming(argv)])}"
+    command = " ".join(_quoted(word) for word in ("python", program, *resuming(argv)))
+    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
+
+
+def _quoted(word: str) -> str:
+    """A word of a command as a shell takes it; with $'…', which bash and zsh know, where it would not be one line."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return f"$'{''.join(c if c.isprintable() and c not in _SPECIAL else _escaped(c) for c in word)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def resuming(argv: Sequence[str]) -> list[str]:

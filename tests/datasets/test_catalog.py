@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.configs import cfg
 from core.datasets.catalog import ImageSet, find_target_images, find_taxonomy, find_test_images, output_names
 from core.datasets.reader import UNKNOWN
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
@@ -45,20 +44,6 @@ PARTNERS = {
     "light": {"pole"},
     "sign": {"pole"},
 }
-
-
-@pytest.fixture
-def options(tmp_path):
-    """options(**DATASETS keys, classes=19): a config whose data lie in tmp_path."""
-
-    def make(classes=19, **datasets):
-        config = cfg.clone()
-        config.MODEL.NUM_CLASSES, config.DATASETS.ROOT = classes, str(tmp_path)
-        for key, value in datasets.items():
-            config.DATASETS[key] = value
-        return config
-
-    return make
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

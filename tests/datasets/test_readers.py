@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.configs import cfg
 from core.datasets.catalog import find_source_images, find_target_images, find_test_images
 from core.datasets.cityscapes import LABEL_IDS
 from core.datasets.loading import full_view_loader
@@ -31,20 +30,6 @@ SYNTHIA_IDS = {
     "motorcycle": 12,
     "bicycle": 11,
 }
-
-
-@pytest.fixture
-def options(tmp_path):
-    """options(classes, key=name): a config whose data lie in tmp_path."""
-
-    def make(classes, **datasets):
-        config = cfg.clone()
-        config.MODEL.NUM_CLASSES, config.DATASETS.ROOT = classes, str(tmp_path)
-        for key, value in datasets.items():
-            config.DATASETS[key] = value
-        return config
-
-    return make
 
 
 def write_image(path, size=(40, 4)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.configs import cfg, load_config
@@ -13,12 +13,8 @@ from core.configs.node import Config
 from core.datasets.catalog import ENTRIES
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.taxonomy import Taxonomy
-from core.utils.errors import UserError
+from tests.fuzz.cases import few_and_many, outcome
 
-FEW = settings(
-    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
-MANY = settings(FEW, max_examples=3000)
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 TEXTS = [path.read_text(encoding="utf-8") for path in FILES]
 KEYS = cfg.flat_keys()
@@ -72,14 +68,6 @@ trees = st.recursive(
 )
 
 
-def outcome(action, *args):
-    """(what the action returns, None), or (None, the line of its UserError)."""
-    try:
-        return action(*args), None
-    except UserError as error:
-        return None, str(error)
-
-
 def config_or_line(path, options=()):
     config, line = outcome(load_config, path, options)
     if line is not None:
@@ -94,26 +82,6 @@ def config_or_line(path, options=()):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "fuzz.yaml"
-
-
-def check_options(file, pairs):
-    file.write_text("", encoding="utf-8")
-    config_or_line(file, [word for pair in pairs for word in pair])
-
-
-def check_text(file, text):
-    file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    config_or_line(file)
-
-
-def check_tree(file, tree):
-    file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
-    config = config_or_line(file)
-    if config is not None:  # what it dumps is what it means
-        file.write_text(config.dump(), encoding="utf-8", errors="surrogatepass")
-        again = config_or_line(file)
-        assert again is not None
-        assert again.dump() == config.dump()
 
 
 @st.composite
@@ -158,69 +126,62 @@ def custom_sets(draw):
     return tree
 
 
-def check_custom_set(name, tree):
-    parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
-    if parsed is None:
-        assert line.isprintable()
-        return
-    taxonomy, reader = parsed
-    assert isinstance(taxonomy, Taxonomy)
-    assert isinstance(reader, CustomReader)
-    assert set(reader.classes.values()) <= set(taxonomy.names)
-
-
+CASES = few_and_many(100, 3000)
 OPTION_PAIRS = st.lists(st.tuples(keys, words), max_size=3)
 YAML_TEXTS = st.one_of(st.text(max_size=40), st.text("[]{}:,-&*!|>'\"#%@` \n\tab1.", max_size=60), mutated_files())
 SET_NAMES = st.one_of(st.just("mine"), words)
 
 
-@FEW
-@given(pairs=OPTION_PAIRS)
-def test_options(file, pairs):
-    check_options(file, pairs)
+@CASES
+def test_options(file, examples):
+    @examples
+    @given(pairs=OPTION_PAIRS)
+    def check(pairs):
+        file.write_text("", encoding="utf-8")
+        config_or_line(file, [word for pair in pairs for word in pair])
+
+    check()
 
 
-@FEW
-@given(text=YAML_TEXTS)
-def test_texts(file, text):
-    check_text(file, text)
+@CASES
+def test_texts(file, examples):
+    @examples
+    @given(text=YAML_TEXTS)
+    def check(text):
+        file.write_text(text, encoding="utf-8", errors="surrogatepass")
+        config_or_line(file)
+
+    check()
 
 
-@FEW
-@given(tree=trees)
-def test_trees(file, tree):
-    check_tree(file, tree)
+@CASES
+def test_trees(file, examples):
+    @examples
+    @given(tree=trees)
+    def check(tree):
+        file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+        config = config_or_line(file)
+        if config is not None:  # what it dumps is what it means
+            file.write_text(config.dump(), encoding="utf-8", errors="surrogatepass")
+            again = config_or_line(file)
+            assert again is not None
+            assert again.dump() == config.dump()
+
+    check()
 
 
-@FEW
-@given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
-def test_custom_sets(name, tree):
-    check_custom_set(name, tree)
+@CASES
+def test_custom_sets(examples):
+    @examples
+    @given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
+    def check(name, tree):
+        parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
+        if parsed is None:
+            assert line.isprintable()
+            return
+        taxonomy, reader = parsed
+        assert isinstance(taxonomy, Taxonomy)
+        assert isinstance(reader, CustomReader)
+        assert set(reader.classes.values()) <= set(taxonomy.names)
 
-
-@pytest.mark.long
-@MANY
-@given(pairs=OPTION_PAIRS)
-def test_many_options(file, pairs):
-    check_options(file, pairs)
-
-
-@pytest.mark.long
-@MANY
-@given(text=YAML_TEXTS)
-def test_many_texts(file, text):
-    check_text(file, text)
-
-
-@pytest.mark.long
-@MANY
-@given(tree=trees)
-def test_many_trees(file, tree):
-    check_tree(file, tree)
-
-
-@pytest.mark.long
-@MANY
-@given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
-def test_many_custom_sets(name, tree):
-    check_custom_set(name, tree)
+    check()

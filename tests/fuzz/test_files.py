@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -12,13 +12,7 @@ from core.configs import cfg
 from core.datasets.catalog import find_target_images
 from core.datasets.headers import parse_header
 from core.datasets.images import image_size, read_image, read_label, read_red_channel
-from core.utils.errors import UserError
-
-FEW = settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
-MANY = settings(FEW, max_examples=10_000)
-FEWER = settings(FEW, max_examples=100)
+from tests.fuzz.cases import few_and_many, outcome
 
 
 def encode(kind, mode="RGB", **options):
@@ -63,14 +57,6 @@ def damaged(draw):
     return bytes(data)
 
 
-def outcome(action, *args):
-    """(what the action returns, None), or (None, the line of its UserError)."""
-    try:
-        return action(*args), None
-    except UserError as error:
-        return None, str(error)
-
-
 CONTENTS = st.one_of(damaged(), st.binary(max_size=64))
 
 
@@ -79,38 +65,31 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "fuzz.png"
 
 
-def check_readers(path, data):
-    path.write_bytes(data)
-    header = parse_header(data)
-    for read, dtype, dimensions in (
-        (read_image, "uint8", 3),
-        (read_label, "uint8", 2),
-        (read_red_channel, "uint16", 2),
-    ):
-        array, line = outcome(read, path)
-        if array is None:
-            assert line.isprintable()
-            assert str(path) in line
-            continue
-        assert (array.dtype, array.ndim) == (np.dtype(dtype), dimensions)
-        assert array.shape[2:] == ((3,) if read is read_image else ())
-        assert header is not None
-        assert array.shape[0] * array.shape[1] <= header.width * header.height  # what the limit is held against
-    size = image_size(path)
-    assert size is None or (len(size) == 2 and all(type(n) is int and n > 0 for n in size))
+@few_and_many(300, 10_000)
+def test_readers(path, examples):
+    @examples
+    @given(data=CONTENTS)
+    def check(data):
+        path.write_bytes(data)
+        header = parse_header(data)
+        for read, dtype, dimensions in (
+            (read_image, "uint8", 3),
+            (read_label, "uint8", 2),
+            (read_red_channel, "uint16", 2),
+        ):
+            array, line = outcome(read, path)
+            if array is None:
+                assert line.isprintable()
+                assert str(path) in line
+                continue
+            assert (array.dtype, array.ndim) == (np.dtype(dtype), dimensions)
+            assert array.shape[2:] == ((3,) if read is read_image else ())
+            assert header is not None
+            assert array.shape[0] * array.shape[1] <= header.width * header.height  # what the limit is held against
+        size = image_size(path)
+        assert size is None or (len(size) == 2 and all(type(n) is int and n > 0 for n in size))
 
-
-@FEW
-@given(data=CONTENTS)
-def test_readers(path, data):
-    check_readers(path, data)
-
-
-@pytest.mark.long
-@MANY
-@given(data=CONTENTS)
-def test_readers_with_many_files(path, data):
-    check_readers(path, data)
+    check()
 
 
 def test_whole_files_are_read(path):
@@ -140,28 +119,21 @@ def list_file(tmp_path_factory):
     return folder / "frames.txt"
 
 
-def check_list(list_file, data):
-    list_file.write_bytes(data)
-    config = cfg.clone()
-    config.DATASETS.TARGET_TRAIN = f"folder:{list_file.parent / 'frames'}"
-    config.DATASETS.TARGET_LIST = str(list_file)
-    images, line = outcome(find_target_images, config)
-    if images is None:
-        assert line.isprintable()
-        assert "frames.txt" in line
-        return
-    assert images.names
-    assert set(images.names) <= set(FRAMES)
+@few_and_many(100, 10_000)
+def test_list_files(list_file, examples):
+    @examples
+    @given(data=LISTS)
+    def check(data):
+        list_file.write_bytes(data)
+        config = cfg.clone()
+        config.DATASETS.TARGET_TRAIN = f"folder:{list_file.parent / 'frames'}"
+        config.DATASETS.TARGET_LIST = str(list_file)
+        images, line = outcome(find_target_images, config)
+        if images is None:
+            assert line.isprintable()
+            assert "frames.txt" in line
+            return
+        assert images.names
+        assert set(images.names) <= set(FRAMES)
 
-
-@FEWER
-@given(data=LISTS)
-def test_list_files(list_file, data):
-    check_list(list_file, data)
-
-
-@pytest.mark.long
-@MANY
-@given(data=LISTS)
-def test_many_list_files(list_file, data):
-    check_list(list_file, data)
+    check()

@@ -1,7 +1,6 @@
 """Networks: shapes, dilation, frozen batch norm and its folding, the classifier (method §1)."""
 
 import copy
-import logging
 from functools import partial
 
 import pytest
@@ -20,7 +19,6 @@ from core.models import (
 )
 from core.models.backbone import FrozenBatchNorm
 from core.utils.checkpoints import save_checkpoint
-from core.utils.logging import LOGGER
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 DILATIONS = {1: (1, 1), 2: (1, 1), 3: (1, 2), 4: (2, 4)}  # of a stage's first block and its others
@@ -198,7 +196,7 @@ def test_a_channel_without_variance_gives_its_bias():
     assert norm.dead_channels() == 2
 
 
-def test_dead_channels_are_counted_in_one_log_line(tmp_path):
+def test_dead_channels_are_counted_in_one_log_line(tmp_path, log_lines):
     model = build_model(make_config())
     model.feature_extractor.get_buffer("backbone.bn1.running_var")[:3] = 0
     # too small for half precision: rounded away
@@ -206,20 +204,10 @@ def test_dead_channels_are_counted_in_one_log_line(tmp_path):
     save_checkpoint(model.half(), tmp_path / "source.pth", 7)
     config = make_config()
     config.resume = str(tmp_path / "source.pth")
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    try:
-        loaded = load_model(config, torch.device("cpu")).eval()
-        log_dead_channels(loaded)
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
-    assert len(lines) == 1
-    assert lines[0].startswith("4 channels")
+    loaded = load_model(config, torch.device("cpu")).eval()
+    log_dead_channels(loaded)
+    (line,) = log_lines
+    assert line.startswith("4 channels")
     with torch.no_grad():
         assert torch.isfinite(loaded(image(16, 16))).all()
 

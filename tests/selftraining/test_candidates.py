@@ -17,6 +17,7 @@ from core.models import build_model
 from core.selftraining.candidates import CandidatePass, Generation, first_pass_grid
 from core.selftraining.resampling import even_subsample
 from core.utils.errors import UserError
+from tests.helpers import contents
 
 C, IGNORE = 19, 255
 FULL = (64, 128)  # (h, w) of the full view
@@ -258,10 +259,6 @@ def test_fifty_pixels_make_a_class_present(tmp_path):
         assert generation.presence[:, 2].tolist() == [False, True]
         assert generation.presence.sum() == 1
         assert [images.tolist() for images in generation.candidates] == [[1] if c == 2 else [] for c in range(C)]
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 4}, {"workers": 2}, {"workers": 1, "batch_size": 2}])

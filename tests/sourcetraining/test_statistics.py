@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 from dataclasses import replace
 
@@ -17,7 +16,6 @@ from core.datasets.taxonomy import Taxonomy
 from core.sourcetraining import statistics as statistics_module
 from core.sourcetraining.statistics import LabelStatistics, label_statistics, usable_pairs
 from core.utils.errors import UserError
-from core.utils.logging import LOGGER
 
 TAXONOMY = Taxonomy(("road", "sky", "car"))
 VALUES = {7: "road", 23: "sky", 26: "car"}
@@ -53,20 +51,6 @@ def root(tmp_path):
     """DATASETS.ROOT, where nothing was counted so far."""
     (tmp_path / "root").mkdir()
     return tmp_path / "root"
-
-
-@pytest.fixture
-def log_lines():
-    """What was logged so far, a list that grows."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    yield lines
-    LOGGER.removeHandler(handler)
-    LOGGER.setLevel(level)
 
 
 def counted_plainly(labels, classes=3):

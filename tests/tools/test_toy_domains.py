@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from core.datasets.cityscapes import IMAGES, LABEL_IDS, label_path
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import TOY_14
 from core.utils.errors import UserError
+from tests.helpers import PROJECT, contents
 from tools.toy_domains import (
     COUNTS,
     DOMAINS,
@@ -22,14 +22,9 @@ from tools.toy_domains import (
     main,
 )
 
-PROJECT = Path(__file__).resolve().parents[2]
 FEW = {"toy_source": {"train": 3, "val": 1}, "toy_target": {"train": 2, "val": 1}}
 SMALL = (128, 64)
 IDS = [LABEL_IDS[name] for name in TOY_14.names]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

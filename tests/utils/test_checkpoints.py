@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +21,7 @@ from core.models.backbone import FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights, read_tensors, save_checkpoint
 from core.utils.errors import UserError
+from tests.helpers import PROJECT
 
 SHAPES = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "checkpoint_shapes.json"
 PARTS = ("feature_extractor", "classifier")
@@ -454,3 +457,53 @@ def test_resume_needs_no_imagenet_weights(tmp_path):
     config.MODEL.WEIGHTS = ""
     first, second = (load_model(config, torch.device("cpu")).eval() for _ in range(2))
     assert torch.equal(logits(first), logits(second))  # random, but of SEED
+
+
+DOUBLING = b"K\x01\x85" + b"q\x00h\x00\x86" * 60  # 1 in a tuple, twice in a tuple, and so on: 2^60 of it, unfolded
+ENDLESS = {
+    "key": b"\x80\x02}" + DOUBLING + b"K\x00s.",
+    "keys": b"\x80\x02}(" + DOUBLING + b"K\x00u.",
+    "set": b"\x80\x02c__builtin__\nset\n](" + DOUBLING + b"e\x85R.",
+    "counter": b"\x80\x02ccollections\nCounter\n](" + DOUBLING + b"e\x85R.",
+    "deep": b"\x80\x02})" + b"\x85" * 3_000_000 + b"K\x00s.",
+}
+LOAD = """
+import sys
+from core.utils.checkpoints import read_tensors
+from core.utils.errors import UserError
+for path in sys.argv[1:]:
+    try:
+        read_tensors(path)
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+def test_tuples_that_would_keep_the_reader_busy_for_ever_are_refused(tmp_path):
+    """As a key of a dict, say; or kill it: hashing goes as deep as they do."""
+    torch.save({"a": torch.zeros(4)}, tmp_path / "small.pth")
+    paths = []
+    for name, content in ENDLESS.items():
+        paths += [tmp_path / f"{name}.pth", tmp_path / f"{name}_legacy.pth", tmp_path / f"{name}_first.pth"]
+        rewrite(tmp_path / "small.pth", paths[-3], lambda n, old, new=content: new if n.endswith("data.pkl") else old)
+        torch.save({"a": 1}, paths[-2], _use_new_zipfile_serialization=False)
+        head = paths[-2].read_bytes().partition(pickle.dumps({"a": 1}, 2))[0]
+        paths[-2].write_bytes(head + content)
+        paths[-1].write_bytes(content)
+        with zipfile.ZipFile(paths[-1], "a") as appended:  # which does not make it an archive for torch
+            appended.writestr("archive/data.pkl", b"\x80\x02}.")
+    command = [sys.executable, "-c", LOAD, *map(str, paths)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line, path in zip(done.stdout.splitlines(), paths, strict=True):
+        assert line.startswith(f"{path} is not a checkpoint that can be loaded safely (tuples within tuples")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_tuples_of_a_reasonable_size_load(tmp_path, legacy):
+    pair = (1, (2.5, "text"))
+    content = {pair: [pair, (pair, pair)], "weights": OrderedDict(a=torch.zeros(2, 3)), "set": {pair}, "none": None}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    found = read_tensors(tmp_path / "a.pth")
+    assert torch.equal(found["weights"].pop("a"), content["weights"].pop("a"))
+    assert found == content

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import Table, keep_rows, remove_leftovers, replacing_folder, write_json, write_text
+from tests.helpers import contents
 
 
 def small_model(value):
@@ -62,17 +62,13 @@ def write_generation(folder, value):
 WRITES = [write_checkpoint, write_state, append_row, drop_rows, write_config, write_statistics, write_generation]
 
 
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 class Faults:
     """Counts the calls of the system that a write makes, and has one of them fail."""
 
-    def __init__(self, monkeypatch):
-        self.calls, self.failing, self.fault = 0, None, None
-        for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "open"), (shutil, "copyfile")):
-            monkeypatch.setattr(owner, name, self.watched(getattr(owner, name)))
+    def __init__(self, monkeypatch, failing, fault):
+        self.calls, self.failing, self.fault = 0, failing, fault
+        for name in ("fsync", "replace", "rename", "open", "write"):
+            monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
 
     def watched(self, function):
         def call(*args, **kwargs):
@@ -101,8 +97,13 @@ def message_of(action):
     return ""
 
 
-@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_path, monkeypatch, write):
+def each_failure(tmp_path, write, attempt):
+    """Of each call of the system that a second write makes: (what is left where it fails, what was there before,
+    what the write would have left).
+
+    Args:
+        attempt: called with a folder and n, writes there and has the n-th call fail; returns whether there was one.
+    """
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", 1)
     first = contents(tmp_path / "out")
@@ -113,56 +114,76 @@ def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_pat
         folder = tmp_path / str(failing)
         folder.mkdir()
         write(folder, 1)
-        with monkeypatch.context() as patch:
-            faults = Faults(patch)
-            faults.failing, faults.fault = failing, full_disk
-            message = message_of(lambda folder=folder: write(folder, 2))
-        if message:
-            assert str(folder) in message
-            assert "No space left on device" in message
-            assert "\n" not in message
-        if faults.calls < failing:
-            break
-        remove_leftovers(folder)
-        left = contents(folder)
-        if write is write_state:  # both, for a moment: the old one goes when the new one is there
-            left = {name: data for name, data in left.items() if name in second} or left
-        assert left in (first, second)
-    assert failing > 2  # at least the file's sync and its renaming
-    assert faults.calls > 0
-
-
-@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
-    (tmp_path / "out").mkdir()
-    write(tmp_path / "out", 1)
-    first = contents(tmp_path / "out")
-    write(tmp_path / "out", 2)
-    second = contents(tmp_path / "out")
-    for failing in range(1, 50):
-        folder = tmp_path / str(failing)
-        folder.mkdir()
-        write(folder, 1)
-        child = os.fork()
-        if not child:
-            faults = Faults(monkeypatch)
-            faults.failing, faults.fault = failing, crash
-            try:
-                write(folder, 2)
-            finally:
-                os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        if not attempt(folder, failing):
             break
         remove_leftovers(folder)
         remove_leftovers(folder / "state")
         left = contents(folder)
         if write is write_state:  # both, for a moment: the old one goes when the new one is there
             left = {name: data for name, data in left.items() if name in second} or left
+        yield left, first, second
+    assert failing > 2  # at least the file's sync and its renaming
+    assert contents(folder) == second
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_full_disk_leaves_what_was_there_and_is_one_line_with_the_path(tmp_path, monkeypatch, write):
+    def attempt(folder, failing):
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, failing, full_disk)
+            message = message_of(lambda: write(folder, 2))
+        if message:
+            assert str(folder) in message
+            assert "No space left on device" in message
+            assert "\n" not in message
+        return faults.calls >= failing
+
+    for left, first, second in each_failure(tmp_path, write, attempt):
+        assert left in (first, second)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, write):
+    def attempt(folder, failing):
+        child = os.fork()
+        if not child:
+            Faults(monkeypatch, failing, crash)
+            try:
+                write(folder, 2)
+            finally:
+                os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+    for left, first, second in each_failure(tmp_path, write, attempt):
         if write is write_generation and not left:
             continue  # nothing named the old one any more, or its pass would not have been made again
-        assert left in (first, second), failing
-    assert failing > 2
-    assert contents(folder) == second
+        assert left in (first, second)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_what_is_written_is_on_disk_before_it_takes_its_place_and_its_place_after(tmp_path, monkeypatch, write):
+    write(tmp_path, 1)
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        events.append(("synced", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def renamed(source, target):
+        events.append(("renamed", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write(tmp_path, 2)
+    (top,) = tmp_path.iterdir()
+    if write is append_row:
+        assert events == [("synced", top.stat().st_ino)]
+        return
+    place = next(tmp_path.rglob("iter*.pth")) if write is write_state else top
+    moment = events.index(("renamed", place.stat().st_ino))
+    assert all(("synced", path.stat().st_ino) in events[:moment] for path in (place, *place.rglob("*")))
+    assert ("synced", place.parent.stat().st_ino) in events[moment:]
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
@@ -210,9 +231,61 @@ def test_rows_that_are_kept_are_left_as_they_were(tmp_path):
     assert keep_rows(tmp_path / "none.csv", lambda row: True) == []
 
 
+ROWS = "iteration,loss\r\n20,0.5\r\n140,0.25\r\n"
+
+
+@pytest.mark.parametrize("cut", range(1, len("140,0.25\r\n")))
+def test_a_row_that_a_crash_tore_is_dropped(tmp_path, cut):
+    path = tmp_path / "metrics.csv"
+    path.write_text(ROWS[:-cut], newline="")
+    assert keep_rows(path, lambda row: True) == [{"iteration": "20", "loss": "0.5"}]
+    Table(path, ("iteration", "loss"), keep=True).append({"iteration": 140, "loss": 0.25})
+    assert path.read_bytes() == ROWS.encode()
+
+
+def test_zeros_that_a_crash_left_at_the_end_are_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(ROWS.encode() + bytes(9))
+    assert len(keep_rows(path, lambda row: True)) == 2
+    assert path.read_bytes() == ROWS.encode()
+
+
+def test_a_disk_with_room_for_half_a_row_leaves_none_of_it(tmp_path, monkeypatch):
+    table = Table(tmp_path / "metrics.csv", ("iteration", "loss"))
+    table.append({"iteration": 20, "loss": 0.5})
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[: len(data) // 2]))
+        with pytest.raises(UserError, match=r"metrics\.csv cannot be written \(No space left on device\)"):
+            table.append({"iteration": 140, "loss": 0.25})
+    table.append({"iteration": 140, "loss": 0.25})
+    assert (tmp_path / "metrics.csv").read_bytes() == ROWS.encode()
+
+
+def test_a_row_costs_the_same_however_many_there_are(tmp_path, monkeypatch):
+    """What is on disk is neither read nor written again."""
+    table = Table(tmp_path / "metrics.csv", ("iteration", "loss"))
+    before = (tmp_path / "metrics.csv").stat().st_ino
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino) or fsync(handle))
+    table.append({"iteration": 20, "loss": 0.5})
+    table.append({"iteration": 140, "loss": 0.25})
+    assert (tmp_path / "metrics.csv").read_bytes() == ROWS.encode()
+    assert (tmp_path / "metrics.csv").stat().st_ino == before
+    assert synced == [before, before]
+
+
 def test_an_unknown_column_is_refused(tmp_path):
     table = Table(tmp_path / "t.csv", ("a", "b"))
     table.append({"a": 1})
     with pytest.raises(ValueError, match="no column c"):
         table.append({"a": 1, "c": 2})
     assert (tmp_path / "t.csv").read_bytes() == b"a,b\r\n1,\r\n"
+
+
+def test_leftovers_of_a_crash_are_removed(tmp_path):
+    (tmp_path / "g0001.partial/labels").mkdir(parents=True)
+    (tmp_path / ".metrics.csv.123.tmp").write_text("half")
+    (tmp_path / "metrics.csv").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]

@@ -1,0 +1,48 @@
+"""What tests of several modules share, beside the fixtures of conftest.py."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from core.utils.checkpoints import PARTS
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class Killed(BaseException):
+    """Stands for a kill -9: nothing of the program's own catches it."""
+
+
+def start(program, *argv):
+    """Run a program as a user does; its completed process."""
+    command = [sys.executable, program, *map(str, argv)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+
+
+def rows_of(path):
+    """The rows of a CSV file, a dict each."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    """The bytes of every file below a folder, by its name there."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def read_checkpoint(path):
+    """Its content, on the CPU."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def same_weights(first, second):
+    """Whether two checkpoints' files hold the same networks, bit for bit."""
+    first, second = read_checkpoint(first), read_checkpoint(second)
+    return all(
+        first[part].keys() == second[part].keys()
+        and all(torch.equal(value, second[part][key]) for key, value in first[part].items())
+        for part in PARTS
+    )
