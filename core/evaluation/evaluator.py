@@ -1,6 +1,6 @@
 """Evaluation of a model on labelled images, and its predictions as label maps (method §7)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,11 +10,8 @@ from core.datasets.catalog import ImageSet
 from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
-from core.evaluation.predictor import Predictor, evaluating
-from core.models.deeplab import resize_logits, winning_class
+from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.logging import progress
-
-MULTI_SCALES = (0.7, 1.0, 1.3)
 
 
 class Evaluator:
@@ -40,7 +37,7 @@ class Evaluator:
     ):
         self.images, self.num_classes = images, num_classes
         self._predictor, self._config = predictor, config
-        self._flip, self._scales = flip, MULTI_SCALES if multi_scale else (1.0,)
+        self._flip, self._sizes = flip, view_sizes(config, multi_scale)
 
     @torch.inference_mode()
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
@@ -51,11 +48,10 @@ class Evaluator:
         Raises:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
-        width, height = self._config.INPUT.INPUT_SIZE_TEST
         labelled = self.images.label_path is not None
         loader = full_view_loader(
             self.images,
-            [(round(width * scale), round(height * scale)) for scale in self._scales],
+            self._sizes,
             self._config.TEST.BATCH_SIZE,
             self._config.DATALOADER.NUM_WORKERS,
             labels=labelled,
@@ -63,31 +59,14 @@ class Evaluator:
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
         with evaluating(model):
             for batch in progress(loader, f"evaluating on {self.images.name}"):
-                for position, prediction in enumerate(self._predict(model, batch)):
+                predictions = self._predictor.predictions(model, batch, self._flip)
+                for position, (prediction, _) in enumerate(predictions):
                     if labelled:
                         label = torch.from_numpy(batch["label"][position]).to(prediction.device)
                         confusion += confusion_matrix(prediction, label, self.num_classes).cpu()
                     if save is not None:
                         save(batch["index"][position], prediction.to(torch.uint8).cpu().numpy())
         return Scores.of(confusion) if labelled else None
-
-    def _predict(self, model: nn.Module, batch: dict) -> Iterable[torch.Tensor]:
-        """H×W class indices of every image of the batch, at the image's own size."""
-        maps = []  # (logits of the batch, mirrored)
-        for views in batch["views"]:
-            prepared = self._predictor.prepare(views)
-            maps.append((self._predictor.logits(model, prepared), False))
-            if self._flip:
-                maps.append((self._predictor.logits(model, prepared.flip(-1)), True))
-        for position, size in enumerate(batch["size"]):
-            if len(maps) == 1:
-                yield winning_class(resize_logits(maps[0][0][position, None], size))[0]
-                continue
-            total = 0
-            for logits, mirrored in maps:
-                probs = resize_logits(logits[position, None], size).softmax(dim=1)
-                total = total + (probs.flip(-1) if mirrored else probs)
-            yield winning_class(total)[0]
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:
