@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,7 +235,7 @@ def export(args: argparse.Namespace) -> None:
             with torch.no_grad():
                 data = form.write(network, example, describe(config, taxonomy, checkpoint, args.normalise))
         except Exception as error:  # whatever an exporter makes of a network of one's own
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
             raise UserError(f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {reason}") from error
         temporary.write_bytes(data)
         for result in compare(form.read(temporary), model, normalise, args.normalise, checked_shapes(config)):
@@ -247,13 +247,13 @@ def export(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings and log lines, which are about themselves."""
+    """Without the exporters' warnings and log lines, which are about themselves, and the code that they print."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

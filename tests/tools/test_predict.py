@@ -51,12 +51,12 @@ def config(tmp_path, write_config):
 
 
 @pytest.fixture
-def done(tmp_path, config, capsys):
+def done(tmp_path, config, capfd):
     """done(*argv): tools.predict into tmp_path/out, which must succeed; what it printed."""
 
     def run(*argv):
         code = predict(["-cfg", str(config), "-o", str(tmp_path / "out"), *map(str, argv)])
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         assert (code, captured.err) == (0, "")
         return captured.out
 
@@ -114,11 +114,11 @@ def test_every_kind_of_picture_shows_the_networks_prediction(tmp_path, frames, c
 
 
 @pytest.mark.parametrize("flags", [[], ["--flip", "--multi-scale"]])
-def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames, config, flags, capsys):
+def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames, config, flags, capfd):
     done(frames, *flags, "--save", "colour,confidence")
     argv = ["-cfg", str(config), "--saveres", *flags, "DATASETS.TEST", f"folder:{frames}"]
     assert evaluate([*argv, "OUTPUT_DIR", str(tmp_path / "test")]) == 0
-    capsys.readouterr()
+    capfd.readouterr()
     confidences = []
     for name in SIZES:
         assert (tmp_path / "out/colour" / name).read_bytes() == (tmp_path / "test/inference/frames" / name).read_bytes()
@@ -126,14 +126,14 @@ def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames,
     assert 1 / 19 < np.mean(confidences) < 1
 
 
-def test_workers_and_batches_make_no_difference(done, tmp_path, frames, config, capsys):
+def test_workers_and_batches_make_no_difference(done, tmp_path, frames, config, capfd):
     done(frames, "--save", "side-by-side")
     options = ["DATALOADER.NUM_WORKERS", "1", "TEST.BATCH_SIZE", "2"]
     assert (
         predict(["-cfg", str(config), "-o", str(tmp_path / "two"), str(frames), "--save", "side-by-side", *options])
         == 0
     )
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     for name in SIZES:
         one, two = (read(tmp_path / folder / "side-by-side" / name).astype(int) for folder in ("out", "two"))
         assert (np.abs(one - two) > 1).mean() < 1e-3
@@ -145,13 +145,13 @@ def test_colours_for_the_colour_blind(done, tmp_path, frames):
         assert (np.reshape(picture.getpalette()[: 3 * 19], (19, 3)) == colour_blind_palette(CITYSCAPES_19)[:19]).all()
 
 
-def test_nothing_is_overwritten_without_being_told(done, tmp_path, frames, config, capsys):
+def test_nothing_is_overwritten_without_being_told(done, tmp_path, frames, config, capfd):
     done(frames / "a.png")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files_below(tmp_path / "out")}
     argv = ["-cfg", str(config), "-o", str(tmp_path / "out")]
     for words, part in (([frames / "a.png"], "colour/a.png"), ([frames / "day", "--colour-blind"], "legend.png")):
         assert predict([*argv, *map(str, words)]) == 1
-        error = capsys.readouterr().err
+        error = capfd.readouterr().err
         assert error.count("\n") == 1
         assert part in error
         assert "--overwrite" in error
