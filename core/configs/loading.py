@@ -1,11 +1,13 @@
 """From a yaml file and command-line options to a checked config."""
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.configs.defaults import cfg as defaults
-from core.configs.node import Config
+from core.configs.node import OBSOLETE_KEYS, Config
 from core.utils.errors import UserError
 
 MODEL_NAMES = ("deeplab_resnet18", "deeplab_resnet34", "deeplab_resnet50", "deeplab_resnet101")
@@ -25,6 +27,29 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     check_config(config)
     config.freeze()
     return config
+
+
+def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The KEY VALUE pairs among the words of a command line, for :func:`load_config`, and the other words.
+
+    A key is the name of an option; also, so that it is found to be misspelt, what is written as one (SECTION.NAME) and
+    names no file.
+    """
+    options, others, words = [], [], list(words)
+    while words:
+        if _is_key(words[0]):
+            options += words[:2]
+            del words[:2]
+        else:
+            others.append(words.pop(0))
+    return options, others
+
+
+def _is_key(word: str) -> bool:
+    if word in defaults.flat_keys() or word in OBSOLETE_KEYS:
+        return True
+    written_as_key = re.fullmatch(r"[A-Z]+\.[A-Z]\w*", word)
+    return bool(written_as_key) and not os.path.lexists(word)
 
 
 def default_output_dir(path: str | Path) -> str:

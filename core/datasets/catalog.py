@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, Reader, walk_files
 from core.datasets.skipping import SkippedImages
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
@@ -67,6 +69,19 @@ def find_taxonomy(config) -> Taxonomy:
     return taxonomy
 
 
+def find_label_values(config) -> np.ndarray:
+    """256 uint8, from class index to the value that label files hold for it, IGNORE elsewhere.
+
+    The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
+    """
+    taxonomy = find_taxonomy(config)
+    named = (key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(FOLDER_PREFIX))
+    entry, _ = _find_entry(config, next(named))
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(taxonomy)] = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    return table
+
+
 def _taxonomy_of(config, key: str) -> Taxonomy:
     """The class set of one data set of the config."""
     name = config.DATASETS[key]
@@ -86,12 +101,17 @@ def find_images(config, key: str) -> ImageSet:
             file.
     """
     images = _found_images(config, key)
-    for path in images.paths:
-        if not _is_utf_8(path):
-            raise UserError(f"DATASETS.{key} {images.name}: the name of {path} is not UTF-8; rename it")
+    require_utf_8(images.paths, f"DATASETS.{key} {images.name}")
     if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
-        _require_files(images.paths, "image", f"DATASETS.{key} {images.name}")
+        require_files(images.paths, "image", f"DATASETS.{key} {images.name}")
     return images
+
+
+def require_utf_8(paths: Sequence[Path], where: str) -> None:
+    """Raise UserError for the first name that is not UTF-8."""
+    for path in paths:
+        if not _is_utf_8(path):
+            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it")
 
 
 def _is_utf_8(path: Path) -> bool:
@@ -162,25 +182,26 @@ def _skipping(config) -> SkippedImages:
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
-    _require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+    require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
 
 
-def _require_files(paths: Sequence[Path], kind: str, where: str) -> None:
+def require_files(paths: Sequence[Path], kind: str, where: str) -> None:
+    """Raise UserError if any of them is no regular file; `kind`: image or label file."""
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         what = "missing" if kind == "label file" else "no files (links to nothing, folders, pipes, …)"
         raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {missing[0]}")
 
 
-def output_names(images: ImageSet) -> list[str]:
-    """A unique .png name per image for files made from it: its name with the ending replaced.
+def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
+    """A unique name per image for files made from it: its name with the ending replaced.
 
     Where two images differ by nothing else (a.jpg, a.png) their endings stay: a.jpg.png, a.png.png.
     """
     stems = [name.rsplit(".", 1)[0] for name in images.names]
     counts = Counter(stems)
-    chosen = [f"{stem if counts[stem] == 1 else name}.png" for stem, name in zip(stems, images.names, strict=True)]
-    return chosen if len(set(chosen)) == len(chosen) else [f"{name}.png" for name in images.names]
+    chosen = [f"{stem if counts[stem] == 1 else name}{ending}" for stem, name in zip(stems, images.names, strict=True)]
+    return chosen if len(set(chosen)) == len(chosen) else [f"{name}{ending}" for name in images.names]
 
 
 def check_custom(tree: Mapping, where: str) -> None:

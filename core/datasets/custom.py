@@ -70,6 +70,11 @@ class CustomReader:
     classes: Mapping[int, str]
     no_class: Sequence[int]
 
+    @property
+    def values(self) -> dict[str, int]:
+        """The label value of every class; of several the smallest."""
+        return {name: value for value, name in sorted(self.classes.items(), reverse=True)}
+
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
         files = self.splits[split]

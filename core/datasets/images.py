@@ -134,6 +134,19 @@ def write_label(path: str | Path, label: np.ndarray) -> None:
     Path(path).write_bytes(encoded.tobytes())
 
 
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write H×W (grey) or H×W×3 (RGB) uint8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(png_bytes(image))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """The PNG file of H×W (grey) or H×W×3 (RGB) uint8."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
 def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
     """Write H×W uint8 indices as a palette PNG, atomically (`palette`: 256×3 uint8 RGB)."""
     image = Image.fromarray(label)

@@ -249,18 +249,20 @@ def _many_workers() -> Iterator[None]:
 class FullViews(Dataset):
     """Whole images resized bicubically to one or more sizes, for evaluation and candidate passes.
 
-    A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad` and,
-    with labels, `label` (H×W uint8 class indices). Where the set allows for bad images (DATALOADER.SKIP_BAD_IMAGES),
-    the sample of one is `bad`, with black views and the first view's size.
+    A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad`; with
+    labels also `label` (H×W uint8 class indices), with `keep` also `image` (H×W×3 uint8, as it is in the file). Where
+    the set allows for bad images (DATALOADER.SKIP_BAD_IMAGES), the sample of one is `bad`, with black views and the
+    first view's size.
 
     Args:
         images: the set.
         sizes: (width, height) each, as configs give them.
         labels: read the label files, too.
+        keep: hand over the image itself, too.
     """
 
-    def __init__(self, images: ImageSet, sizes: list[tuple[int, int]], labels: bool = False):
-        self.images, self.sizes, self.labels = images, sizes, labels
+    def __init__(self, images: ImageSet, sizes: list[tuple[int, int]], labels: bool = False, keep: bool = False):
+        self.images, self.sizes, self.labels, self.keep = images, sizes, labels, keep
         self.skipped = images.skipped
 
     def __len__(self) -> int:
@@ -281,8 +283,9 @@ class FullViews(Dataset):
 
     def _make(self, index: int) -> dict:
         image = read_image(self.images.paths[index])
-        views = [resize(to_tensor(image), (height, width), "bicubic") for width, height in self.sizes]
-        sample = {"index": index, "views": views, "size": image.shape[:2], "bad": False}
+        sample = full_view(index, image, self.sizes)
+        if self.keep:
+            sample["image"] = image
         if self.labels:
             sample["label"] = self._read_label(index, image.shape[:2])
         return sample
@@ -298,7 +301,14 @@ class FullViews(Dataset):
         return label
 
 
-def _collate_full_views(samples: list[dict]) -> dict:
+def full_view(index: int, image: np.ndarray, sizes: list[tuple[int, int]]) -> dict:
+    """The sample that :class:`FullViews` makes of an image (H×W×3 uint8)."""
+    views = [resize(to_tensor(image), (height, width), "bicubic") for width, height in sizes]
+    return {"index": index, "views": views, "size": image.shape[:2], "bad": False}
+
+
+def collate_full_views(samples: list[dict]) -> dict:
+    """One batch of several samples: lists, and each size's views as one B×3×h×w tensor."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     batch["views"] = [stack_images(views) for views in zip(*batch["views"], strict=True)]
     return batch
@@ -310,6 +320,7 @@ def full_view_loader(
     batch_size: int,
     workers: int,
     labels: bool = False,
+    keep: bool = False,
 ) -> Loader:
     """Every image once, in order; see :class:`FullViews`. The last batch may be smaller."""
-    return Loader(FullViews(images, sizes, labels), _collate_full_views, workers, batch_size=batch_size)
+    return Loader(FullViews(images, sizes, labels, keep), collate_full_views, workers, batch_size=batch_size)

@@ -1,6 +1,6 @@
 """Evaluation of a model on labelled images, and its predictions as label maps (method §7)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,13 +10,9 @@ from core.datasets.catalog import ImageSet
 from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
-from core.evaluation.predictor import Predictor, evaluating
-from core.models.deeplab import resize_logits, winning_class
-from core.models.label_maps import winning_labels
+from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.logging import progress
 from core.utils.threads import overlapped
-
-MULTI_SCALES = (0.7, 1.0, 1.3)
 
 
 class Evaluator:
@@ -42,7 +38,7 @@ class Evaluator:
     ):
         self.images, self.num_classes = images, num_classes
         self._predictor, self._config = predictor, config
-        self._flip, self._scales = flip, MULTI_SCALES if multi_scale else (1.0,)
+        self._flip, self._sizes = flip, view_sizes(config, multi_scale)
 
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
         """Scores of `model` over the set (None without labels); its mode is left as it was.
@@ -52,56 +48,29 @@ class Evaluator:
         Raises:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
-        width, height = self._config.INPUT.INPUT_SIZE_TEST
         labelled = self.images.label_path is not None
         loader = full_view_loader(
             self.images,
-            [(round(width * scale), round(height * scale)) for scale in self._scales],
+            self._sizes,
             self._config.TEST.BATCH_SIZE,
             self._config.DATALOADER.NUM_WORKERS,
             labels=labelled,
         )
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
-        def take(maps: list[tuple[torch.Tensor, bool]], batch: dict) -> None:
-            for position, prediction in enumerate(self._predictions(maps, batch["size"])):
+        def take(maps: list, batch: dict) -> None:
+            for position, (prediction, _) in enumerate(self._predictor.read(maps, batch["size"])):
                 if labelled:
                     confusion.add_(confusion_matrix(prediction, batch["label"][position], self.num_classes))
                 if save is not None:
                     save(batch["index"][position], prediction)
 
-        with evaluating(model):
+        with evaluating(model), torch.inference_mode():
             batches = progress(loader, f"evaluating on {self.images.name}")
-            forwards = ((self._forward(model, batch["views"]), batch) for batch in batches)
-            for _ in overlapped(lambda parts: take(*parts), forwards):
+            maps = ((self._predictor.maps(model, batch["views"], self._flip), batch) for batch in batches)
+            for _ in overlapped(lambda parts: take(*parts), maps):
                 pass
         return Scores.of(confusion) if labelled else None
-
-    @torch.inference_mode()
-    def _forward(self, model: nn.Module, scales: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
-        """(B×C×h×w stride-8 logits, whether of the mirrored images) for every scale of a batch."""
-        maps = []
-        for views in scales:
-            prepared = self._predictor.prepare(views)
-            maps.append((self._predictor.logits(model, prepared), False))
-            if self._flip:
-                maps.append((self._predictor.logits(model, prepared.flip(-1)), True))
-        return maps
-
-    @torch.inference_mode()
-    def _predictions(
-        self, maps: list[tuple[torch.Tensor, bool]], sizes: Sequence[tuple[int, int]]
-    ) -> Iterable[np.ndarray]:
-        """H×W uint8 class indices of every image of the batch, at the image's own size."""
-        for position, size in enumerate(sizes):
-            if len(maps) == 1:
-                yield winning_labels(maps[0][0][position], size)
-                continue
-            total = 0
-            for logits, mirrored in maps:
-                probs = resize_logits(logits[position, None], size).softmax(dim=1)
-                total = total + (probs.flip(-1) if mirrored else probs)
-            yield winning_class(total)[0].to(torch.uint8).cpu().numpy()
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:

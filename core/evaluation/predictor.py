@@ -1,13 +1,24 @@
-"""From 8-bit images on the host to logits on the device."""
+"""From 8-bit images on the host to logits on the device, and to classes and confidences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from core.datasets.transforms import Normalise
+from core.models.deeplab import resize_logits
+from core.models.label_maps import winning_labels
 from core.utils.devices import autocast, to_device
+
+MULTI_SCALES = (0.7, 1.0, 1.3)
+
+
+def view_sizes(config, multi_scale: bool) -> list[tuple[int, int]]:
+    """(width, height) of the views that a prediction averages: INPUT_SIZE_TEST, or 0.7, 1.0 and 1.3 times that."""
+    width, height = config.INPUT.INPUT_SIZE_TEST
+    return [(round(width * scale), round(height * scale)) for scale in (MULTI_SCALES if multi_scale else (1.0,))]
 
 
 class Predictor:
@@ -35,6 +46,47 @@ class Predictor:
         """Stride-8 logits (B×C×h×w, float32) of prepared images."""
         with self.precision():
             return model(prepared)
+
+    def maps(self, model: nn.Module, views: Sequence[torch.Tensor], flip: bool) -> list[tuple[torch.Tensor, bool]]:
+        """(B×C×h×w stride-8 logits, whether of the mirrored images) of every view of a batch, and with `flip` of its
+        mirror image.
+
+        Args:
+            views: B×3×H×W uint8 each.
+        """
+        maps = []
+        for images in views:
+            prepared = self.prepare(images)
+            maps.append((self.logits(model, prepared), False))
+            if flip:
+                maps.append((self.logits(model, prepared.flip(-1)), True))
+        return maps
+
+    @staticmethod
+    @torch.inference_mode()
+    def read(
+        maps: Sequence[tuple[torch.Tensor, bool]], sizes: Sequence[tuple[int, int]], confidence: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Of every image of a batch, at its own size: H×W uint8 classes, H×W float32 confidence, on the host.
+
+        Softmax probabilities are averaged over the maps.
+
+        Args:
+            maps: of :meth:`maps`.
+            sizes: (H, W) of every image.
+            confidence: compute it, the probability of the winning class; False: it is None.
+        """
+        for position, size in enumerate(sizes):
+            if len(maps) == 1 and not confidence:
+                yield winning_labels(maps[0][0][position], size), None
+                continue
+            total = 0
+            for logits, mirrored in maps:
+                probs = resize_logits(logits[position, None], size).softmax(dim=1)
+                total = total + (probs.flip(-1) if mirrored else probs)
+            best = total.max(dim=1)
+            labels = best.indices[0].to(torch.uint8).cpu().numpy()
+            yield labels, (best.values[0] / len(maps)).float().cpu().numpy() if confidence else None
 
 
 @contextmanager

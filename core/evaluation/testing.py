@@ -112,6 +112,19 @@ def find_checkpoints(resume: str) -> list[Path]:
     return [p for _, p in found]
 
 
+def find_checkpoint(resume: str) -> Path:
+    """The file `resume`, for programs that use one checkpoint.
+
+    Raises:
+        UserError: empty, missing, or a folder.
+    """
+    if not resume:
+        raise UserError("no checkpoint: give `resume FILE`")
+    if Path(resume).is_dir():
+        raise UserError(f"resume {resume} is a folder: give one checkpoint, as {find_checkpoints(resume)[-1]}")
+    return find_checkpoints(resume)[0]
+
+
 def folder_name(dataset: str) -> str:
     """A data set's name as a folder name: `folder:/my/frames` → `frames`."""
     return Path(dataset.removeprefix("folder:")).name or "images"

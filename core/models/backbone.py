@@ -62,8 +62,19 @@ class FoldedConv2d(nn.Conv2d):
         norm.folded = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, *self._folded())
+
+    def plain(self) -> nn.Conv2d:
+        """The convolution that does the same with a weight and bias of its own."""
+        weight, bias = self._folded()
+        arguments = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
+        conv = nn.Conv2d(*arguments, self.groups, device="meta")
+        conv.weight, conv.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+        return conv
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self._norm[0].scale_and_shift()
-        return self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), shift)
+        return self.weight * scale.view(-1, 1, 1, 1), shift
 
 
 def fold_frozen_norms(module: nn.Module) -> None:

@@ -22,10 +22,25 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; try --help")
 
 
-def config_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with `-cfg FILE` (or --config-file) and trailing KEY VALUE pairs, which land in `options`."""
+def config_parser(
+    description: str,
+    example: str,
+    words: str = "KEY VALUE",
+    words_help: str = "options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
+    name: str = "options",
+) -> argparse.ArgumentParser:
+    """A parser with `-cfg FILE` (or --config-file) and trailing words, KEY VALUE pairs in most programs.
+
+    Args:
+        description: what the program does.
+        example: a whole command, which `--help` shows.
+        words: what the trailing words are, for the usage line.
+        words_help: the same at length.
+        name: the attribute that they land in.
+    """
+    first, second, third = example.split()[:3]
     parser = Parser(
-        prog=example.split()[1],
+        prog=f"{first} -m {third}" if second == "-m" else second,
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,10 +48,10 @@ def config_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
     parser.add_argument(
-        "options",
+        name,
         nargs="*",
-        metavar="KEY VALUE",
-        help="options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
+        metavar=words,
+        help=words_help,
     )
     return parser
 
