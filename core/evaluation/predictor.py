@@ -77,16 +77,18 @@ class Predictor:
             confidence: compute it, the probability of the winning class; False: it is None.
         """
         for position, size in enumerate(sizes):
-            if len(maps) == 1 and not confidence:
-                yield winning_labels(maps[0][0][position], size), None
-                continue
-            total = 0
-            for logits, mirrored in maps:
-                probs = resize_logits(logits[position, None], size).softmax(dim=1)
-                total = total + (probs.flip(-1) if mirrored else probs)
-            best = total.max(dim=1)
-            labels = best.indices[0].to(torch.uint8).cpu().numpy()
-            yield labels, (best.values[0] / len(maps)).float().cpu().numpy() if confidence else None
+            labels, sure = None, None
+            if len(maps) == 1:
+                labels = winning_labels(maps[0][0][position], size)
+            if labels is None or confidence:
+                total = 0
+                for logits, mirrored in maps:
+                    probs = resize_logits(logits[position, None], size).softmax(dim=1)
+                    total = total + (probs.flip(-1) if mirrored else probs)
+                best = total.max(dim=1)
+                labels = best.indices[0].to(torch.uint8).cpu().numpy() if labels is None else labels
+                sure = (best.values[0] / len(maps)).float().cpu().numpy() if confidence else None
+            yield labels, sure
 
 
 @contextmanager

@@ -126,18 +126,19 @@ def test_a_balanced_run_that_goes_on_beyond_its_end_draws_anew(tmp_path, picture
 
 def test_a_stored_batch_whose_image_has_gone_bad_is_left_out(tmp_path, pictures):
     """Its scores cannot be had again; the other batches stay what they were."""
+    patient = {"DTU__Query_START": 30}  # so that many batches are stored
     pictures = tuple(Path(shutil.copy(path, tmp_path)) for path in pictures)
-    run_until(adaptation(tmp_path / "out", pictures, make_config()), 31)
+    run_until(adaptation(tmp_path / "out", pictures, make_config(**patient)), 31)
     state = StateFolder(tmp_path / "out").newest()[1]
     held = state["dynamic_teacher"]["buffer"]
     bad = held[0]["names"][0]
     kept = [batch for batch in held if bad not in batch["names"]]
     assert len(held) > len(kept) > 0
     (tmp_path / bad).write_bytes(b"")
-    trainer = adaptation(tmp_path / "out", pictures, make_config())
+    trainer = adaptation(tmp_path / "out", pictures, make_config(**patient))
     with pytest.raises(UserError, match=f"{bad} cannot be decoded"):
         trainer.load_state_dict(state)
-    trainer = adaptation(tmp_path / "out", pictures, make_config(DATALOADER__SKIP_BAD_IMAGES=1))
+    trainer = adaptation(tmp_path / "out", pictures, make_config(DATALOADER__SKIP_BAD_IMAGES=1, **patient))
     trainer.load_state_dict(state)
     assert [batch["names"] for batch in trainer.dynamic_teacher.state_dict()["buffer"]] == [b["names"] for b in kept]
     assert trainer.samples.skipped.paths == [str(tmp_path / bad)]
