@@ -34,6 +34,9 @@ class Solver:
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
         self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        device = self._parameters[0].device.type if self._parameters else "cpu"
+        self._scaler = torch.amp.GradScaler(device, enabled=options.AMP == "fp16")
+        self.overflowed = False  # in the last step, the gradient of a finite loss did not fit fp16: the scale is halved
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def learning_rate(self, iteration: int) -> float:
@@ -54,7 +57,8 @@ class Solver:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration) * group["lr_factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.CLIP_GRAD or math.inf)
         # the one wait for the device in a step: whether the optimiser may act has to be known before it does
         finite = bool(torch.isfinite(norm + loss.detach()))
@@ -64,13 +68,23 @@ class Solver:
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in self._statistics:
                 buffer.copy_(before)
+        before = None if finite else self.loss_scale
+        self._scaler.update()
+        self.overflowed = not finite and 1 <= self.loss_scale < before and bool(torch.isfinite(loss.detach()))
         self._statistics = []
         return finite
 
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before its backward: 1 but for fp16."""
+        return self._scaler.get_scale()
+
     def state_dict(self) -> dict:
-        """The optimiser's, by parameter number."""
-        return self.optimizer.state_dict()
+        """The optimiser's, by parameter number, and the loss scale's."""
+        return self.optimizer.state_dict() | {"scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what :meth:`state_dict` gave."""
         self.optimizer.load_state_dict(state)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])

@@ -98,9 +98,15 @@ class Training(ABC):
     def refuse_step(self, loss: torch.Tensor, names: tuple[str, ...]) -> None:
         """A step's loss or gradient is not finite, and nothing was changed by it: log that, or stop the run.
 
+        A gradient that only was too large for fp16 is part of finding the scale of the loss, and does not count.
+
         Raises:
             UserError: SOLVER.MAX_BAD_STEPS such steps were skipped already.
         """
+        if self.solver.overflowed:
+            message = "iteration %d: the gradient does not fit fp16; step skipped, the loss is now scaled by %g"
+            LOGGER.info(message, self.iteration + 1, self.solver.loss_scale)
+            return
         value = float(loss.detach())
         what = "gradient" if math.isfinite(value) else f"loss {value:g}"
         rate = self.solver.learning_rate(self.iteration)

@@ -82,7 +82,7 @@ def assert_holds(message, *parts):
         (["SOLVER.MOMENTUM", "-0.5"], ["SOLVER.MOMENTUM", "-0.5"]),
         (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY", "-1"]),
         (["SEED", "18446744073709551616"], ["SEED", "18446744073709551616"]),
-        (["SOLVER.AMP", "fp16"], ["SOLVER.AMP", "off, bf16", "'fp16'"]),
+        (["SOLVER.AMP", "fp8"], ["SOLVER.AMP", "off, bf16, fp16", "'fp8'"]),
         (["TCR.PASTE", "maybe"], ["TCR.PASTE", "True or False", "'maybe'"]),
         (["TCR.PASTE", "1"], ["TCR.PASTE", "True or False", "1"]),
         (["INPUT.INPUT_SIZE_TEST", "512"], ["INPUT.INPUT_SIZE_TEST", "512"]),

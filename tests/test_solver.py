@@ -91,3 +91,57 @@ def test_momentum_and_decay_come_after_the_bound(model):
     end = torch.cat([p.detach().flatten() for p in model.feature_extractor.parameters()])
     expected = start + free[: len(start)] / 3 - 0.5 * start
     assert torch.allclose(end, expected, rtol=1e-3, atol=1e-4)
+
+
+# --- fp16 ------------------------------------------------------------------------------------------------------------
+
+
+def half_solver(model):
+    options = cfg.SOLVER.clone()
+    options.AMP, options.BASE_LR, options.WEIGHT_DECAY, options.MOMENTUM = "fp16", 0.1, 0.0, 0.0
+    return Solver(model, options)
+
+
+def test_the_scale_of_the_loss_does_not_show_in_a_step(model):
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    plain = copy.deepcopy(model)
+    options = cfg.SOLVER.clone()
+    options.BASE_LR, options.WEIGHT_DECAY, options.MOMENTUM = 0.1, 0.0, 0.0
+    solver = half_solver(model)
+    assert solver.loss_scale == 2.0**16
+    assert solver.step(model(images).square().mean(), 0)
+    assert Solver(plain, options).step(plain(images).square().mean(), 0)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_that_does_not_fit_halves_the_scale_and_moves_nothing(model):
+    solver, before = half_solver(model), [p.clone() for p in model.parameters()]
+    largest = 2.0**14
+    model.classifier.weight.register_hook(lambda g: g * float("inf") if solver.loss_scale > largest else g)
+    images = torch.ones(1, 3, 3, 3)
+    for scale in (2.0**15, 2.0**14):
+        assert not solver.step(model(images).square().mean(), 0)
+        assert solver.overflowed
+        assert solver.loss_scale == scale
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    state = solver.state_dict()
+    again = half_solver(model)
+    again.load_state_dict(state)
+    assert again.loss_scale == 2.0**14
+    assert again.step(model(images).square().mean(), 0)
+    assert not again.overflowed
+
+
+def test_a_loss_that_is_not_finite_is_not_an_overflow(model):
+    solver = half_solver(model)
+    outputs = model(torch.ones(1, 3, 3, 3)).sum()
+    assert not solver.step(float("nan") * outputs, 0)
+    assert not solver.overflowed
+
+
+def test_a_gradient_too_large_for_single_precision_is_not_one_either(model):
+    """Its norm is not finite; no scale would help."""
+    solver = half_solver(model)
+    assert not solver.step(1e30 * model(torch.ones(1, 3, 3, 3)).sum(), 0)
+    assert not solver.overflowed

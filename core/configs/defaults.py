@@ -88,7 +88,7 @@ cfg.SOLVER.KEEP_STATES = 2  # newest states kept, to go on from by `resume auto`
 cfg.SOLVER.MAX_BAD_STEPS = 0  # steps with a loss or gradient that is not finite, to be skipped in a run before it stops
 cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 0: none
 cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
-cfg.SOLVER.AMP = "off"  # off | bf16: mixed precision of the networks
+cfg.SOLVER.AMP = "off"  # off | bf16 | fp16 (with a loss scaler): mixed precision of the networks
 
 cfg.TEST = Config()
 cfg.TEST.BATCH_SIZE = 1  # images per forward of evaluation and candidate pass

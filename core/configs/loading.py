@@ -64,7 +64,7 @@ def check_config(config: Config) -> None:
     _one_of(config, "DTU.PROXY_METRIC", ("SND", "ENT"))
     _one_of(config, "TCR.MIX_SAMPLING", ("confidence", "uniform"))
     _one_of(config, "SOLVER.LR_METHOD", ("poly",))
-    _one_of(config, "SOLVER.AMP", ("off", "bf16"))
+    _one_of(config, "SOLVER.AMP", ("off", "bf16", "fp16"))
     _one_of(config, "DATASETS.SOURCE_SAMPLING", ("auto", "balanced", "uniform"))
     positions = config.MODEL.POS
     if not all(type(n) is int and 0 <= n <= 5 for n in positions) or len(set(positions)) < len(positions):

@@ -44,8 +44,9 @@ def describe_device(device: torch.device, wanted: str) -> str:
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
-    """Mixed precision as SOLVER.AMP says: `off` or `bf16`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+    """Mixed precision as SOLVER.AMP says: `off`, `bf16` or `fp16`."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
 
 
 def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
