@@ -123,6 +123,7 @@ def test_an_evaluation_that_was_broken_off_is_made_again(tmp_path, pictures, str
             if how == "kill":
                 raise Killed
             send(signal.SIGTERM)
+            raise AssertionError("went on")
 
     trainer = adaptation(tmp_path / "out", pictures, config, SelfEvaluation(interrupt))
     if how == "kill":

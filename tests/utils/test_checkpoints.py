@@ -465,7 +465,7 @@ ENDLESS = {
     "keys": b"\x80\x02}(" + DOUBLING + b"K\x00u.",
     "set": b"\x80\x02c__builtin__\nset\n](" + DOUBLING + b"e\x85R.",
     "counter": b"\x80\x02ccollections\nCounter\n](" + DOUBLING + b"e\x85R.",
-    "deep": b"\x80\x02})" + b"\x85" * 3_000_000 + b"K\x00s.",
+    "deep": b"\x80\x02})" + b"\x85" * 500_000 + b"K\x00s.",
 }
 LOAD = """
 import sys
