@@ -7,6 +7,7 @@ A stage and its limit are timed in turns, and their medians compared. Nothing pa
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ from core.utils.devices import choose_device, describe_device, recent_peak_memor
 from core.utils.errors import UserError
 from core.utils.program import run_program
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 4
 IMAGE_SIZE = (2048, 1024)  # (width, height)
 PASS_IMAGES = 24
@@ -302,7 +304,34 @@ def _marginal(bench: Bench, sweep: Callable[[ImageSet], object], images: ImageSe
     return (long - short) / (many - few)
 
 
+def bench_start(bench: Bench) -> None:
+    """A whole small run of one iteration by `resume auto`, and the import of its libraries."""
+    command = [sys.executable, "train_TCR_DTU.py", "-cfg", "configs/toy_dtst.yaml", "--skip-test", "DATASETS.TEST", ""]
+    command += ["DATASETS.TARGET_TRAIN", f"folder:{bench.folder / 'images'}", "DATASETS.TARGET_LIST", ""]
+    command += ["MODEL.NAME", "tools.benchmark:small_network", "MODEL.DEVICE", bench.config.MODEL.DEVICE]
+    command += ["INPUT.INPUT_SIZE_TEST", "(128, 64)", "INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)"]
+    command += ["OUTPUT_DIR", str(bench.folder / "start"), "SOLVER.BATCH_SIZE", "1", "SOLVER.CHECKPOINT_PERIOD", "1000"]
+    imports = [sys.executable, "-c", "import torch, torchvision, cv2"]
+    iterations = count(2)
+
+    def run(words: Sequence[str]) -> None:
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+
+    run([*command, "SOLVER.STOP_ITER", "1"])
+    bench.measure(
+        "resume auto, one iteration of a small run",
+        lambda: run([*command, "SOLVER.STOP_ITER", str(next(iterations)), "resume", "auto"]),
+        "importing torch, torchvision, cv2",
+        partial(run, imports),
+    )
+
+
 # --- what they need
+
+
+def small_network(config) -> tuple[nn.Module, nn.Module]:
+    """A stride-8 network that costs nothing."""
+    return nn.Conv2d(3, 8, 8, stride=8), nn.Conv2d(8, config.MODEL.NUM_CLASSES, 1)
 
 
 def banded_rest(trainer: Trainer, batch: Batch, by_teacher: torch.Tensor, by_student: torch.Tensor) -> None:
@@ -443,7 +472,13 @@ def changed(config, **options):
     return config
 
 
-STAGES = {"samples": bench_samples, "step": bench_step, "networks": bench_networks, "sweeps": bench_sweeps}
+STAGES = {
+    "samples": bench_samples,
+    "step": bench_step,
+    "networks": bench_networks,
+    "sweeps": bench_sweeps,
+    "start": bench_start,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
