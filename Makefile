@@ -22,7 +22,7 @@ test: lint
 test-long: setup
 	$(VENV)/bin/python -m pytest -m long
 
-# toy domains drawn, a source model trained and adapted, a table and a picture: about ten minutes on two cores
+# toy domains drawn, a source model trained and adapted, a table and a picture: about nine minutes on two cores
 demo: setup
 	$(VENV)/bin/python -m tools.demo
 
