@@ -16,7 +16,6 @@ from core.configs import cfg, load_config
 from core.models import build_model
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
-from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
 from tests.helpers import PROJECT, Killed, rows_of, same_weights
@@ -372,20 +371,33 @@ def test_a_folder_in_use_is_refused_by_the_name_of_its_holder(begin, cityscapes_
     assert not (cityscapes_root / "out/run.lock").exists()
 
 
-@pytest.mark.parametrize("name", ["model_iter000002.pth", "iter000002.pth", "dtu_history.csv", "metrics.csv"])
-def test_a_full_disk_is_one_line_and_the_last_state_goes_on(begin, cityscapes_root, monkeypatch, capsys, name):
+FILES = ("model_iter000002.pth", "iter000002.pth", "metrics.csv", "dtu_history.csv")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [*(("replace", name) for name in FILES), *(("write", name) for name in FILES[2:])]
+)
+def test_a_full_disk_is_one_line_and_the_last_state_goes_on(begin, cityscapes_root, monkeypatch, capsys, call, name):
+    """Where a file takes its place, and of a table where a row is written."""
     options = QUICK | {"DTU.Query_START": 2, "DTU.Query_STEP": 9}
     assert adapt(begin("straight", **options)) == 0
-    argv, replace, seen = begin(**options), Path.replace, []
+    argv, replace, write, seen = begin(**options), os.replace, os.write, []
 
-    def no_room(self, target):
-        if target.name == name and (name != "dtu_history.csv" or target.exists()):
-            seen.append(target)
+    def no_room(path):
+        if Path(path).name == name:
+            seen.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return replace(self, target)
+
+    def replaced(source, target):
+        no_room(target)
+        replace(source, target)
+
+    def written(handle, data):
+        no_room(os.readlink(f"/proc/self/fd/{handle}"))
+        return write(handle, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.Path, "replace", no_room)
+        patch.setattr(os, call, {"replace": replaced, "write": written}[call])
         capsys.readouterr()
         assert adapt(argv) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -92,10 +92,12 @@ def test_a_name_in_any_script_is_found(tmp_path, scene):
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
-def test_a_file_that_was_cut_off_is_an_error_with_its_path(tmp_path, scene, ending, share):
+def test_a_file_that_was_cut_off_is_an_error_with_its_path(tmp_path, scene, monkeypatch, ending, share):
+    """Before it is decoded: some versions of OpenCV fill up what is missing."""
     path = save(scene, tmp_path / f"a.{ending}")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
+    monkeypatch.setattr(cv2, "imdecode", None)
     with pytest.raises(UserError, match=rf"a\.{ending} cannot be decoded"):
         read_image(path)
 
