@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.models import bands
 from core.models.bands import BandedMap, resize_rows
@@ -103,3 +104,35 @@ def test_float32_losses_agree_to_single_precision():
     sum(loss_sums(ours, labels, pairs)).backward()
     (positive_loss_sum(large, labels) + negative_loss_sum(large, pairs)).backward()
     assert torch.allclose(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-4)
+
+
+class LargestFloats(TorchDispatchMode):
+    """Notes the most elements of any floating-point tensor that comes out of an operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("straightforward", [False, True])
+def test_no_map_of_all_classes_is_ever_held_at_full_size(monkeypatch, straightforward):
+    monkeypatch.setattr(bands, "band_bytes", lambda device: 1 << 14)
+    full, view = (256, 512), View((250, 500), (3, 60), (200, 400), True)
+    logits = torch.randn(1, CLASSES, 32, 64).requires_grad_()
+    with LargestFloats() as largest:
+        if straightforward:
+            probs = warp_to_view(resize_logits(logits.detach(), full), [view]).softmax(1)
+            positive_loss_sum(resize_logits(logits, view.crop_size), probs.argmax(1)).backward()
+        else:
+            probability_sum(logits.detach(), full)
+            _, label, pairs = view_predictions(logits.detach(), full, [view])
+            sum(loss_sums(logits, label, pairs)).backward()
+    assert (largest.elements >= CLASSES * 200 * 400) == straightforward
+    assert straightforward or largest.elements <= CLASSES * 32 * 512  # resized in width alone
