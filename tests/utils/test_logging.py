@@ -33,7 +33,7 @@ def test_the_last_line_is_one_line_and_a_command_that_a_shell_takes(capsys, note
         stopped.note = note
         raise stopped
 
-    assert run_program(body, config_parser("", "python train.py"), argv, resumable=True) == 143
+    assert run_program(body, config_parser("", "python train.py -cfg a.yaml"), argv, resumable=True) == 143
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
     if note:
