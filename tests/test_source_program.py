@@ -422,7 +422,8 @@ def test_source_trainings_fit_their_adaptations(name, data_set, classes, adaptat
     assert source.MODEL.NAME == target.MODEL.NAME
     assert find_taxonomy(source).names == find_taxonomy(target).names
     assert len(find_taxonomy(source)) == classes
-    assert (source.MODEL.FREEZE_BN, target.MODEL.FREEZE_BN) == (False, name != "toy_src")
+    assert not source.MODEL.FREEZE_BN
+    assert target.MODEL.FREEZE_BN is (name != "toy_src")
     assert source.INPUT.INPUT_SIZE_TEST == target.INPUT.INPUT_SIZE_TEST
 
 
