@@ -207,7 +207,8 @@ def check_folder(path: str | Path, restart: bool = False, ours: bool = False) ->
     if held:
         how = "go on with it by `resume auto`, " if StateFolder(folder).paths() else ""
         raise UserError(
-            f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): {how}give another OUTPUT_DIR, or remove it"
+            f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): {how}give another OUTPUT_DIR, or remove "
+            "the folder"
         )
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

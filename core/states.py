@@ -12,6 +12,7 @@ from core.configs.node import Config
 from core.utils.checkpoints import read_tensors
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, replacing
+from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
 FORMAT = 1
@@ -116,13 +117,14 @@ def find_start(config: Config, default_output: str) -> tuple[Config, bool]:
     Args:
         default_output: OUTPUT_DIR where none is given.
     Raises:
-        UserError: a run is to be continued that does not exist.
+        UserError: a run is to be continued that does not exist, or has no state yet and is running.
     """
     word, auto, file = config.resume.partition(":") if config.resume.startswith(f"{AUTO}:") else (config.resume, "", "")
     if word == AUTO:
         if StateFolder(config.OUTPUT_DIR).paths():
             return config, True
         if not auto:
+            check_unlocked(config.OUTPUT_DIR, "OUTPUT_DIR")  # its first state may be to come
             raise UserError(
                 f"resume auto: OUTPUT_DIR {config.OUTPUT_DIR} holds no state to go on from; start the run with "
                 "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"

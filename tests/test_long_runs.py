@@ -355,13 +355,14 @@ def test_forty_iterations_killed_at_any_moment(begin, cityscapes_root, moment):
 # --- one folder, one run; a full disk --------------------------------------------------------------------------------
 
 
-def test_a_folder_in_use_is_refused_by_the_name_of_its_holder(begin, cityscapes_root, monkeypatch, capsys):
+@pytest.mark.parametrize("iteration", [0, 2])  # before there is a state, and after
+def test_a_folder_in_use_is_refused_by_the_name_of_its_holder(begin, cityscapes_root, monkeypatch, capsys, iteration):
     argv, codes = begin(**QUICK), []
 
     def attempts():
         codes.extend(adapt(words) for words in (argv, [*argv, "resume", "auto"]))
 
-    at_iteration(monkeypatch, 2, attempts)
+    at_iteration(monkeypatch, iteration, attempts)
     assert adapt(argv) == 0
     assert codes == [1, 1]
     lines = capsys.readouterr().err.splitlines()

@@ -266,7 +266,12 @@ def draw_picture(
 
 def main(argv: Sequence[str]) -> int:
     """Run the demo; returns its exit code."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog="python -m tools.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
     parser.add_argument("--seed", type=int, default=1, help="of source training and adaptation (default: 1)")
     return run_program(lambda args: Demo(args.folder, args.seed).run(), parser, argv)

@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print a table and the growth; 1 if that is above 3 %."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.memory", description=__doc__)
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"default {ITERATIONS}")
     iterations = parser.parse_args(argv).iterations
     with tempfile.TemporaryDirectory(prefix="dtst-memory-") as folder:

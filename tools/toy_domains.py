@@ -273,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="python -m tools.toy_domains",
         description=__doc__.partition("\n")[0],
-        epilog="example: python -m tools.toy_domains datasets/toy",
+        epilog="example: python -m tools.toy_domains datasets",
         allow_abbrev=False,
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder in which toy_source and toy_target are made")

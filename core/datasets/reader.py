@@ -71,7 +71,8 @@ class ImageSet:
             found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
             raise BadImage(
                 f"label {path} holds values that {self.name} does not have: "
-                + shorten(f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in found),
+                + shorten(f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in found)
+                + "; mend the file, or (of a DATASETS.CUSTOM set) name them in `labels` or `ignore`",
                 path,
             )
         return indices
