@@ -22,7 +22,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -47,6 +46,7 @@ from core.selftraining.views import warp_to_view
 from core.utils.devices import choose_device, describe_device, recent_peak_memory, reset_peak_memory
 from core.utils.errors import UserError
 from core.utils.program import run_program
+from tools.benchmark_data import photograph, random_labels, write_generation
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 4
@@ -105,7 +105,7 @@ class Bench:
             peak = recent_peak_memory(self.device)[1] - held
             taken.append((seconds, self.seconds(limit_action), peak))
         seconds, limits, peaks = zip(*taken[1:], strict=True)
-        return self.add(Row(stage, median(seconds), limit, median(limits), max(peaks)))
+        return self.add(Row(stage, median(seconds), limit, median(limits), max(0, *peaks)))
 
     def add(self, row: Row) -> Row:
         print(row.line(), flush=True)
@@ -129,13 +129,14 @@ class Bench:
 
 def bench_samples(bench: Bench) -> None:
     """A training sample from the file to the normalised tensors, and the decoding of as many files."""
-    paths, generation = bench.images.paths, write_generation(bench)
+    paths, generation = bench.images.paths, bench.folder / "candidates/g0001"
     classes = bench.taxonomy.paste_classes(bench.config.TCR.MIX_CLASSES)
+    write_generation(generation, bench.images.names, classes, len(bench.taxonomy), IMAGE_SIZE)
     numbers = count()
 
     def make(samples: TargetSamples) -> None:
         number = next(numbers)
-        request = Request(number % len(paths), number, generation, (1 / len(classes),) * len(classes))
+        request = Request(number % len(paths), number, str(generation), (1 / len(classes),) * len(classes))
         batch = collate_batch([samples[request]])
         bench.predictor.prepare(batch.full)
         bench.predictor.prepare(batch.student)
@@ -407,49 +408,6 @@ def many_images(bench: Bench, label_path: Callable[[Path], Path] | None = None) 
     paths = tuple(bench.images.paths[n % len(bench.images)] for n in range(PASS_IMAGES))
     table = np.arange(256, dtype=np.uint8)
     return ImageSet("benchmark", paths, tuple(f"{n}.png" for n in range(PASS_IMAGES)), label_path, table)
-
-
-def write_generation(bench: Bench) -> str:
-    """Candidates of every paste class in every image: boxes of the size of persons and signs."""
-    folder = bench.folder / "candidates" / "g0001"
-    (folder / "labels").mkdir(parents=True)
-    width, height = IMAGE_SIZE[0] // 2, IMAGE_SIZE[1] // 2
-    rng = np.random.default_rng(0)
-    classes = bench.taxonomy.paste_classes(bench.config.TCR.MIX_CLASSES)
-    images = []
-    for number, name in enumerate(bench.images.names):
-        labels = np.zeros((height, width), np.uint8)
-        for _ in range(5 * len(classes)):
-            h, w = rng.integers(height // 64, height // 6), rng.integers(width // 256, width // 25)
-            y, x = rng.integers(0, height - h), rng.integers(0, width - w)
-            labels[y : y + h, x : x + w] = rng.choice(classes)
-        write_label(folder / "labels" / f"{number:06d}.png", labels)
-        entry = {"name": name, "size": [2 * height, 2 * width], "present": [0, *classes], "masked": [0]}
-        images.append(entry | {"candidates": list(classes)})
-    index = {"format": 1, "generation": 1, "iteration": 0, "num_classes": len(bench.taxonomy), "pixelwise": False}
-    (folder / "index.json").write_text(
-        json.dumps(index | {"thresholds": [0.0] * len(bench.taxonomy), "images": images})
-    )
-    return str(folder)
-
-
-def random_labels(num_classes: int, size: tuple[int, int]) -> np.ndarray:
-    coarse = np.random.default_rng(0).integers(0, num_classes, (size[0] // 32, size[1] // 32), np.uint8)
-    return coarse.repeat(32, 0).repeat(32, 1)
-
-
-def photograph(seed: int, size: tuple[int, int]) -> np.ndarray:
-    """H×W×3 uint8 with the spectrum of a photograph and a sensor's noise; as a PNG, about 1.15 bytes a pixel."""
-    rng = np.random.default_rng(seed)
-    width, height = size
-    image, strength = np.full((height, width, 3), 110.0, np.float32), 90.0
-    for side in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
-        colours = rng.normal(0, 1, (side, 2 * side, 3)).astype(np.float32)
-        colours = 1.02 * colours.mean(2, keepdims=True) + 0.4 * colours
-        grown = F.interpolate(torch.from_numpy(colours).permute(2, 0, 1)[None], (height, width), mode="bicubic")
-        image += strength * grown[0].permute(1, 2, 0).numpy()
-        strength *= 0.42
-    return (image + rng.normal(0, 1.2, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 @contextmanager

@@ -34,9 +34,8 @@ class Predictor:
         self._normalise, self._amp = Normalise(config.INPUT, device), config.SOLVER.AMP
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """B×3×H×W uint8 on the host → normalised network input on the device."""
-        images = to_device(images, self.device)
-        return self._normalise(images).contiguous(memory_format=torch.channels_last)
+        """B×3×H×W uint8 on the host → normalised network input on the device, channels last in memory."""
+        return self._normalise(to_device(images, self.device))
 
     def precision(self) -> AbstractContextManager:
         """The context that networks run in."""

@@ -17,11 +17,7 @@ from core.runs import RunOutput
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
-from core.selftraining.pseudo_labels import (
-    advance_running_confidence,
-    initial_running_confidence,
-    keep_confident,
-)
+from core.selftraining.pseudo_labels import advance_running_confidence, initial_running_confidence, keep_confident
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import (
     Batch,

@@ -101,7 +101,7 @@ def resize_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def collate_source(samples: list[dict]) -> SourceBatch:
     """Samples → :class:`SourceBatch`."""
     return SourceBatch(
-        torch.stack([sample["images"] for sample in samples]),
+        transforms.stack_images([sample["images"] for sample in samples]),
         torch.stack([sample["labels"] for sample in samples]),
         tuple(sample["names"] for sample in samples),
     )
