@@ -68,9 +68,9 @@ class Solver:
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in self._statistics:
                 buffer.copy_(before)
-        before = None if finite else self.loss_scale
+        scale = None if finite else self.loss_scale
         self._scaler.update()
-        self.overflowed = not finite and 1 <= self.loss_scale < before and bool(torch.isfinite(loss.detach()))
+        self.overflowed = not finite and 1 <= self.loss_scale < scale and bool(torch.isfinite(loss.detach()))
         self._statistics = []
         return finite
 
