@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     def body(args: Namespace) -> None:
         evaluate_checkpoints(args.config_file, args.options, args.saveres, args.flip, args.multi_scale)
 
-    return run_program(body, parser, argv)
+    return run_program(body, parser, argv, parallel=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     def body(args: Namespace) -> None:
         (check if args.check else adapt)(args.config_file, args.options, skip_test=args.skip_test)
 
-    return run_program(body, parser, argv, resumable=True)
+    return run_program(body, parser, argv, resumable=True, parallel=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,9 +17,11 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
+from core.models.dsu import DSU
 from core.runs import CONFIG, RunOutput, check_folder, claimed_folder
 from core.states import StateFolder, continued_config, find_start
 from core.training import Training
+from core.utils import distributed
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
@@ -62,6 +65,8 @@ class Experiment(ABC):
                 )
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
+        check_whole_batches(model, config)
+        model = distributed.synchronised_norms(model, device)
         return cls(config, device, taxonomy, evaluator, model, **data)
 
     @classmethod
@@ -116,15 +121,19 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
     """
     start_logging()
     config = load_config(config_file, options)
+    check_division(config)
     given = config.resume
-    config, continued = find_start(config, default_output_dir(config_file))
+    config, continued = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     if continued:
         _continue_run(kind, config, skip_test)
         return
     restart = given != config.resume  # resume auto:FILE
-    check_folder(config.OUTPUT_DIR, restart)
+    if distributed.is_main():
+        check_folder(config.OUTPUT_DIR, restart)
     experiment = kind.load(config, skip_test)
-    with claimed_folder(config.OUTPUT_DIR, config.dump(), restart) as folder:
+    with _by_main(claimed_folder(config.OUTPUT_DIR, config.dump(), restart)):
+        distributed.barrier()  # claimed
+        folder = Path(config.OUTPUT_DIR)
         start_logging(folder / "log.txt")
         LOGGER.info("writing to %s", folder)
         experiment.describe(skip_test)
@@ -133,18 +142,49 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
 
 def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> None:
     folder = Path(config.OUTPUT_DIR)
-    with locked(folder, "OUTPUT_DIR"):
+    with _by_main(locked(folder, "OUTPUT_DIR")):
         path, state = StateFolder(folder).newest()
         config = continued_config(state, config, kind.PROGRAM)
         experiment = kind.load(config, skip_test, weights=False)
         start_logging(folder / "log.txt")
         LOGGER.info("going on in %s from %s", folder, path)
         experiment.describe(skip_test)
-        remove_leftovers(folder)
+        if distributed.is_main():
+            remove_leftovers(folder)
         trainer = experiment.trainer(folder)
         trainer.load_state_dict(state)
         del state
-        write_text(folder / CONFIG, config.dump())
+        if distributed.is_main():
+            write_text(folder / CONFIG, config.dump())
         if trainer.iteration == config.SOLVER.STOP_ITER:
             LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
         trainer.run()
+
+
+def _by_main(context: AbstractContextManager) -> AbstractContextManager:
+    """A context that only the main process enters."""
+    return context if distributed.is_main() else nullcontext()
+
+
+def check_division(config: Config) -> None:
+    """Raise UserError unless every process's every part of a batch gets the same number of images."""
+    solver, processes = config.SOLVER, distributed.count()
+    if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
+        several = f"{processes} processes × " if processes > 1 else ""
+        raise UserError(
+            f"SOLVER.BATCH_SIZE {solver.BATCH_SIZE} is the images of an iteration, which do not divide by {several}"
+            f"SOLVER.ACCUMULATE {solver.ACCUMULATE}: give a multiple of {processes * solver.ACCUMULATE}"
+        )
+
+
+def check_whole_batches(model: nn.Module, config: Config) -> None:
+    """Raise UserError if the model takes statistics of a whole batch, and that comes in parts."""
+    if config.SOLVER.ACCUMULATE == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, DSU | nn.modules.batchnorm._BatchNorm):
+            what = "MODEL.UNCERTAINTY 0" if isinstance(module, DSU) else "MODEL.FREEZE_BN True"
+            raise UserError(
+                f"SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} would change the batch that statistics are taken of: "
+                f"give 1, or {what}"
+            )

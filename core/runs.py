@@ -12,7 +12,7 @@ from torch import nn
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
 from core.states import StateFolder
-from core.utils import signals
+from core.utils import distributed, signals
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import peak_memory
 from core.utils.errors import UserError
@@ -25,7 +25,7 @@ CONFIG, METRICS, EVALUATION = "config.yaml", "metrics.csv", "evaluation.csv"
 
 
 class RunOutput:
-    """The output folder of one run.
+    """The output folder of one run. Of several processes all call its methods, and the main one writes.
 
     Args:
         folder: OUTPUT_DIR, made by :func:`claimed_folder`.
@@ -60,6 +60,8 @@ class RunOutput:
 
     def append(self, table: str, columns: Sequence[str], row: dict) -> None:
         """Add a row to a CSV of the folder, which its first row begins."""
+        if not distributed.is_main():
+            return
         if table not in self._tables:
             self._tables[table] = Table(self.folder / table, columns, keep=self._resumed is not None)
         self._tables[table].append(row)
@@ -117,8 +119,9 @@ class RunOutput:
             with signals.deferred():
                 if iteration != self._resumed:
                     self.save_state(state())  # first: going on from it makes up for all that follows
-                save_checkpoint(model, path, iteration)
-                LOGGER.info("wrote %s", path)
+                if distributed.is_main():
+                    save_checkpoint(model, path, iteration)
+                    LOGGER.info("wrote %s", path)
             if self._evaluator is not None and iteration not in self._evaluated:
                 self._evaluate(model, iteration)
         return True
@@ -136,7 +139,8 @@ class RunOutput:
         """Write a run's state, unless the last one written is that of the same moment; returns its file."""
         moment = (state["iteration"], state["generation"])
         if moment != self._saved:
-            self.states.write(state)
+            if distributed.is_main():
+                self.states.write(state)
             self._saved = moment
         return self.newest_state()
 
@@ -159,10 +163,16 @@ class RunOutput:
         """Go on after `iteration`: rows of the tables that come later are dropped."""
         self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
         self._count, self._resumed = state["count"], iteration
+        self._evaluated = distributed.from_main(lambda: self._drop_rows_after(iteration))
+
+    def _drop_rows_after(self, iteration: int) -> set[int]:
+        """Of all tables; returns the iterations that were evaluated."""
+        evaluated = set()
         for table in self.folder.glob("*.csv"):
             rows = keep_rows(table, lambda row: int(row.get("iteration") or 0) <= iteration)
             if table.name == EVALUATION:
-                self._evaluated = {int(row["iteration"]) for row in rows}
+                evaluated = {int(row["iteration"]) for row in rows}
+        return evaluated
 
 
 @contextmanager

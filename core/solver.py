@@ -47,17 +47,26 @@ class Solver:
         """Before a forward in training mode: note the running statistics that it moves (none where they are frozen)."""
         self._statistics = [(buffer, buffer.clone()) for buffer in self._running]
 
-    def step(self, loss: torch.Tensor, iteration: int) -> bool:
-        """Backward and one step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.
+    def zero_gradients(self) -> None:
+        """Before a step's first :meth:`backward`."""
+        self.optimizer.zero_grad(set_to_none=True)
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of (a part of) a step's loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, loss: torch.Tensor, iteration: int) -> bool:
+        """One step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.
+
+        Args:
+            loss: the whole step's, a scalar.
+            iteration: counted from 0.
         Returns:
             False: the loss or the gradient is not finite. Then no parameter has moved, and running statistics are put
             back to what they were at :meth:`remember_statistics`.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration) * group["lr_factor"]
-        self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.options.CLIP_GRAD or math.inf)
         # the one wait for the device in a step: whether the optimiser may act has to be known before it does

@@ -9,6 +9,7 @@ import torch
 
 from core.configs.defaults import cfg as defaults
 from core.configs.node import Config
+from core.utils import distributed
 from core.utils.checkpoints import read_tensors
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, replacing
@@ -38,6 +39,7 @@ FREE_KEYS = frozenset(
         "SOLVER.CHECKPOINT_PERIOD",
         "SOLVER.KEEP_STATES",
         "SOLVER.MAX_BAD_STEPS",
+        "SOLVER.ACCUMULATE",
     }
 )
 
@@ -71,11 +73,16 @@ class StateFolder:
         return path
 
     def newest(self) -> tuple[Path, dict]:
-        """The newest complete state, (its file, its content).
+        """The newest complete state, (its file, its content), the same in all processes.
 
         Raises:
             UserError: there is none, or none that can be read.
         """
+        found = self._newest() if distributed.is_main() else None
+        path = distributed.from_main(lambda: found[0])
+        return found or (path, self._read(path))
+
+    def _newest(self) -> tuple[Path, dict]:
         if self.folder.is_dir():
             remove_leftovers(self.folder)
         problem = f"{self.folder} holds no state"

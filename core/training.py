@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from core.evaluation.predictor import Predictor
 from core.runs import RunOutput
 from core.solver import Solver
 from core.states import FORMAT, fingerprint, flat_config
-from core.utils import signals
+from core.utils import distributed, signals
 from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
 from core.utils.seeding import random_states, restore_random_states, seed_step
@@ -36,6 +37,9 @@ class Training(ABC):
         self.device = next(model.parameters()).device
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
+        self.parallel = distributed.parallel(model)  # what a step calls for its gradients
+        self.accumulate = config.SOLVER.ACCUMULATE
+        self.micro_batch = config.SOLVER.BATCH_SIZE // (distributed.count() * self.accumulate)  # images
         self.iteration = 0  # completed
         self.stretch = range(0)  # the iterations whose images were drawn at once
         self.bad_steps = 0  # skipped so far
@@ -64,24 +68,32 @@ class Training(ABC):
         Raises:
             Stopped: a signal asked for it; the state is saved.
         """
-        stop = self.config.SOLVER.STOP_ITER
         try:
-            self.conclude()
-            self.output.start_clock(self.iteration)
-            while self.iteration < stop:
-                if self.iteration not in self.stretch:
-                    self.stretch = range(self.iteration, self.stretch_end(stop))
-                for batch in self.batches(range(self.iteration, self.stretch.stop), self.stretch):
-                    with signals.deferred():
-                        scalars = self.train_step(batch)
-                        learning_rate = self.solver.learning_rate(self.iteration - 1)
-                        self.output.completed(self.iteration, learning_rate, scalars)
-                    self.conclude()
+            # of several processes, those that a signal reaches may only stop where all of them do
+            with signals.deferred() if distributed.count() > 1 else nullcontext():
+                self._run()
         except signals.Stopped as stopped:
             signals.acknowledge()
             path = self.output.save_state(self.state_dict())
+            distributed.barrier()  # the first to end has torchrun end the others
             stopped.note = f"after iteration {self.iteration}, state saved as {path}"
             raise
+
+    def _run(self) -> None:
+        stop = self.config.SOLVER.STOP_ITER
+        self.conclude()
+        self.output.start_clock(self.iteration)
+        while self.iteration < stop:
+            if self.iteration not in self.stretch:
+                self.stretch = range(self.iteration, self.stretch_end(stop))
+            for batch in self.batches(range(self.iteration, self.stretch.stop), self.stretch):
+                with signals.deferred():
+                    scalars = self.train_step(batch)
+                    learning_rate = self.solver.learning_rate(self.iteration - 1)
+                    self.output.completed(self.iteration, learning_rate, scalars)
+                self._images.skipped.settle()
+                distributed.stop_together()
+                self.conclude()
 
     def conclude(self) -> bool:
         """What follows an iteration where it is due: checkpoint, state, evaluation; returns whether they were.
@@ -95,6 +107,15 @@ class Training(ABC):
         seed_step(self.config.SEED, self.iteration)
         self.solver.remember_statistics()
 
+    def accumulation(self) -> list[AbstractContextManager]:
+        """A context for forward and backward of every part of a step."""
+        last = self.accumulate - 1
+        return [distributed.accumulating(self.parallel, part == last) for part in range(self.accumulate)]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part's share of the whole batch's loss."""
+        self.solver.backward(loss * distributed.count())  # the mean over the processes is to be their sum
+
     def refuse_step(self, loss: torch.Tensor, names: tuple[str, ...]) -> None:
         """A step's loss or gradient is not finite, and nothing was changed by it: log that, or stop the run.
 
@@ -107,6 +128,7 @@ class Training(ABC):
             message = "iteration %d: the gradient does not fit fp16; step skipped, the loss is now scaled by %g"
             LOGGER.info(message, self.iteration + 1, self.solver.loss_scale)
             return
+        names = tuple(distributed.joined(list(names)))
         value = float(loss.detach())
         what = "gradient" if math.isfinite(value) else f"loss {value:g}"
         rate = self.solver.learning_rate(self.iteration)

@@ -22,6 +22,13 @@ def test_the_rate_stays_0_beyond_max_iter():
     assert poly_lr(101, 0.1, 100) == 0
 
 
+def descend(solver, loss):
+    """One whole step of iteration 0."""
+    solver.zero_gradients()
+    solver.backward(loss)
+    return solver.step(loss, 0)
+
+
 # --- CLIP_GRAD -------------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +49,7 @@ def moves_of(model, clip, scale=1.0, groups=2):
     start = [p.detach().clone() for p in model.parameters()]
     images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     outputs = model(images) if groups == 2 else model.feature_extractor(images)
-    Solver(model, options).step(scale * outputs.square().mean(), 0)
+    descend(Solver(model, options), scale * outputs.square().mean())
     factors = (1, 1, 10, 10)
     moved = [(p.detach() - old) / factor for p, old, factor in zip(model.parameters(), start, factors, strict=True)]
     return torch.cat([part.flatten() for part in moved])
@@ -87,7 +94,7 @@ def test_momentum_and_decay_come_after_the_bound(model):
     options.BASE_LR, options.WEIGHT_DECAY, options.CLIP_GRAD = 1.0, 0.5, free.norm().item() / 3
     start = torch.cat([p.detach().flatten() for p in model.feature_extractor.parameters()])
     images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    Solver(model, options).step(model(images).square().mean(), 0)
+    descend(Solver(model, options), model(images).square().mean())
     end = torch.cat([p.detach().flatten() for p in model.feature_extractor.parameters()])
     expected = start + free[: len(start)] / 3 - 0.5 * start
     assert torch.allclose(end, expected, rtol=1e-3, atol=1e-4)
@@ -109,8 +116,8 @@ def test_the_scale_of_the_loss_does_not_show_in_a_step(model):
     options.BASE_LR, options.WEIGHT_DECAY, options.MOMENTUM = 0.1, 0.0, 0.0
     solver = half_solver(model)
     assert solver.loss_scale == 2.0**16
-    assert solver.step(model(images).square().mean(), 0)
-    assert Solver(plain, options).step(plain(images).square().mean(), 0)
+    assert descend(solver, model(images).square().mean())
+    assert descend(Solver(plain, options), plain(images).square().mean())
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
@@ -121,7 +128,7 @@ def test_a_gradient_that_does_not_fit_halves_the_scale_and_moves_nothing(model):
     model.classifier.weight.register_hook(lambda g: g * float("inf") if solver.loss_scale > largest else g)
     images = torch.ones(1, 3, 3, 3)
     for scale in (2.0**15, 2.0**14):
-        assert not solver.step(model(images).square().mean(), 0)
+        assert not descend(solver, model(images).square().mean())
         assert solver.overflowed
         assert solver.loss_scale == scale
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
@@ -129,19 +136,19 @@ def test_a_gradient_that_does_not_fit_halves_the_scale_and_moves_nothing(model):
     again = half_solver(model)
     again.load_state_dict(state)
     assert again.loss_scale == 2.0**14
-    assert again.step(model(images).square().mean(), 0)
+    assert descend(again, model(images).square().mean())
     assert not again.overflowed
 
 
 def test_a_loss_that_is_not_finite_is_not_an_overflow(model):
     solver = half_solver(model)
     outputs = model(torch.ones(1, 3, 3, 3)).sum()
-    assert not solver.step(float("nan") * outputs, 0)
+    assert not descend(solver, float("nan") * outputs)
     assert not solver.overflowed
 
 
 def test_a_gradient_too_large_for_single_precision_is_not_one_either(model):
     """Its norm is not finite; no scale would help."""
     solver = half_solver(model)
-    assert not solver.step(1e30 * model(torch.ones(1, 3, 3, 3)).sum(), 0)
+    assert not descend(solver, 1e30 * model(torch.ones(1, 3, 3, 3)).sum())
     assert not solver.overflowed

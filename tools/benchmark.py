@@ -191,7 +191,7 @@ def bench_step(bench: Bench) -> None:
         bench.measure("teacher", partial(forward, teacher, full), "forward alone", partial(forward, teacher, full)),
         bench.measure(
             "student's score",
-            partial(class_probabilities, predictor, student, batch.full),
+            partial(class_probabilities, predictor, student, len(batch.full), batch.full),
             "forward alone",
             partial(forward, student, full),
         ),
@@ -339,7 +339,7 @@ def banded_rest(trainer: Trainer, batch: Batch, by_teacher: torch.Tensor, by_stu
     """All of a step between the networks: resizing, confidence, labels, warp, both losses and their gradient, EMA."""
     running_conf = trainer.running_conf
     with mock.patch.object(trainer.predictor, "logits", return_value=by_teacher):
-        labels, pairs = trainer.pseudo_label(batch)
+        [(labels, pairs)], _ = trainer.pseudo_label([batch])
     trainer.running_conf = running_conf
     logits = by_student.clone().requires_grad_()
     positive, negative = loss_sums(logits, labels, pairs)

@@ -95,7 +95,7 @@ def check_config(config: Config) -> None:
     _within(config, "TCR.PASTE_LAG", 1, None)
     for key in ("DTU.FIX_ITERATION", "DTU.Query_START", "DTU.Query_STEP", "DTU.META_MAX_UPDATE"):
         _within(config, key, 1, None)
-    for key in ("MAX_ITER", "STOP_ITER", "BATCH_SIZE", "CHECKPOINT_PERIOD"):
+    for key in ("MAX_ITER", "STOP_ITER", "BATCH_SIZE", "ACCUMULATE", "CHECKPOINT_PERIOD"):
         _within(config, f"SOLVER.{key}", 1, None)
     _within(config, "SOLVER.KEEP_STATES", 1, None)
     _within(config, "SOLVER.MAX_BAD_STEPS", 0, None)

@@ -22,6 +22,7 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, stack_images, to_tensor
+from core.utils import distributed
 from core.utils.errors import UserError, shorten
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
@@ -195,12 +196,14 @@ def _worker_context() -> BaseContext:
 
     Forked from this one, they would keep its memory as it was then (weights, gradients, what torch holds in reserve):
     on the CPU, that is most of it, once more. Signals that a terminal or a cluster sends to all processes of a job are
-    left to the main process: they are blocked in that small one, and so in its workers, from the start.
+    left to the main process: they are blocked in that small one, and so in its workers, from the start. A job of
+    several processes stops only where all of them do, and its workers have to work until then: torchrun's SIGTERM, too.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     resource_tracker.ensure_running()  # which would unblock them
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    job_stops = (signal.SIGTERM,) if distributed.count() > 1 else ()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1, *job_stops))
     try:
         forkserver.ensure_running()
     finally:
@@ -322,5 +325,10 @@ def full_view_loader(
     labels: bool = False,
     keep: bool = False,
 ) -> Loader:
-    """Every image once, in order; see :class:`FullViews`. The last batch may be smaller."""
-    return Loader(FullViews(images, sizes, labels, keep), collate_full_views, workers, batch_size=batch_size)
+    """Every image once, in order; see :class:`FullViews`. The last batch may be smaller.
+
+    Of several processes each has its share of the batches, which are those of one process.
+    """
+    part = distributed.share(len(images), batch_size)
+    batches = BatchSampler(part, batch_size, drop_last=False)
+    return Loader(FullViews(images, sizes, labels, keep), collate_full_views, workers, batch_sampler=batches)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.utils import distributed
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
@@ -27,7 +28,8 @@ class BadImage(UserError):
 class SkippedImages:
     """The bad images of one run, shared by all that read the same set.
 
-    The processes that make samples note what they did without; the main process counts, each file once.
+    The processes that make samples note what they did without; the main process counts, each file once. Of several
+    main processes (:mod:`core.utils.distributed`) each holds back what it counts until :meth:`settle`.
 
     Args:
         limit: how many files a run may do without.
@@ -40,6 +42,7 @@ class SkippedImages:
         self.limit = limit
         self.paths: list[str] = []
         self._noted: list[tuple[str, str]] = []
+        self._held_back: list[tuple[str, str]] = []
 
     def tolerate(self, error: BadImage) -> None:
         """Note the bad image. Raises it where none may be skipped, or where one sample alone met more than may be."""
@@ -76,6 +79,18 @@ class SkippedImages:
         Raises:
             UserError: that is more than the limit.
         """
+        if distributed.count() > 1:
+            self._held_back += noted
+        else:
+            self._count(noted)
+
+    def settle(self) -> None:
+        """Count what the processes of the job hold back, the same in all of them; all call it."""
+        if self.limit and distributed.count() > 1:
+            held_back, self._held_back = self._held_back, []
+            self._count(distributed.joined(held_back))
+
+    def _count(self, noted: Sequence[tuple[str, str]]) -> None:
         for path, message in noted:
             if path in self.paths:
                 continue

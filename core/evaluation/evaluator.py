@@ -11,6 +11,7 @@ from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
+from core.utils import distributed
 from core.utils.logging import progress
 from core.utils.threads import overlapped
 
@@ -43,6 +44,8 @@ class Evaluator:
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
         """Scores of `model` over the set (None without labels); its mode is left as it was.
 
+        Of several processes each predicts its share of the images; all have the scores.
+
         Args:
             save: called with image index and H×W uint8 prediction of every image, in order, in a thread.
         Raises:
@@ -65,12 +68,12 @@ class Evaluator:
                 if save is not None:
                     save(batch["index"][position], prediction)
 
-        with evaluating(model), torch.inference_mode():
-            batches = progress(loader, f"evaluating on {self.images.name}")
+        with distributed.own_part(), evaluating(model), torch.inference_mode():
+            batches = distributed.heeding(progress(loader, f"evaluating on {self.images.name}"))
             maps = ((self._predictor.maps(model, batch["views"], self._flip), batch) for batch in batches)
             for _ in overlapped(lambda parts: take(*parts), maps):
                 pass
-        return Scores.of(confusion) if labelled else None
+        return Scores.of(distributed.total(confusion)) if labelled else None
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:

@@ -13,6 +13,7 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
 from core.evaluation.predictor import Predictor
 from core.models import build_model, log_dead_channels
+from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
@@ -68,6 +69,8 @@ def evaluate_checkpoints(
             continue
         for line in report_lines(scores, taxonomy):
             LOGGER.info(line)
+        if not distributed.is_main():
+            continue
         if table is None:
             averaged = "_flip" * flip + "_multi_scale" * multi_scale
             table = Table(folder / f"test_{label}{averaged}.csv", ("checkpoint", *table_columns(taxonomy)))

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from core.utils import distributed
+
 EPS = 1e-6  # added to every variance before its root
 
 
@@ -24,7 +26,7 @@ class DSU(nn.Module):
 
         A batch of one has no variance over the batch, and a map of one pixel none over its pixels: both pass unchanged.
         """
-        if not self.training or len(x) < 2 or x.shape[-2:].numel() < 2:
+        if not self.training or len(x) * distributed.count() < 2 or x.shape[-2:].numel() < 2:
             return x
         if torch.rand(()).item() >= self.probability:  # on the host: no wait for the device
             return x
@@ -38,7 +40,7 @@ def perturb_statistics(x: torch.Tensor) -> torch.Tensor:
     """(x − μ)/σ·γ + β with β ~ N(μ, s_μ²) and γ ~ N(σ, s_σ²).
 
     Args:
-        x: B×C×h×w floats, B > 1 and h·w > 1.
+        x: B×C×h×w floats, h·w > 1; of several processes each has a part of the batch, which is of 2 at least.
     Returns:
         the same shape and dtype. μ and σ are those of each sample and channel over its pixels, s_μ and s_σ the
         standard deviations of these over the batch, all unbiased; gradients flow through all of them.
@@ -47,9 +49,16 @@ def perturb_statistics(x: torch.Tensor) -> torch.Tensor:
     values = x.float() if half else x  # half precision has too few digits for variances
     variance, mean = torch.var_mean(values, dim=(2, 3), keepdim=True)
     std = (variance + EPS).sqrt()
-    beta, gamma = (stat + torch.randn_like(stat) * _batch_std(stat) for stat in (mean, std))
+    beta, gamma = (stat + _noise(stat) * _batch_std(stat) for stat in (mean, std))
     return ((values - mean) / std * gamma + beta).to(x.dtype)
 
 
+def _noise(statistic: torch.Tensor) -> torch.Tensor:
+    """Normal draws of one shape with `statistic`: those of the whole batch, of which this process takes its rows."""
+    batch, rows = len(statistic) * distributed.count(), len(statistic)
+    draws = torch.randn(batch, *statistic.shape[1:], dtype=statistic.dtype, device=statistic.device)
+    return draws[distributed.rank() * rows :][:rows]
+
+
 def _batch_std(statistic: torch.Tensor) -> torch.Tensor:
-    return (statistic.var(dim=0, keepdim=True) + EPS).sqrt()
+    return (distributed.global_rows(statistic).var(dim=0, keepdim=True) + EPS).sqrt()

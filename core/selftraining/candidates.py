@@ -10,8 +10,11 @@ It is written as `g0001.partial`, synced to disk and renamed when complete.
 """
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +38,9 @@ from core.selftraining.resampling import (
     consistency,
     consistency_thresholds,
 )
-from core.utils.files import replacing_folder, write_json, writing
+from core.utils import distributed
+from core.utils.errors import UserError
+from core.utils.files import partial_path, replacing_folder, write_json, writing
 from core.utils.logging import LOGGER, progress
 from core.utils.threads import overlapped
 
@@ -102,7 +107,8 @@ class Generation:
 class CandidatePass:
     """Passes over the target images, each of which makes a generation from the teacher as it is.
 
-    Memory does not grow with the number of images but for an index entry each; every image is decoded once.
+    Memory does not grow with the number of images but for an index entry each; every image is decoded once. Of several
+    processes each sees to its share of the images, in one folder; what comes out is what one process would make.
 
     Args:
         images: the target images of a pass.
@@ -125,25 +131,34 @@ class CandidatePass:
         """
         number = 0 if previous is None else previous.number + 1
         final = self.folder / f"g{number:04d}"
-        with replacing_folder(final) as partial:
-            with writing(partial):
-                (partial / "labels").mkdir()
+        with replacing_folder(final) if distributed.is_main() else nullcontext(partial_path(final)) as partial:
+            if distributed.is_main():
+                with writing(partial):
+                    (partial / "labels").mkdir()
+                    if previous is None:
+                        (partial / "masked").mkdir()
+            distributed.barrier()
             if previous is None:
                 thresholds, entries = self._first(teacher, partial)
             else:
                 thresholds, entries = self._later(teacher, partial, previous)
-            write_json(
-                partial / "index.json",
-                {
-                    "format": FORMAT,
-                    "generation": number,
-                    "iteration": iteration,
-                    "num_classes": self.num_classes,
-                    "pixelwise": previous is None,
-                    "thresholds": [float(t) for t in thresholds],
-                    "images": entries,
-                },
-            )
+            entries = distributed.joined(entries)
+            self.images.skipped.settle()
+            if distributed.is_main():
+                write_json(
+                    partial / "index.json",
+                    {
+                        "format": FORMAT,
+                        "generation": number,
+                        "iteration": iteration,
+                        "num_classes": self.num_classes,
+                        "pixelwise": previous is None,
+                        "thresholds": [float(t) for t in thresholds],
+                        "images": entries,
+                    },
+                )
+        distributed.barrier()
+        wait_for(final)
         return Generation(final)
 
     def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict]]:
@@ -153,8 +168,9 @@ class CandidatePass:
         """
         ranks = ConfidenceRanks(self.num_classes)
         entries, shapes = [], []
-        spill = folder / "confidences.f32"
-        with spill.open("wb") as file:
+        first = distributed.share(len(self.images), self._config.TEST.BATCH_SIZE).start
+        spill = folder / f"confidences{distributed.rank()}.f32"
+        with distributed.own_part(), spill.open("wb") as file:
 
             def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
                 grid = first_pass_grid(size)
@@ -173,34 +189,35 @@ class CandidatePass:
 
         def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             with spill.open("rb") as file:
-                for index, shape in enumerate(shapes):
+                for index, shape in enumerate(shapes, first):
                     confidence = np.fromfile(file, np.float32, count=shape[0] * shape[1]).reshape(shape)
                     yield index, read_label(folder / "labels" / _file_name(index)), confidence
 
+        ranks.upper_counts = distributed.total_array(ranks.upper_counts)
         ranks.locate(self._topk)
-        for _, labels, confidence in chunks():
-            ranks.refine(labels, confidence)
+        with distributed.own_part():
+            for _, labels, confidence in distributed.heeding(chunks()):
+                ranks.refine(labels, confidence)
+        ranks.lower_counts = distributed.total_array(ranks.lower_counts)
         thresholds = ranks.thresholds()
-        with writing(folder):
-            (folder / "masked").mkdir()
-        for index, labels, confidence in progress(chunks(), "masking candidates", len(shapes)):
-            known = np.minimum(labels, self.num_classes - 1)
-            masked = np.where(confidence < thresholds[known], np.uint8(IGNORE), labels)
-            with writing(folder):
-                write_label(folder / "masked" / _file_name(index), masked)
-            height, width = entries[index]["size"]
-            entries[index]["candidates"] = present_classes(resized_counts(masked, (height, width), self.num_classes))
+        with distributed.own_part():
+            for index, labels, confidence in distributed.heeding(progress(chunks(), "masking candidates", len(shapes))):
+                known = np.minimum(labels, self.num_classes - 1)
+                masked = np.where(confidence < thresholds[known], np.uint8(IGNORE), labels)
+                with writing(folder):
+                    write_label(folder / "masked" / _file_name(index), masked)
+                entry = entries[index - first]
+                entry["candidates"] = present_classes(resized_counts(masked, tuple(entry["size"]), self.num_classes))
         spill.unlink()
         return thresholds, entries
 
     def _later(self, teacher: nn.Module, folder: Path, previous: Generation) -> tuple[np.ndarray, list[dict]]:
         """Mask in every image the classes that agree too little with the previous pass."""
-        table = np.zeros((len(self.images), self.num_classes))
-        entries = []
+        table, entries = [], []
 
         def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
             labels = self._labels(logits, size, bad)
-            table[index] = consistency(labels, nearest_labels(previous.labels(index), size), self.num_classes)
+            table.append(consistency(labels, nearest_labels(previous.labels(index), size), self.num_classes))
             stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
             with writing(folder):
                 write_label(folder / "labels" / _file_name(index), stored)
@@ -208,8 +225,9 @@ class CandidatePass:
             entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
             entries.append(entry)
 
-        self._sweep(teacher, take)
-        thresholds = consistency_thresholds(table, self._topk)
+        with distributed.own_part():
+            self._sweep(teacher, take)
+        thresholds = consistency_thresholds(np.array(distributed.joined(table)), self._topk)
         for entry, row in zip(entries, table, strict=True):
             entry["masked"] = np.flatnonzero(row < thresholds).tolist()
             entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
@@ -230,7 +248,7 @@ class CandidatePass:
             self._config.DATALOADER.NUM_WORKERS,
         )
         with evaluating(teacher):
-            for batch in progress(loader, "candidate pass"):
+            for batch in distributed.heeding(progress(loader, "candidate pass")):
                 logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
                 for position, index in enumerate(batch["index"]):
                     yield index, logits[position], tuple(batch["size"][position]), batch["bad"][position]
@@ -243,6 +261,20 @@ class CandidatePass:
     def _entry(self, index: int, size: tuple[int, int], labels: np.ndarray) -> dict:
         counts = resized_counts(labels, size, self.num_classes)
         return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
+
+
+def wait_for(folder: Path, seconds: float = 120.0) -> None:
+    """Wait until a folder that another machine has renamed is seen here: a network's file system may take its time.
+
+    Raises:
+        UserError: it does not come; OUTPUT_DIR is then no folder that all machines share.
+    """
+    end = time.monotonic() + seconds
+    while not (folder / "index.json").exists():
+        if time.monotonic() > end:
+            raise UserError(f"{folder} is not seen by every machine of the job: give an OUTPUT_DIR that all share")
+        time.sleep(0.2)
+        os.listdir(folder.parent)
 
 
 def delete_generations(folder: str | Path, needed: Container[str]) -> None:

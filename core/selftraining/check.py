@@ -14,6 +14,7 @@ from core.configs.loading import default_output_dir
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.taxonomy import IGNORE
+from core.experiment import check_division
 from core.runs import check_folder, duration
 from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
 from core.selftraining.candidates import FIRST_PASS_SIDE
@@ -21,6 +22,7 @@ from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer, class_probabilities
 from core.states import find_start
+from core.utils import distributed
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER, start_logging
 
@@ -34,7 +36,11 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     OUTPUT_DIR is neither made nor written to.
     """
     start_logging()
-    config, continued = find_start(load_config(config_file, options), default_output_dir(config_file))
+    if distributed.count() > 1:
+        raise UserError("--check is for one process: start it by python, not by torchrun")
+    config = load_config(config_file, options)
+    check_division(config)
+    config, continued = find_start(config, default_output_dir(config_file))
     if continued:
         raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")
     experiment = Adaptation.load(config, skip_test)
@@ -51,7 +57,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
             scalars["loss"],
             100 * scalars["labelled"],
         )
-        score = partial(class_probabilities, trainer.predictor, trainer.student, batch.full)
+        score = partial(class_probabilities, trainer.predictor, trainer.student, trainer.micro_batch, batch.full)
         score_seconds, _ = _timed(lambda: float(score().sum()))
         _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
         _log_disk(experiment, trainer)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.utils import distributed
 from core.utils.devices import to_device
 
 NUM_POINTS = 100
@@ -86,8 +87,8 @@ class DynamicTeacher:
     Args:
         teacher, student: modules of one architecture.
         options: the config node DTU.
-        class_probabilities: called with 8-bit B×3×H×W images, gives the student's N×C probabilities in eval mode,
-            without gradient.
+        class_probabilities: called with 8-bit B×3×H×W images (this process's part of a batch), gives the student's N×C
+            probabilities in eval mode, without gradient.
         record: called with one dict per decision, for the history (see :data:`HISTORY_FIELDS`).
         seed: the points of iteration i are drawn from (seed, i).
     """
@@ -112,7 +113,7 @@ class DynamicTeacher:
         probs = self._class_probabilities(images)
         points = None
         if self.options.PROXY_METRIC == "SND":
-            points = to_device(draw_points(len(probs), self._seed, iteration), probs.device)
+            points = to_device(draw_points(len(probs) * distributed.count(), self._seed, iteration), probs.device)
         # a copy: the loader's memory is shared with its workers, and scarce in containers
         self._buffer.append(StoredBatch(images.clone(), tuple(names), points, self._score(probs, points)))
 
@@ -137,9 +138,9 @@ class DynamicTeacher:
             "batches": count,
             "scored": scored,
             "improved": verdict.improved,
-            "fraction_improved": verdict.improved / scored,
-            "mean_before": math.fsum(stored[:scored]) / scored,
-            "mean_after": math.fsum(verdict.rescored) / scored,
+            "fraction_improved": _digits(verdict.improved / scored),
+            "mean_before": _digits(math.fsum(stored[:scored]) / scored),
+            "mean_after": _digits(math.fsum(verdict.rescored) / scored),
         }
         if verdict.majority:
             self._move(iteration, decision="improved", **row)
@@ -153,8 +154,12 @@ class DynamicTeacher:
             self._buffer.pop()
 
     def state_dict(self) -> dict:
-        """The buffer: images by name only."""
-        batches = [{"names": list(b.names), "points": b.points, "score": b.score} for b in self._buffer]
+        """The buffer, as one process would have it: images by name only, those of all processes."""
+        parts = distributed.gathered([batch.names for batch in self._buffer])
+        batches = [
+            {"names": [name for part in parts for name in part[index]], "points": batch.points, "score": batch.score}
+            for index, batch in enumerate(self._buffer)
+        ]
         return {"buffer": batches}
 
     def load_state_dict(self, state: dict, full_views: Callable[[Sequence[str]], torch.Tensor | None]) -> None:
@@ -165,16 +170,18 @@ class DynamicTeacher:
                 the batch, which could not be scored again.
         """
         device = next(self.student.parameters()).device
-        views = [full_views(batch["names"]) for batch in state["buffer"]]
+        names = [_own(batch["names"]) for batch in state["buffer"]]
+        views = [full_views(own) for own in names]
+        gone = {index for part in distributed.gathered([v is None for v in views]) for index in np.flatnonzero(part)}
         self._buffer = [
             StoredBatch(
                 images,
-                tuple(batch["names"]),
+                tuple(own),
                 None if batch["points"] is None else batch["points"].to(device),
                 batch["score"].to(device),
             )
-            for batch, images in zip(state["buffer"], views, strict=True)
-            if images is not None
+            for index, (batch, own, images) in enumerate(zip(state["buffer"], names, views, strict=True))
+            if index not in gone
         ]
 
     def _rescore(self, index: int) -> float:
@@ -182,12 +189,36 @@ class DynamicTeacher:
         return float(self._score(self._class_probabilities(batch.images), batch.points))
 
     def _score(self, probs: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
-        return entropy_score(probs) if points is None else snd_score(probs, points)
+        """The whole batch's score, one and the same in all processes."""
+        if points is None:
+            return distributed.agreed(distributed.total(entropy_score(probs)) / distributed.count())
+        return distributed.agreed(snd_score(*_global_points(probs, points)))
 
     def _move(self, iteration: int, **row) -> None:
         ema_update(self.teacher, self.student, self.options.EMA_WEIGHT)
         self._buffer.clear()
         self._record({"iteration": iteration + 1, **row})
+
+
+def _digits(value: float) -> str:
+    """As many as mean something: sums of another order differ in later ones."""
+    return f"{value:.9g}"
+
+
+def _own(names: Sequence[str]) -> Sequence[str]:
+    """This process's part of a batch."""
+    part = distributed.share(len(names))
+    return names[part.start : part.stop]
+
+
+def _global_points(probs: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the rows of all processes' `probs` that `points` names, the place of each among them)."""
+    if distributed.count() == 1:
+        return probs, points
+    local = points - len(probs) * distributed.rank()
+    here = (local >= 0) & (local < len(probs))
+    rows = torch.where(here.unsqueeze(1), probs[local.clamp(0, len(probs) - 1)], 0)
+    return distributed.total(rows), torch.arange(len(points), device=points.device)
 
 
 HISTORY_FIELDS = (

@@ -72,6 +72,12 @@ class Batch:
         pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **pinned)
 
+    def split(self, parts: int) -> list["Batch"]:
+        """The batch in `parts` of one size."""
+        size = len(self.names) // parts
+        cuts = [slice(n * size, (n + 1) * size) for n in range(parts)]
+        return [Batch(**{key: value[cut] for key, value in vars(self).items()}) for cut in cuts]
+
 
 class TargetSamples(Dataset):
     """Maps a :class:`Request` to the parts of a :class:`Batch`.
@@ -258,6 +264,7 @@ class RequestStream:
         order: image indices, at least as many as the stretch needs.
         generation: folder of the candidates; None: no pasting.
         schedule: gives the paste probabilities.
+        part: the samples of every batch that this process makes; None: all.
     """
 
     def __init__(
@@ -267,8 +274,10 @@ class RequestStream:
         order: np.ndarray,
         generation: str | None,
         schedule: PasteSchedule,
+        part: range | None = None,
     ):
         self._iterations, self._batch_size, self._order = iterations, batch_size, order
+        self._part = range(batch_size) if part is None else part
         self._generation, self._schedule = generation, schedule
 
     def __len__(self) -> int:
@@ -285,7 +294,7 @@ class RequestStream:
                     generation=self._generation,
                     paste_probabilities=probabilities,
                 )
-                for j in range(self._batch_size)
+                for j in self._part
             ]
 
 

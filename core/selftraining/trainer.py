@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,6 +29,7 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.training import Training
+from core.utils import distributed
 from core.utils.devices import copy_to_host, to_device
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
@@ -73,7 +74,7 @@ class Trainer(Training):
             self.student,
             config.DTU,
             # no methods of this object, which would keep itself and its networks until some later collection
-            partial(class_probabilities, self.predictor, self.student),
+            partial(class_probabilities, self.predictor, self.student, self.micro_batch),
             partial(output.append, "dtu_history.csv", HISTORY_FIELDS),
             config.SEED,
         )
@@ -83,17 +84,27 @@ class Trainer(Training):
         return self.teacher
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
+        """One iteration; returns the scalars to log, on the device: none where the step was skipped.
+
+        What labels and losses need of the whole batch, which may lie in several parts and processes, is found first.
+        """
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
-        labels, pairs = self.pseudo_label(batch)
+        parts = batch.split(self.accumulate)
+        targets, negatives = self.pseudo_label(parts)
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
-        student_input = self.predictor.prepare(batch.student)
-        student_input.masked_fill_(to_device(batch.dropped, self.device).unsqueeze(1), 0)
+        pixels = distributed.count() * sum(labels.numel() for labels, _ in targets)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.student.train()
-        positive, negative = loss_sums(self.predictor.logits(self.student, student_input), labels, pairs)
-        positive, negative = positive / labels.numel(), negative / pairs.sum().clamp(min=1)
+        self.solver.zero_gradients()
+        for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
+            with accumulating:
+                positive, negative = loss_sums(self._student_logits(part), labels, pairs)
+                positive, negative = positive / pixels, negative / negatives.to(negative.dtype)
+                self.backward(positive + negative)
+            sums += torch.stack([positive.detach(), negative.detach(), (labels != IGNORE).sum() / pixels])
+        positive, negative, labelled = distributed.total(sums).to(positive.dtype)
         loss = positive + negative
 
         stepped = self.solver.step(loss, iteration)
@@ -108,30 +119,47 @@ class Trainer(Training):
         self.iteration += 1
         if not stepped:
             return {}
-        return {
-            "loss": loss.detach(),
-            "positive": positive.detach(),
-            "negative": negative.detach(),
-            "labelled": (labels != IGNORE).float().mean(),
-        }
+        return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
+
+    def _student_logits(self, part: Batch) -> torch.Tensor:
+        """Stride-8 logits of the student views, with gradient."""
+        prepared = self.predictor.prepare(part.student)
+        prepared.masked_fill_(to_device(part.dropped, self.device).unsqueeze(1), 0)
+        return self.predictor.logits(self.parallel, prepared)
 
     @torch.no_grad()
-    def pseudo_label(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the student learns from: labels (B×h×w int64) and negative pairs (B×C×h×w bool).
+    def pseudo_label(self, parts: Sequence[Batch]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """What the student learns from.
 
-        Updates the running confidence from the full views first.
+        Updates the running confidence from the full views first, those of all processes.
+
+        Args:
+            parts: of this process's share of a batch.
+        Returns:
+            of each part the labels (B×h×w int64) and the negative pairs (B×C×h×w bool), and how many pairs there are in
+            the whole batch, at least 1.
         """
-        full = self.predictor.prepare(batch.full)
-        size = full.shape[-2:]
-        logits = self.predictor.logits(self.teacher, full)
-        mean_conf = probability_sum(logits, size) / (len(full) * size.numel())
+        size = parts[0].full.shape[-2:]
+        sums = torch.zeros(len(self.taxonomy) + 1, dtype=torch.float64, device=self.device)
+        found = []
+        for part in parts:
+            logits = self.predictor.logits(self.teacher, self.predictor.prepare(part.full))
+            confidence, label, pairs = view_predictions(logits, size, part.views)
+            pairs &= to_device(part.valid, self.device).unsqueeze(1)
+            found.append((confidence, label, pairs))
+            sums[:-1] += probability_sum(logits, size)
+            sums[-1] += pairs.sum()
+        distributed.total(sums)
+        images = distributed.count() * sum(len(part.names) for part in parts)
+        mean_conf = sums[:-1] / (images * size.numel())
         self.running_conf = advance_running_confidence(self.running_conf, mean_conf.to(self.running_conf.dtype))
-        confidence, label, pairs = view_predictions(logits, size, batch.views)
-        labels = keep_confident(confidence, label, self.running_conf)
-        valid, pasted = (to_device(mask, self.device) for mask in (batch.valid, batch.pasted))
-        labels = torch.where(valid, labels, IGNORE)
-        labels = torch.where(pasted != IGNORE, pasted.long(), labels)
-        return labels, pairs & valid.unsqueeze(1)
+        targets = []
+        for part, (confidence, label, pairs) in zip(parts, found, strict=True):
+            labels = keep_confident(confidence, label, self.running_conf)
+            valid, pasted = (to_device(mask, self.device) for mask in (part.valid, part.pasted))
+            labels = torch.where(valid, labels, IGNORE)
+            targets.append((torch.where(pasted != IGNORE, pasted.long(), labels), pairs))
+        return targets, sums[-1].clamp(min=1)
 
     @property
     def needs_candidates(self) -> bool:
@@ -163,6 +191,7 @@ class Trainer(Training):
             order[(iterations.start - stretch.start) * size :],
             str(self.generation.folder) if config.TCR.PASTE else None,
             self.schedule,
+            distributed.share(size),
         )
         workers = config.DATALOADER.NUM_WORKERS
         pin = self.device.type == "cuda"
@@ -197,6 +226,8 @@ class Trainer(Training):
         log_candidates(self.generation, self.taxonomy.names, paste_classes, time.monotonic() - start)
 
     def _delete_generations(self) -> None:
+        if not distributed.is_main():
+            return
         own = set() if self.generation is None else {self.generation.folder.name}
         delete_generations(self.candidate_pass.folder, own | self.output.states.generations())
 
@@ -223,8 +254,13 @@ class Trainer(Training):
 
 
 @torch.no_grad()
-def class_probabilities(predictor: Predictor, student: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores."""
+def class_probabilities(predictor: Predictor, student: nn.Module, size: int, images: torch.Tensor) -> torch.Tensor:
+    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores.
+
+    Args:
+        size: how many images may be predicted at once.
+        images: B×3×H×W uint8.
+    """
     student.eval()
-    probs = predictor.logits(student, predictor.prepare(images)).softmax(dim=1)
-    return probs.permute(0, 2, 3, 1).flatten(0, 2)
+    logits = [predictor.logits(student, predictor.prepare(part)) for part in images.split(size)]
+    return torch.cat([part.softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2) for part in logits])

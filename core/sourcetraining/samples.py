@@ -42,6 +42,12 @@ class SourceBatch:
         """The same in page-locked memory, from which copies to a device need no wait (called by the loader)."""
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
+    def split(self, parts: int) -> list["SourceBatch"]:
+        """The batch in `parts` of one size."""
+        size = len(self.names) // parts
+        cuts = [slice(n * size, (n + 1) * size) for n in range(parts)]
+        return [SourceBatch(self.images[cut], self.labels[cut], self.names[cut]) for cut in cuts]
+
 
 class SourceSamples(Dataset):
     """Maps (image index, position of the sample in the run) to the parts of a :class:`SourceBatch`.
@@ -115,10 +121,14 @@ class SourceStream:
         batch_size: B.
         order: image index of every position of the run, from iteration `start` on.
         start: an iteration.
+        part: the samples of every batch that this process makes; None: all.
     """
 
-    def __init__(self, iterations: range, batch_size: int, order: np.ndarray, start: int = 0):
+    def __init__(
+        self, iterations: range, batch_size: int, order: np.ndarray, start: int = 0, part: range | None = None
+    ):
         self._iterations, self._batch_size, self._order = iterations, batch_size, order
+        self._part = range(batch_size) if part is None else part
         self._first = start * batch_size
 
     def __len__(self) -> int:
@@ -126,7 +136,7 @@ class SourceStream:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for iteration in self._iterations:
-            positions = range(iteration * self._batch_size, (iteration + 1) * self._batch_size)
+            positions = [iteration * self._batch_size + j for j in self._part]
             yield [(int(self._order[position - self._first]), position) for position in positions]
 
 

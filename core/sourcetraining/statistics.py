@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.loading import Loader
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
+from core.utils import distributed
 from core.utils.errors import UserError, shorten
 from core.utils.files import write_json
 from core.utils.logging import LOGGER, progress
@@ -77,7 +78,9 @@ def usable_pairs(
                     "mend or remove these pairs"
                 )
             paths = [str(images.paths[index]) for index in left_out]
-            images.skipped.count([(path, f"image {path} and its label differ in size") for path in paths])
+            if distributed.is_main():
+                images.skipped.count([(path, f"image {path} and its label differ in size") for path in paths])
+            images.skipped.settle()
         count = f"{len(left_out)} pair{'s' if len(left_out) > 1 else ''}"
         notes.append(f"skipped {count} of {images.name} whose image and label differ in size: {names}")
         images = images.restricted(np.delete(np.arange(len(images)), left_out))
@@ -100,17 +103,20 @@ def label_statistics(images: ImageSet, num_classes: int, root: str | Path, worke
     """
     cache = Path(root) / FOLDER / f"{images.name.replace('/', '_')}_{num_classes}.json"
     key = _fingerprint(images)
-    kept = _read_cache(cache, key, (len(images), num_classes))
+    kept = distributed.from_main(lambda: _read_cache(cache, key, (len(images), num_classes)))
     if kept is not None:
         return kept
     bad_before = len(images.skipped.paths)
-    loader = Loader(_LabelCounts(images, num_classes), list, workers, batch_size=16)
+    batches = BatchSampler(distributed.share(len(images)), 16, drop_last=False)
+    loader = Loader(_LabelCounts(images, num_classes), list, workers, batch_sampler=batches)
     counted = [found for batch in progress(loader, f"counting labels of {images.name}") for found in batch]
+    counted = distributed.joined(counted)
+    images.skipped.settle()
     statistics = LabelStatistics(
         np.stack([pixels for pixels, _ in counted]),
         tuple(index for index, (_, matches) in enumerate(counted) if not matches),
     )
-    if len(images.skipped.paths) > bad_before:  # the next run should look again
+    if len(images.skipped.paths) > bad_before or not distributed.is_main():  # the next run should look again
         return statistics
     content = {
         "format": FORMAT,

@@ -15,6 +15,7 @@ from core.runs import RunOutput
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
 from core.training import Training
+from core.utils import distributed
 from core.utils.devices import to_device
 
 BALANCED_BLOCK = 3000  # class-balanced draws after which the balance starts anew
@@ -52,18 +53,26 @@ class SourceTrainer(Training):
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
         self.begin_step()
-        labels = to_device(batch.labels, self.device).long()
+        parts = batch.split(self.accumulate)
+        labels = [to_device(part.labels, self.device).long() for part in parts]
+        counts = torch.stack([label_weight(part, self.class_weights) for part in labels]).double()
+        count = distributed.total(counts.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
-        logits = resize_logits(
-            self.predictor.logits(self.model, self.predictor.prepare(batch.images)), labels.shape[-2:]
-        )
-        total, count = cross_entropy_sum(logits, labels, self.class_weights)
-        loss = total / count.clamp(min=torch.finfo(count.dtype).tiny)
+        self.solver.zero_gradients()
+        for part, target, accumulating in zip(parts, labels, self.accumulation(), strict=True):
+            with accumulating:
+                logits = self.predictor.logits(self.parallel, self.predictor.prepare(part.images))
+                logits = resize_logits(logits, target.shape[-2:])
+                loss = cross_entropy_sum(logits, target, self.class_weights) / count.to(logits.dtype)
+                self.backward(loss)
+            total += loss.detach()
+        loss = distributed.total(total).to(loss.dtype)
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
         self.iteration += 1
-        return {"loss": loss.detach()} if stepped else {}
+        return {"loss": loss} if stepped else {}
 
     def stretch_end(self, stop: int) -> int:
         """The whole run is one stretch; another follows only where a continued run's STOP_ITER has grown."""
@@ -73,7 +82,8 @@ class SourceTrainer(Training):
         """The batches of `iterations`, drawn for the whole stretch (None: the run) at once."""
         stretch = self._whole if stretch is None else stretch
         order = self.order if stretch == self._whole else self._draw(stretch)
-        stream = SourceStream(iterations, self.config.SOLVER.BATCH_SIZE, order, stretch.start)
+        size = self.config.SOLVER.BATCH_SIZE
+        stream = SourceStream(iterations, size, order, stretch.start, distributed.share(size))
         workers, pin = self.config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
         return iter(Loader(self.samples, collate_source, workers, batch_sampler=stream, pin_memory=pin))
 
@@ -91,21 +101,24 @@ class SourceTrainer(Training):
         self.model.load_state_dict(state["model"])
 
 
-def cross_entropy_sum(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum of the cross-entropy over the labelled pixels, what to divide it by), two float scalars.
+def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum of the cross-entropy over the labelled pixels, a scalar; :func:`label_weight` is what to divide it by.
 
     Args:
         logits: B×C×H×W floats.
         labels: B×H×W int64, 255 = ignore.
-        weights: C floats that multiply the pixels of each class and count them; None: 1.
+        weights: C floats that multiply the pixels of each class; None: 1.
     """
-    total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+    weights = None if weights is None else weights.to(logits.dtype)
+    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+
+
+def label_weight(labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Number of labelled pixels, or the sum of their weights: a float scalar."""
     if weights is None:
-        return total, (labels != IGNORE).sum().float()
+        return (labels != IGNORE).sum().float()
     padded = torch.cat([weights, weights.new_zeros(1)])
-    return total, padded[labels.clamp(max=len(weights))].sum()
+    return padded[labels.clamp(max=len(weights))].sum()
 
 
 def balanced_block(config, images: ImageSet) -> int:

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import torch
 
+from core.utils import distributed
 from core.utils.errors import UserError
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of MODEL.DEVICE: `auto`, or any name torch knows.
+    """The device of MODEL.DEVICE: `auto`, or any name torch knows; of several processes on a machine each has its GPU.
 
     Raises:
         UserError: the name is unknown or the device is not there.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.count() > 1 and wanted.startswith("cuda"):
+        if wanted != "cuda":
+            raise UserError(f"MODEL.DEVICE is {wanted!r}, but of several processes each has its own: give auto or cuda")
+        wanted = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -37,10 +42,11 @@ def choose_device(wanted: str) -> torch.device:
 
 def describe_device(device: torch.device, wanted: str) -> str:
     """One line for the log."""
+    several = f" in each of {distributed.count()} processes" if distributed.count() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"{device} ({torch.cuda.get_device_name(device)}){several}"
     note = ", because there is no CUDA device" if wanted == "auto" else ""
-    return f"{device.type} ({torch.get_num_threads()} threads{note})"
+    return f"{device.type} ({torch.get_num_threads()} threads{note}){several}"
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:

@@ -52,7 +52,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """:func:`replacing` for a folder: yields an empty one, `<path>.partial`, whose files are synced in the end."""
     path = Path(path)
-    partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old.partial")
+    partial, old = partial_path(path), path.with_name(f"{path.name}.old.partial")
     try:
         with writing(path):
             shutil.rmtree(partial, ignore_errors=True)
@@ -70,6 +70,11 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             old.replace(path)
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where :func:`replacing_folder` makes a folder."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def remove_leftovers(folder: str | Path) -> None:

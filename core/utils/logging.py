@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from core.utils import distributed
 from core.utils.errors import one_line
 
 LOGGER = logging.getLogger("dtst")
@@ -28,10 +29,16 @@ class _TerminalHandler(logging.StreamHandler):
 
 
 def start_logging(file: str | Path | None = None) -> None:
-    """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up."""
+    """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up.
+
+    Of several processes only the main one logs.
+    """
     stop_logging()
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    if not distributed.is_main():
+        LOGGER.addHandler(logging.NullHandler())
+        return
     handlers: list[logging.Handler] = [_TerminalHandler()]
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
@@ -49,5 +56,6 @@ def stop_logging() -> None:
 
 
 def progress(items: Iterable, description: str, total: int | None = None) -> Iterable:
-    """A progress bar around `items`, on a terminal only."""
-    return tqdm(items, desc=description, total=total, leave=False, disable=not sys.stderr.isatty())
+    """A progress bar around `items`, on a terminal only; of several processes, the main one's."""
+    shown = distributed.is_main() and sys.stderr.isatty()
+    return tqdm(items, desc=description, total=total, leave=False, disable=not shown)

@@ -5,13 +5,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from core.utils import signals
+from core.utils import distributed, signals
 from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
 
+_LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
 _SPECIAL = "\\'"  # within $'…'
 
 
@@ -61,24 +62,41 @@ def run_program(
     parser: argparse.ArgumentParser,
     argv: Sequence[str],
     resumable: bool = False,
+    parallel: bool = False,
 ) -> int:
     """Parse, run `body`, and return the exit code.
 
     That is 0, 1 after a user's error (one line on stderr), 130 on Ctrl-C; of a `resumable` program also 128 + n where
     signal n (SIGTERM, SIGINT, SIGUSR1) stopped it, with one line that says how to go on.
+
+    Args:
+        parallel: torchrun may start several processes of it. Of an error that ends them all, the line is written once.
     """
     argv = list(argv)
     try:
         with signals.listening() if resumable else nullcontext():
             try:
-                body(parser.parse_intermixed_args(argv))
+                _join_job(parser, parallel)
+                with nullcontext() if distributed.is_main() else redirect_stdout(None):  # --help, once
+                    args = parser.parse_intermixed_args(argv)
+                body(args)
+                distributed.leave()
             except signals.Stopped as stopped:
                 signals.acknowledge()
-                print(_last_line(stopped, parser.prog, argv), file=sys.stderr)
+                if distributed.is_main() and not distributed.error_claimed():
+                    print(_last_line(stopped, parser.prog, argv), file=sys.stderr)
                 return 128 + stopped.number
+            except RuntimeError as error:
+                if not distributed.lost_contact(error):
+                    raise
+                signals.acknowledge()  # torchrun now ends what is left of the job
+                if distributed.claim_lost_contact():
+                    print(f"error: {_LOST}{_which_process()}", file=sys.stderr)
+                return 1
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.claim_error():
+            print(f"error: {error}{_which_process()}", file=sys.stderr)
         return 1
     except SystemExit as done:  # --help
         return int(done.code or 0)
@@ -92,12 +110,34 @@ def run_program(
         stop_logging()
 
 
+def _join_job(parser: argparse.ArgumentParser, parallel: bool) -> None:
+    if parallel:
+        distributed.join()
+    elif distributed.planned_count() > 1:
+        if int(os.environ["RANK"]):
+            raise SystemExit(1)
+        raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
+
+
+def _which_process() -> str:
+    count = distributed.count()
+    return f" [process {distributed.rank()} of {count}]" if count > 1 else ""
+
+
 def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join(_quoted(word) for word in ("python", program, *resuming(argv)))
+    command = " ".join(_quoted(word) for word in (*_launcher(), program, *resuming(argv)))
     return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
+
+
+def _launcher() -> tuple[str, ...]:
+    if distributed.count() == 1:
+        return ("python",)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.count()))
+    machines = distributed.count() // here
+    return ("torchrun", *(("--nnodes", str(machines), "…") if machines > 1 else ()), "--nproc-per-node", str(here))
 
 
 def _quoted(word: str) -> str:

@@ -89,6 +89,26 @@ def deferred() -> Iterator[None]:
     listener.check()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within a :func:`deferred` block, one that a signal does interrupt; one that came before raises as it begins."""
+    listener = _listener
+    if listener is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    depth, listener.depth = listener.depth, 0
+    try:
+        listener.check()
+        yield
+    finally:
+        listener.depth = depth
+
+
+def received() -> int:
+    """The signal that came first, 0 if none has."""
+    return 0 if _listener is None or _listener.received is None else int(_listener.received)
+
+
 def check() -> None:
     """Raise :class:`Stopped` if a signal came but went unseen: Python drops what a handler raises in a finaliser."""
     if _listener is not None:

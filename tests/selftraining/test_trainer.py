@@ -194,7 +194,7 @@ def test_labels_of_one_step_are_those_of_the_method(tmp_path):
     plain, trainer = PlainStep(make_model(), config), make_trainer(tmp_path, config)
     batch = make_batch()
     plain.step(batch)
-    labels, pairs = trainer.pseudo_label(batch)
+    [(labels, pairs)], _ = trainer.pseudo_label([batch])
     assert labels.dtype == torch.int64
     assert (labels.numpy() == plain.labels).all()
     assert pairs.shape == (len(VIEWS), C, *CROP)

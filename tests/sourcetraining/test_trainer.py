@@ -16,7 +16,7 @@ from core.models.deeplab import Segmentor
 from core.models.dsu import DSU
 from core.sourcetraining.samples import SourceBatch
 from core.sourcetraining.statistics import LabelStatistics
-from core.sourcetraining.trainer import SourceTrainer, balanced_block, cross_entropy_sum
+from core.sourcetraining.trainer import SourceTrainer, balanced_block, cross_entropy_sum, label_weight
 
 TAXONOMY = Taxonomy(("road", "sky", "car", "rider", "pole"))
 C, IGNORE = len(TAXONOMY), 255
@@ -132,9 +132,10 @@ def test_class_weights_make_a_weighted_mean():
     logits[0, 0, 0, 2] = 3.0
     labels = torch.tensor([[[0, 0, 1, IGNORE]]])
     losses = np.log([2, 2, 1 + np.e**3])
-    total, count = cross_entropy_sum(logits, labels)
+    total, count = cross_entropy_sum(logits, labels), label_weight(labels)
     assert float(total / count) == pytest.approx(losses.mean())
-    total, count = cross_entropy_sum(logits, labels, torch.tensor([1.0, 3.0]))
+    weights = torch.tensor([1.0, 3.0])
+    total, count = cross_entropy_sum(logits, labels, weights), label_weight(labels, weights)
     assert float(count) == 5
     assert float(total / count) == pytest.approx((losses * [1, 1, 3]).sum() / 5)
 

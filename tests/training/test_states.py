@@ -149,7 +149,13 @@ def test_options_that_came_later_are_compared_by_their_defaults(continued):
 def test_every_option_that_shapes_a_run_is_compared(continued, key):
     value = flat_config(cfg)[key]
     other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else value * 2 or "x"
-    free = {"SOLVER.STOP_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_STATES", "SOLVER.MAX_BAD_STEPS"}
+    free = {
+        "SOLVER.STOP_ITER",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "SOLVER.KEEP_STATES",
+        "SOLVER.MAX_BAD_STEPS",
+        "SOLVER.ACCUMULATE",
+    }
     if key in free:
         continued({key: other})
     else:

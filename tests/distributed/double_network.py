@@ -1,0 +1,45 @@
+"""A tiny network in double precision, in which sums of another order differ by next to nothing."""
+
+import time
+
+import torch
+from torch import nn
+
+from core.models.dsu import DSU
+
+SECONDS = 0.5  # of a forward of the slow network without gradient
+
+
+class Doubled(nn.Sequential):
+    """Takes what the programs give, single precision."""
+
+    def forward(self, image):
+        return super().forward(image.double())
+
+
+class Slow(nn.Module):
+    """Takes its time, as a large network does, in passes and evaluations."""
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            time.sleep(SECONDS)
+        return x
+
+
+def build(config):
+    """MODEL.NAME tests.distributed.double_network:build; with DSU where MODEL.UNCERTAINTY says so."""
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(3, 8, 8, stride=8), nn.Tanh()]
+    if config.MODEL.UNCERTAINTY > 0:
+        layers.insert(1, DSU(config.MODEL.UNCERTAINTY))
+    classifier = nn.Conv2d(8, config.MODEL.NUM_CLASSES, 1)
+    with torch.no_grad():
+        classifier.weight.mul_(6)
+    return Doubled(*layers).double(), classifier.double()
+
+
+def build_slow(config):
+    """The same, slowly."""
+    features, classifier = build(config)
+    features.append(Slow())
+    return features, classifier

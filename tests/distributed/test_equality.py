@@ -1,0 +1,149 @@
+"""The number of processes, and of the parts that a batch comes in, changes nothing but the order of sums."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.configs import load_config
+from core.models import load_model
+from core.selftraining.candidates import Generation
+from core.utils import distributed
+from tests.helpers import contents, read_checkpoint, rows_of
+
+NOTING = "tests/distributed/noting.py"
+
+
+def weights(folder, who):
+    """All weights of a run's last state as one float64 vector."""
+    (path,) = (folder / "state").glob("iter*.pth")
+    return torch.cat([tensor.flatten() for tensor in read_checkpoint(path)[who].values()])
+
+
+def start_weights(config_file):
+    """What the networks of that run began with."""
+    model = load_model(load_config(config_file), torch.device("cpu"))
+    return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+
+
+def assert_near(run, reference, start, who, tolerance=1e-6):
+    one, several = weights(reference, who), weights(run, who)
+    assert one.dtype == torch.float64
+    moved = float((one - start).norm())
+    assert moved > 1e-3
+    assert float((several - one).norm()) <= tolerance * moved
+
+
+def assert_same_adaptation(run, reference, config_file):
+    start = start_weights(config_file)
+    for who in ("student", "teacher"):
+        assert_near(run, reference, start, who)
+    history = rows_of(reference / "dtu_history.csv")
+    assert rows_of(run / "dtu_history.csv") == history
+    assert {"refused"} < {row["decision"] for row in history}  # it moved, too
+    last = Generation(max((reference / "candidates").iterdir()))
+    assert last.number == 2
+    assert any(len(offering) for offering in last.candidates)  # so that something was pasted
+    assert contents(run / "candidates") == contents(reference / "candidates")
+    for name in ("metrics.csv", "evaluation.csv"):
+        for row, other in zip(rows_of(run / name), rows_of(reference / name), strict=True):
+            assert {k: float(v) for k, v in row.items()} == pytest.approx({k: float(v) for k, v in other.items()})
+
+
+def assert_processes_agree(folder, count):
+    notes = [path.read_text() for path in sorted(folder.glob("process*.txt"))]
+    assert len(notes) == count
+    assert len(set(notes)) == 1
+
+
+@pytest.fixture
+def adapt_with(finish, config, cityscapes_root):
+    """adapt_with(name, processes, **options) → (folder, yaml) of 30 iterations across two candidate passes."""
+
+    def run(name, processes, **options):
+        file = config(name, **{"DATASETS.TEST": "cityscapes_val", **options})
+        finish(processes, NOTING, "train_TCR_DTU.py", "-cfg", file)
+        return cityscapes_root / name, file
+
+    return run
+
+
+def test_adaptation_with_two_processes_and_two_parts_each(adapt_with):
+    reference, file = adapt_with("one", 1)
+    run, _ = adapt_with("two", 2, **{"SOLVER.ACCUMULATE": 2, "TEST.BATCH_SIZE": 1})
+    assert_same_adaptation(run, reference, file)
+    assert_processes_agree(run, 2)
+    assert list(run.glob("*.tmp")) == []
+
+
+@pytest.mark.long
+def test_adaptation_with_four_processes(adapt_with):
+    reference, file = adapt_with("one", 1)
+    for name, processes, options in [("four", 4, {}), ("parts", 1, {"SOLVER.ACCUMULATE": 4})]:
+        run, _ = adapt_with(name, processes, **options)
+        assert_same_adaptation(run, reference, file)
+        assert_processes_agree(run, processes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_resnet_in_single_precision_stays_near(adapt_with, tiny_checkpoint, processes):
+    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
+    network |= {"SOLVER.BASE_LR": 1e-4}
+    reference, _ = adapt_with("one", 1, **network)
+    run, _ = adapt_with("several", processes, **network)
+    one, several = weights(reference, "student"), weights(run, "student")
+    assert float((several - one).norm()) < 1e-3 * float(one.norm())
+    assert rows_of(run / "dtu_history.csv")[0]["decision"] == rows_of(reference / "dtu_history.csv")[0]["decision"]
+
+
+def test_source_training_with_dsu_over_the_whole_batch(finish, config, tmp_path, make_gta5):
+    """DSU acts in every batch: its statistics, and their gradients, are those of both processes' images."""
+    make_gta5(tmp_path, count=7)
+    options = {
+        "MODEL.UNCERTAINTY": 1.0,
+        "MODEL.POS": [0],
+        "SOLVER.CLASS_WEIGHTS": True,
+        "SOLVER.STOP_ITER": 12,
+        "SOLVER.CHECKPOINT_PERIOD": 12,
+        "DATASETS.TARGET_TRAIN": "",
+    }
+    runs, counted = [], []
+    cache = tmp_path / "label_statistics"
+    for name, processes in (("one", 1), ("two", 2)):
+        file = config(name, **options)
+        finish(processes, NOTING, "train_src.py", "-cfg", file)
+        runs.append(tmp_path / name)
+        counted.append(contents(cache))
+        for path in cache.iterdir():
+            path.unlink()
+    assert counted[0] == counted[1] != {}
+    assert_near(runs[1], runs[0], start_weights(file), "model")
+    assert_processes_agree(runs[1], 2)
+
+
+def test_evaluation_in_shares(finish, config, cityscapes_root, tiny_checkpoint, make_cityscapes):
+    make_cityscapes(cityscapes_root, val=5)
+    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
+    for name, processes in (("one", 1), ("two", 2)):
+        file = config(name, **network, **{"DATASETS.TEST": "cityscapes_val", "TEST.BATCH_SIZE": 2})
+        job = finish(processes, "test.py", "-cfg", file, "--saveres")
+        assert job.text.count("checkpoint:") == 1  # one process logs
+    files, others = (contents(cityscapes_root / name) for name in ("one", "two"))
+    assert sum(name.endswith(".png") for name in files) == 5
+    assert files == others
+
+
+def test_shares_cover_everything_once_in_whole_batches(monkeypatch):
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(distributed, "count", lambda count=count: count)
+        for length in (0, 1, 2, 7, 12):
+            for multiple in (1, 2, 4):
+                parts = []
+                for rank in range(count):
+                    monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                    parts.append(distributed.share(length, multiple))
+                assert [n for part in parts for n in part] == list(range(length))
+                assert all(part.start % multiple == 0 for part in parts if part)
+                blocks = [-(-len(part) // multiple) for part in parts]
+                assert max(blocks) - min(blocks) <= 1
+                assert np.sum([len(part) for part in parts]) == length

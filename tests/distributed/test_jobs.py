@@ -1,0 +1,170 @@
+"""Jobs of two processes as a cluster treats them: signalled, killed, with a bad file, with the wrong options."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from core.configs import cfg
+from core.experiment import check_division, check_whole_batches
+from core.models.dsu import DSU
+from core.utils import distributed
+from core.utils.errors import UserError
+from tests.distributed.double_network import SECONDS
+from tests.helpers import read_checkpoint, rows_of
+
+LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
+SLOW = {"MODEL.NAME": "tests.distributed.double_network:build_slow"}
+
+
+def last_state(folder):
+    return read_checkpoint(max((folder / "state").glob("iter*.pth")))
+
+
+def near(first, second):
+    one, other = (torch.cat([t.flatten() for t in state["teacher"].values()]) for state in (first, second))
+    return torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_continues(
+    start, finish, config, cityscapes_root
+):
+    """Two processes, stopped; one process, to the end; the same as one process alone."""
+    straight = config("straight", **{"SOLVER.STOP_ITER": 24})
+    finish(1, "train_TCR_DTU.py", "-cfg", straight)
+    # slow enough to be met between its iterations
+    file = config("stopped", **{"SOLVER.STOP_ITER": 24, **SLOW, "TCR.UPDATE_FREQUENCY": 15})
+    job = start(2, "train_TCR_DTU.py", "-cfg", file)
+    job.wait_for("candidate pass g0000")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() != 0
+    (line,) = job.errors
+    assert line.startswith("stopped by SIGTERM after iteration ")
+    assert line.endswith(f"go on with: torchrun --nproc-per-node 2 train_TCR_DTU.py -cfg {file} resume auto")
+    assert "Traceback (most recent call last)" not in job.text.split("stopped by")[0]
+    stopped = last_state(cityscapes_root / "stopped")
+    assert stopped["iteration"] < 24
+    assert [len(batch["names"]) for batch in stopped["dynamic_teacher"]["buffer"]] == [4] * min(stopped["iteration"], 4)
+    again = finish(1, "train_TCR_DTU.py", "-cfg", file, "resume", "auto")
+    assert f"iter{stopped['iteration']:06d}.pth" in again.text
+    assert near(last_state(cityscapes_root / "stopped"), last_state(cityscapes_root / "straight"))
+    assert rows_of(cityscapes_root / "stopped/dtu_history.csv") == rows_of(cityscapes_root / "straight/dtu_history.csv")
+
+
+def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, config, cityscapes_root, make_cityscapes):
+    """Its own part of the pass would take the other one several seconds more."""
+    make_cityscapes(cityscapes_root, train=100)
+    file = config("out", **SLOW)
+    job = start(2, "train_TCR_DTU.py", "-cfg", file)
+    job.wait_for("writing to")
+    partial = cityscapes_root / "out/candidates/g0000.partial/labels"
+    while not partial.is_dir() or len(list(partial.iterdir())) < 4:
+        assert job.process.poll() is None, job.text
+    os.kill(job.pid(1), signal.SIGUSR1)
+    job.wait(20)  # 50 images in each part, half a second each
+    assert len(job.errors) == 1
+    assert job.errors[0].startswith("stopped by SIGUSR1 after iteration 0")
+    assert SECONDS * 50 > 20
+    assert not partial.exists()
+    assert last_state(cityscapes_root / "out")["iteration"] == 0
+
+
+def test_a_killed_process_ends_the_job_which_two_continue(start, finish, config, cityscapes_root):
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **LONG))
+    job.wait_for("model_iter000010.pth")
+    os.kill(job.pid(1), signal.SIGKILL)
+    assert job.wait(30) != 0  # the timeout is a minute
+    (line,) = job.errors
+    assert line.startswith("error: another process of the job has gone")
+    assert line.endswith("[process 0 of 2]")
+    begun = last_state(cityscapes_root / "out")["iteration"]
+    assert begun >= 10
+    job = start(2, "train_TCR_DTU.py", "-cfg", cityscapes_root / "out.yaml", "resume", "auto")
+    job.wait_for(f"model_iter{begun + 10:06d}.pth")
+    job.process.send_signal(signal.SIGTERM)
+    job.wait()
+    assert last_state(cityscapes_root / "out")["iteration"] >= begun + 10
+
+
+def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root):
+    """The last of six images lies in the second process's share of the candidate pass."""
+    broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:300])
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"))
+    assert job.wait(60) != 0
+    (line,) = job.errors
+    assert line.startswith("error: ")
+    assert broken.name in line
+    assert line.endswith("[process 1 of 2]")
+
+
+def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **{"SOLVER.BATCH_SIZE": 3}))
+    assert job.wait(60) != 0
+    (line,) = job.errors
+    assert line.startswith(
+        "error: SOLVER.BATCH_SIZE 3 is the images of an iteration, which do not divide by 2 processes"
+    )
+    assert not (cityscapes_root / "out").exists()
+
+
+def test_bad_images_are_counted_over_all_processes(start, finish, config, cityscapes_root):
+    broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    broken.write_bytes(b"")
+    options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False}
+    for name, processes in (("one", 1), ("two", 2)):
+        job = finish(processes, "train_TCR_DTU.py", "-cfg", config(name, **options))
+        assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
+    one, two = (last_state(cityscapes_root / name) for name in ("one", "two"))
+    assert one["skipped"] == two["skipped"] == [str(broken)]
+    assert near(one, two)
+
+
+def test_programs_of_one_process_say_so(start, config, cityscapes_root):
+    job = start(2, "-m", "tools.predict", "-cfg", config("out"), "x.png", "-o", cityscapes_root / "predicted")
+    assert job.wait(60) != 0
+    assert job.errors == ["error: python -m tools.predict is one process: start it by python, not by torchrun"]
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """As in a job of two."""
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+
+
+@pytest.mark.usefixtures("two")
+def test_batch_norm_across_processes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    keys = list(model.state_dict())
+    with pytest.raises(UserError, match=r"^MODEL.FREEZE_BN False with 2 processes needs CUDA"):
+        distributed.synchronised_norms(model, torch.device("cpu"))
+    converted = distributed.synchronised_norms(model, torch.device("cuda"))
+    assert [type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__] == ["SyncBatchNorm"] * 2
+    assert list(converted.state_dict()) == keys
+    frozen = nn.Sequential(nn.Conv2d(3, 4, 1))
+    assert distributed.synchronised_norms(frozen, torch.device("cpu")) is frozen
+
+
+@pytest.mark.parametrize(("size", "parts", "fits"), [(4, 2, True), (4, 1, True), (6, 2, False), (2, 2, False)])
+@pytest.mark.usefixtures("two")
+def test_batches_divide_evenly(size, parts, fits):
+    config = cfg.clone()
+    config.SOLVER.BATCH_SIZE, config.SOLVER.ACCUMULATE = size, parts
+    if fits:
+        check_division(config)
+    else:
+        with pytest.raises(
+            UserError, match=f"^SOLVER.BATCH_SIZE {size} .* by 2 processes × SOLVER.ACCUMULATE {parts}: "
+        ):
+            check_division(config)
+
+
+@pytest.mark.parametrize(("module", "hint"), [(nn.BatchNorm2d(4), "MODEL.FREEZE_BN True"), (DSU(0.5), "UNCERTAINTY 0")])
+def test_parts_of_a_batch_have_no_statistics_of_the_whole(module, hint):
+    config = cfg.clone()
+    check_whole_batches(nn.Sequential(module), config)
+    config.SOLVER.ACCUMULATE = 2
+    with pytest.raises(UserError, match=f"^SOLVER.ACCUMULATE 2 would change .*: give 1, or .*{hint}"):
+        check_whole_batches(nn.Sequential(module), config)
