@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from test import main as evaluate
+from tests.distributed.double_network import SECONDS
 from tests.helpers import PROJECT
+from train_src import main as train
+from train_TCR_DTU import main as adapt
 
+PROGRAMS = {"train_TCR_DTU.py": adapt, "train_src.py": train, "test.py": evaluate}
 NETWORK = "tests.distributed.double_network:build"
 OPTIONS = {
     "MODEL.NAME": NETWORK,
@@ -36,9 +41,10 @@ class Job:
     Args:
         processes: how many; 1: by python alone.
         log: file that both its outputs go to.
+        seconds: of a forward without gradient, at least.
     """
 
-    def __init__(self, processes, argv, log):
+    def __init__(self, processes, argv, log, seconds):
         launcher = (
             [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         )
@@ -47,7 +53,7 @@ class Job:
             self.process = subprocess.Popen(
                 [sys.executable, *launcher, *map(str, argv)],
                 cwd=PROJECT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": "60"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": "60", SECONDS: str(seconds)},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -94,11 +100,11 @@ class Job:
 
 @pytest.fixture
 def start(tmp_path):
-    """start(processes, *argv) → Job."""
+    """start(processes, *argv, seconds=0) → Job."""
     jobs = []
 
-    def begin(processes, *argv):
-        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log"))
+    def begin(processes, *argv, seconds=0):
+        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log", seconds))
         return jobs[-1]
 
     yield begin
@@ -114,6 +120,17 @@ def finish(start):
         job = start(processes, *argv)
         assert job.wait() == 0, job.text
         return job
+
+    return run
+
+
+@pytest.fixture
+def alone(capfd):
+    """alone(program, *argv) → what it wrote: one process, this one, to a good end."""
+
+    def run(program, *argv):
+        assert PROGRAMS[program]([*map(str, argv)]) == 0
+        return capfd.readouterr().out
 
     return run
 

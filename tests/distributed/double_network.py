@@ -1,5 +1,6 @@
 """A tiny network in double precision, in which sums of another order differ by next to nothing."""
 
+import os
 import time
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from core.models.dsu import DSU
 
-SECONDS = 0.5  # of a forward of the slow network without gradient
+SECONDS = "TEST_SECONDS"  # environment variable: what a forward without gradient takes
 
 
 class Doubled(nn.Sequential):
@@ -22,24 +23,17 @@ class Slow(nn.Module):
 
     def forward(self, x):
         if not torch.is_grad_enabled():
-            time.sleep(SECONDS)
+            time.sleep(float(os.environ.get(SECONDS, 0)))
         return x
 
 
 def build(config):
     """MODEL.NAME tests.distributed.double_network:build; with DSU where MODEL.UNCERTAINTY says so."""
     torch.manual_seed(5)
-    layers = [nn.Conv2d(3, 8, 8, stride=8), nn.Tanh()]
+    layers = [nn.Conv2d(3, 8, 8, stride=8), nn.Tanh(), Slow()]
     if config.MODEL.UNCERTAINTY > 0:
         layers.insert(1, DSU(config.MODEL.UNCERTAINTY))
     classifier = nn.Conv2d(8, config.MODEL.NUM_CLASSES, 1)
     with torch.no_grad():
         classifier.weight.mul_(6)
     return Doubled(*layers).double(), classifier.double()
-
-
-def build_slow(config):
-    """The same, slowly."""
-    features, classifier = build(config)
-    features.append(Slow())
-    return features, classifier

@@ -19,7 +19,7 @@ run = Training.run
 def run_and_note(self):
     run(self)
     digest = hashlib.sha256()
-    for model in {self.result, self.parallel}:
+    for model in (self.result, self.parallel):
         for tensor in model.state_dict().values():
             digest.update(tensor.numpy().tobytes())
     (self.output.folder / f"process{distributed.rank()}.txt").write_text(digest.hexdigest())

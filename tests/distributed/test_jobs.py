@@ -12,11 +12,9 @@ from core.experiment import check_division, check_whole_batches
 from core.models.dsu import DSU
 from core.utils import distributed
 from core.utils.errors import UserError
-from tests.distributed.double_network import SECONDS
 from tests.helpers import read_checkpoint, rows_of
 
 LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
-SLOW = {"MODEL.NAME": "tests.distributed.double_network:build_slow"}
 
 
 def last_state(folder):
@@ -29,14 +27,12 @@ def near(first, second):
 
 
 def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_continues(
-    start, finish, config, cityscapes_root
+    start, alone, config, cityscapes_root
 ):
     """Two processes, stopped; one process, to the end; the same as one process alone."""
-    straight = config("straight", **{"SOLVER.STOP_ITER": 24})
-    finish(1, "train_TCR_DTU.py", "-cfg", straight)
-    # slow enough to be met between its iterations
-    file = config("stopped", **{"SOLVER.STOP_ITER": 24, **SLOW, "TCR.UPDATE_FREQUENCY": 15})
-    job = start(2, "train_TCR_DTU.py", "-cfg", file)
+    alone("train_TCR_DTU.py", "-cfg", config("straight", **{"SOLVER.STOP_ITER": 24}))
+    file = config("stopped", **{"SOLVER.STOP_ITER": 24})
+    job = start(2, "train_TCR_DTU.py", "-cfg", file, seconds=0.3)
     job.wait_for("candidate pass g0000")
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() != 0
@@ -47,8 +43,8 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
     stopped = last_state(cityscapes_root / "stopped")
     assert stopped["iteration"] < 24
     assert [len(batch["names"]) for batch in stopped["dynamic_teacher"]["buffer"]] == [4] * min(stopped["iteration"], 4)
-    again = finish(1, "train_TCR_DTU.py", "-cfg", file, "resume", "auto")
-    assert f"iter{stopped['iteration']:06d}.pth" in again.text
+    again = alone("train_TCR_DTU.py", "-cfg", file, "resume", "auto")
+    assert f"iter{stopped['iteration']:06d}.pth" in again
     assert near(last_state(cityscapes_root / "stopped"), last_state(cityscapes_root / "straight"))
     assert rows_of(cityscapes_root / "stopped/dtu_history.csv") == rows_of(cityscapes_root / "straight/dtu_history.csv")
 
@@ -56,22 +52,20 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
 def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, config, cityscapes_root, make_cityscapes):
     """Its own part of the pass would take the other one several seconds more."""
     make_cityscapes(cityscapes_root, train=100)
-    file = config("out", **SLOW)
-    job = start(2, "train_TCR_DTU.py", "-cfg", file)
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"), seconds=0.5)
     job.wait_for("writing to")
     partial = cityscapes_root / "out/candidates/g0000.partial/labels"
     while not partial.is_dir() or len(list(partial.iterdir())) < 4:
         assert job.process.poll() is None, job.text
     os.kill(job.pid(1), signal.SIGUSR1)
-    job.wait(20)  # 50 images in each part, half a second each
+    job.wait(20)  # of 25 that the 50 images of each share take
     assert len(job.errors) == 1
     assert job.errors[0].startswith("stopped by SIGUSR1 after iteration 0")
-    assert SECONDS * 50 > 20
     assert not partial.exists()
     assert last_state(cityscapes_root / "out")["iteration"] == 0
 
 
-def test_a_killed_process_ends_the_job_which_two_continue(start, finish, config, cityscapes_root):
+def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_root):
     job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **LONG))
     job.wait_for("model_iter000010.pth")
     os.kill(job.pid(1), signal.SIGKILL)
@@ -82,10 +76,7 @@ def test_a_killed_process_ends_the_job_which_two_continue(start, finish, config,
     begun = last_state(cityscapes_root / "out")["iteration"]
     assert begun >= 10
     job = start(2, "train_TCR_DTU.py", "-cfg", cityscapes_root / "out.yaml", "resume", "auto")
-    job.wait_for(f"model_iter{begun + 10:06d}.pth")
-    job.process.send_signal(signal.SIGTERM)
-    job.wait()
-    assert last_state(cityscapes_root / "out")["iteration"] >= begun + 10
+    job.wait_for(f"model_iter{begun // 10 * 10 + 10:06d}.pth")
 
 
 def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root):
@@ -110,13 +101,13 @@ def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
     assert not (cityscapes_root / "out").exists()
 
 
-def test_bad_images_are_counted_over_all_processes(start, finish, config, cityscapes_root):
+def test_bad_images_are_counted_over_all_processes(alone, finish, config, cityscapes_root):
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(b"")
     options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False}
-    for name, processes in (("one", 1), ("two", 2)):
-        job = finish(processes, "train_TCR_DTU.py", "-cfg", config(name, **options))
-        assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
+    alone("train_TCR_DTU.py", "-cfg", config("one", **options))
+    job = finish(2, "train_TCR_DTU.py", "-cfg", config("two", **options))
+    assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
     one, two = (last_state(cityscapes_root / name) for name in ("one", "two"))
     assert one["skipped"] == two["skipped"] == [str(broken)]
     assert near(one, two)
