@@ -38,6 +38,8 @@ FREE_KEYS = frozenset(
         "SOLVER.CHECKPOINT_PERIOD",
         "SOLVER.KEEP_STATES",
         "SOLVER.MAX_BAD_STEPS",
+        "VIS.PERIOD",
+        "VIS.TENSORBOARD",
     }
 )
 

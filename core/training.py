@@ -75,13 +75,17 @@ class Training(ABC):
                     with signals.deferred():
                         scalars = self.train_step(batch)
                         learning_rate = self.solver.learning_rate(self.iteration - 1)
-                        self.output.completed(self.iteration, learning_rate, scalars)
+                        self.output.completed(self.iteration, learning_rate, scalars, self.per_class)
                     self.conclude()
         except signals.Stopped as stopped:
             signals.acknowledge()
             path = self.output.save_state(self.state_dict())
             stopped.note = f"after iteration {self.iteration}, state saved as {path}"
             raise
+
+    def per_class(self) -> dict[str, torch.Tensor]:
+        """What is shown of each class in TensorBoard while the run lasts: C floats by name, on the device."""
+        return {}
 
     def conclude(self) -> bool:
         """What follows an iteration where it is due: checkpoint, state, evaluation; returns whether they were.

@@ -16,8 +16,14 @@ from core.evaluation.predictor import Predictor
 from core.runs import RunOutput
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
-from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
-from core.selftraining.pseudo_labels import advance_running_confidence, initial_running_confidence, keep_confident
+from core.selftraining.dynamic_teacher import DynamicTeacher
+from core.selftraining.panels import batch_tiles, record_decision
+from core.selftraining.pseudo_labels import (
+    advance_running_confidence,
+    initial_running_confidence,
+    keep_confident,
+    threshold_scale,
+)
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import (
     Batch,
@@ -74,7 +80,7 @@ class Trainer(Training):
             config.DTU,
             # no methods of this object, which would keep itself and its networks until some later collection
             partial(class_probabilities, self.predictor, self.student),
-            partial(output.append, "dtu_history.csv", HISTORY_FIELDS),
+            partial(record_decision, output),
             config.SEED,
         )
 
@@ -86,13 +92,15 @@ class Trainer(Training):
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
-        labels, pairs = self.pseudo_label(batch)
+        shown = {} if self.output.panel_due(iteration + 1) else None
+        labels, pairs = self.pseudo_label(batch, shown)
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         student_input = self.predictor.prepare(batch.student)
         student_input.masked_fill_(to_device(batch.dropped, self.device).unsqueeze(1), 0)
         self.student.train()
-        positive, negative = loss_sums(self.predictor.logits(self.student, student_input), labels, pairs)
+        logits = self.predictor.logits(self.student, student_input)
+        positive, negative = loss_sums(logits, labels, pairs)
         positive, negative = positive / labels.numel(), negative / pairs.sum().clamp(min=1)
         loss = positive + negative
 
@@ -106,6 +114,8 @@ class Trainer(Training):
         if self.config.TCR.PASTE:
             self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.iteration += 1
+        if shown is not None:
+            self.output.panel(self.iteration, *batch_tiles(batch, labels=labels, logits=logits.detach(), **shown))
         if not stepped:
             return {}
         return {
@@ -116,10 +126,13 @@ class Trainer(Training):
         }
 
     @torch.no_grad()
-    def pseudo_label(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def pseudo_label(self, batch: Batch, shown: dict | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What the student learns from: labels (B×h×w int64) and negative pairs (B×C×h×w bool).
 
         Updates the running confidence from the full views first.
+
+        Args:
+            shown: takes what a panel shows of it.
         """
         full = self.predictor.prepare(batch.full)
         size = full.shape[-2:]
@@ -130,8 +143,14 @@ class Trainer(Training):
         labels = keep_confident(confidence, label, self.running_conf)
         valid, pasted = (to_device(mask, self.device) for mask in (batch.valid, batch.pasted))
         labels = torch.where(valid, labels, IGNORE)
+        if shown is not None:
+            shown.update(teacher=labels, confidence=confidence)
         labels = torch.where(pasted != IGNORE, pasted.long(), labels)
         return labels, pairs & valid.unsqueeze(1)
+
+    def per_class(self) -> dict[str, torch.Tensor]:
+        """Running confidence, and the threshold where an image's surest pixel of the class has probability 1."""
+        return {"running_confidence": self.running_conf, "threshold_scale": threshold_scale(self.running_conf)}
 
     @property
     def needs_candidates(self) -> bool:

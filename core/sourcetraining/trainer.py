@@ -12,6 +12,7 @@ from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
+from core.sourcetraining.panels import batch_tiles
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
 from core.training import Training
@@ -63,6 +64,8 @@ class SourceTrainer(Training):
         if not stepped:
             self.refuse_step(loss, batch.names)
         self.iteration += 1
+        if self.output.panel_due(self.iteration):
+            self.output.panel(self.iteration, *batch_tiles(batch, logits.detach()))
         return {"loss": loss.detach()} if stepped else {}
 
     def stretch_end(self, stop: int) -> int:

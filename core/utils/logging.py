@@ -1,4 +1,4 @@
-"""Log lines to the terminal and the run's log file, and progress bars."""
+"""Log lines to the terminal and the run's log file, details to the latter only, and progress bars."""
 
 import logging
 import sys
@@ -28,11 +28,16 @@ class _TerminalHandler(logging.StreamHandler):
 
 
 def start_logging(file: str | Path | None = None) -> None:
-    """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up."""
+    """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up.
+
+    What is logged with level DEBUG goes to the file only.
+    """
     stop_logging()
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
-    handlers: list[logging.Handler] = [_TerminalHandler()]
+    terminal = _TerminalHandler()
+    terminal.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [terminal]
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:
