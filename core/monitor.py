@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: TensorBoard's files and panels. It can be absent, and no failure of it stops a run."""
+"""What a run shows while it lasts: TensorBoard's files and panels. It may be absent, and its failures stop no run."""
 
 import re
 import shutil

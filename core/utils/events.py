@@ -1,7 +1,7 @@
 """TensorBoard's event files, written without a thread: a record is on disk, whole, once it is appended.
 
-TensorBoard's own writer hands records to a thread: an error of the disk then ends in that thread, and a loader's workers
-are forked beside it. Here its messages are appended as rows of a table are.
+TensorBoard's own writer hands records to a thread: an error of the disk then ends in that thread, and a loader's
+workers are forked beside it. Here its messages are appended as rows of a table are.
 """
 
 import importlib.util
