@@ -56,7 +56,7 @@ class Painter:
         return np.concatenate([picture, self.legend(picture.shape[1])])
 
     def panel(self, title: str, tiles: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-        """Tiles under their captions, three in a row, with title and legend.
+        """Tiles under their captions, three in a row (all in one row where they are tall), with title and legend.
 
         Args:
             tiles: caption and content, all of one H×W: pictures (H×W×3 uint8), class indices (H×W uint8), or
@@ -64,12 +64,13 @@ class Painter:
         """
         pictures = [self._tile(content) for _, content in tiles]
         height, width = pictures[0].shape[:2]
+        columns = len(tiles) if height > width else min(len(tiles), _COLUMNS)
         size = max(FONT_SIZE, width * min(len(tiles), _COLUMNS) // _WIDTH_PER_FONT_SIZE)
         captioned = [
             np.concatenate([_line(caption, width, size), picture])
             for (caption, _), picture in zip(tiles, pictures, strict=True)
         ]
-        body = _tiled(captioned, _COLUMNS if height <= width or len(tiles) < _COLUMNS else len(tiles))
+        body = _tiled(captioned, columns)
         legend = _legend((*self._entries, _NO_LABEL), body.shape[1])
         return np.concatenate([_line(title, body.shape[1], size, bold=True), body, legend])
 
