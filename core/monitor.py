@@ -1,9 +1,8 @@
 """What a run shows while it lasts: TensorBoard's files and panels. It may be absent, and its failures stop no run."""
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import numpy as np
 from core.datasets.images import jpeg_bytes, write_png
 from core.evaluation.pictures import Painter, bounded
 from core.utils.errors import UserError
-from core.utils.events import EventFile
+from core.utils.events import PATTERN, EventFile
 from core.utils.files import writing
 from core.utils.logging import LOGGER
 
 TENSORBOARD, PANELS = "tensorboard", "panels"  # below OUTPUT_DIR
+_PATTERN = "iter*.png"
 _SHOWN_WIDTH = 1280  # px of a panel in TensorBoard, as JPEG: its files hold every one of them
 
 
@@ -37,7 +37,7 @@ class Monitor:
         """The run continues after `iteration`: what was shown of later ones no longer counts."""
         if self._events is not None:
             self._events.go_on(iteration + 1)
-        for path in (self._folder / PANELS).glob("iter*.png"):
+        for path in (self._folder / PANELS).glob(_PATTERN):
             if (number := re.fullmatch(r"iter(\d+)", path.stem)) and int(number[1]) > iteration:
                 path.unlink(missing_ok=True)
 
@@ -72,6 +72,9 @@ class Monitor:
 
 
 def remove_shown(folder: Path) -> None:
-    """Remove what an earlier run in OUTPUT_DIR has shown."""
-    for name in (TENSORBOARD, PANELS):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Remove what an earlier run in OUTPUT_DIR has shown, and nothing else."""
+    for inner, pattern in ((folder / TENSORBOARD, PATTERN), (folder / PANELS, _PATTERN)):
+        for path in inner.glob(pattern):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other files, or does not exist
+            inner.rmdir()

@@ -133,7 +133,7 @@ class RunOutput:
         if not self._told_end and iteration < self._stop:
             self._told_end = True
             end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-            LOGGER.info("at this pace, what else comes up apart, training ends at about %s", end)
+            LOGGER.info("expected end: %s, candidate passes and evaluations to come apart", end)
         shown = means | {"lr": learning_rate, "seconds_per_iteration": seconds, "memory_GB": memory}
         tags = [f"{kind}/{name}" for kind in per_class for name in self._taxonomy.names]
         shown = {f"train/{name}": value for name, value in shown.items()}
@@ -230,6 +230,7 @@ def claimed_folder(path: str | Path, config_text: str, restart: bool = False) ->
         except BaseException:  # whatever it was, a corrected command may use the folder again
             if not [*_worth_keeping(folder), *folder.glob(METRICS)]:
                 (folder / CONFIG).unlink(missing_ok=True)
+                remove_shown(folder)
             raise
 
 

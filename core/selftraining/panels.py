@@ -32,7 +32,7 @@ def batch_tiles(
     learnt = _host(labels[shown].to(torch.uint8))
     share = 100 * float((learnt != IGNORE).mean())
     sure = _host(confidence[shown].float()) * _host(batch.valid[shown])
-    return f"{batch.names[shown]} · {share:.0f} % labelled", [
+    return f"{share:.0f} % labelled · {batch.names[shown]}", [
         ("student view, pastes outlined", _student_view(batch, shown)),
         ("teacher's pseudo-labels", _host(teacher[shown].to(torch.uint8))),
         ("pasted labels", _host(batch.pasted[shown])),

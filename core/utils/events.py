@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line
 from core.utils.files import append_bytes, writing
 
-_PATTERN = "events.out.tfevents.*"
+PATTERN = "events.out.tfevents.*"
 
 
 def available() -> bool:
@@ -44,7 +44,7 @@ class EventFile:
         Raises:
             UserError: the file cannot be written, or the package tensorboard not be imported.
         """
-        self._append(step, [{"tag": tag, "simple_value": value} for tag, value in values.items()])
+        self._append(step, [{"tag": one_line(tag), "simple_value": value} for tag, value in values.items()])
 
     def image(self, step: int, tag: str, encoded: bytes, size: tuple[int, int]) -> None:
         """An RGB picture of (h, w) pixels, encoded as PNG or JPEG; errors as of :meth:`scalars`."""
@@ -61,7 +61,7 @@ class EventFile:
         """A file of its own for every start, after those that are there in the order of their names."""
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        stamps = [name.split(".")[3] for name in (path.name for path in self._folder.glob(_PATTERN))]
+        stamps = [name.split(".")[3] for name in (path.name for path in self._folder.glob(PATTERN))]
         now = max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdigit())])
         path = self._folder / f"events.out.tfevents.{now:010d}.{socket.gethostname()}.{os.getpid()}"
         with writing(path):

@@ -33,7 +33,7 @@ def test_the_tiles_are_the_tensors_of_the_first_image_with_a_paste():
     logits = torch.zeros(2, 5, 2, 3)
     logits[1, 3] = 1
     title, tiles = batch_tiles(batch, teacher, confidence, labels, logits)
-    assert title == f"second.png · {100 * (labels[1] != IGNORE).float().mean():.0f} % labelled"
+    assert title == f"{100 * (labels[1] != IGNORE).float().mean():.0f} % labelled · second.png"
     view, by_teacher, pasted, learnt, prediction, sure = (content for _, content in tiles)
     assert (by_teacher == teacher[1].numpy()).all()
     assert (pasted == batch.pasted[1].numpy()).all()
@@ -56,7 +56,7 @@ def test_without_a_paste_the_first_image_is_shown():
     batch.pasted.fill_(IGNORE)
     labels = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.int64)
     title, _ = batch_tiles(batch, labels, torch.ones(2, HEIGHT, WIDTH), labels, torch.zeros(2, 5, 2, 3))
-    assert title == "first.png · 100 % labelled"
+    assert title == "100 % labelled · first.png"
 
 
 def test_decisions_are_recorded_and_shown():

@@ -20,11 +20,12 @@ def test_nothing_is_written_before_the_first_record(tmp_path):
 
 def test_what_is_written_is_read(tmp_path):
     file = EventFile(tmp_path / "board")
-    file.scalars(20, {"train/loss": 0.5, "IoU/zebra crossing ü": 12.25})
+    file.scalars(20, {"train/loss": 0.5, "IoU/zebra crossing ü": 12.25, "IoU/a\n\ud800": 1.5})
     file.scalars(40, {"train/loss": float("nan")})
     file.image(40, "panel", b"\x89PNG", (3, 5))
     found = events_of(tmp_path / "board")
     assert found.pop("IoU/zebra crossing ü") == [(20, 12.25)]
+    assert found.pop(r"IoU/a\n\ud800") == [(20, 1.5)]
     assert found.pop("panel") == [(40, 3)]
     (first, second) = found.pop("train/loss")
     assert first == (20, 0.5)
