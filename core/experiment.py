@@ -23,7 +23,7 @@ from core.states import StateFolder, continued_config, find_start, flat_config
 from core.training import Training
 from core.utils import events
 from core.utils.devices import choose_device, describe_device
-from core.utils.errors import UserError, shorten
+from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
 from core.utils.logging import LOGGER, start_logging
@@ -107,7 +107,8 @@ class Experiment(ABC):
         precision = {"off": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}[config.SOLVER.AMP]
         LOGGER.info("device: %s, %s", describe_device(self.device, config.MODEL.DEVICE), precision)
         self.describe_data()
-        LOGGER.info("classes: %d (%s)", len(self.taxonomy), shorten(self.taxonomy.names, SHOWN_CLASSES))
+        more = ", …" if len(self.taxonomy) > SHOWN_CLASSES else ""
+        LOGGER.info("classes: %d (%s%s)", len(self.taxonomy), ", ".join(self.taxonomy.names[:SHOWN_CLASSES]), more)
         start = config.resume or config.MODEL.WEIGHTS
         LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, start or "random")
         log_dead_channels(self.model)

@@ -209,7 +209,7 @@ def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
     events = (
         "device: cpu (1 threads), float32",
         "target images: 6 of cityscapes_train",
-        "classes: 19 (road, sidewalk, building, wall, fence, … (19 in all))",
+        "classes: 19 (road, sidewalk, building, wall, fence, …)\n",
         "model: deeplab_resnet18, 11.5 M parameters, from ",
         "evaluation: 3 images of cityscapes_val",
         "8 iterations of 2 images; checkpoint and state every 4, the newest 2 states are kept",
