@@ -26,12 +26,12 @@ class Training(ABC):
         config: a whole config.
         model: the network that learns, on its device.
         images: the training images.
-        output: the folder that the run writes to.
+        output: the folder that the run writes to; None: only steps are to be made, which write nothing.
     """
 
     PROGRAM: ClassVar[str]
 
-    def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput):
+    def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput | None):
         self.config, self.output = config, output
         self.device = next(model.parameters()).device
         self.predictor = Predictor(config, self.device)
@@ -82,6 +82,11 @@ class Training(ABC):
             path = self.output.save_state(self.state_dict())
             stopped.note = f"after iteration {self.iteration}, state saved as {path}"
             raise
+
+    @property
+    def panel_due(self) -> bool:
+        """Whether a panel is wanted of the iteration at hand."""
+        return self.output is not None and self.output.panel_due(self.iteration + 1)
 
     def per_class(self) -> dict[str, torch.Tensor]:
         """What is shown of each class in TensorBoard while the run lasts: C floats by name, on the device."""

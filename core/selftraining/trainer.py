@@ -92,7 +92,7 @@ class Trainer(Training):
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
-        shown = {} if self.output.panel_due(iteration + 1) else None
+        shown = {} if self.panel_due else None
         labels, pairs = self.pseudo_label(batch, shown)
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 

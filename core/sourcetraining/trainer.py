@@ -63,9 +63,9 @@ class SourceTrainer(Training):
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
+        if self.panel_due:
+            self.output.panel(self.iteration + 1, *batch_tiles(batch, logits.detach()))
         self.iteration += 1
-        if self.output.panel_due(self.iteration):
-            self.output.panel(self.iteration, *batch_tiles(batch, logits.detach()))
         return {"loss": loss.detach()} if stepped else {}
 
     def stretch_end(self, stop: int) -> int:
