@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint, or every checkpoint of a folder, and save its predictions."""
+"""Evaluate a checkpoint, or every checkpoint of a folder, on DATASETS.TEST, and save its predictions.
+
+The scores go to the terminal and to OUTPUT_DIR/test_<data set>.csv.
+"""
 
 import sys
 from argparse import Namespace

@@ -1,4 +1,8 @@
-"""Adapt a source model to unlabelled target images (DT-ST: Zhao et al., CVPR 2023)."""
+"""Adapt a source model to unlabelled target images (DT-ST: Zhao et al., CVPR 2023).
+
+`resume` names the source model. Checkpoints, tables, log and panels go to OUTPUT_DIR; the same command with
+`resume auto` goes on with a run.
+"""
 
 import sys
 from argparse import Namespace

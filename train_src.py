@@ -1,4 +1,7 @@
-"""Train a source model on labelled images (DeepLabV2, optionally with DSU: Li et al., ICLR 2022)."""
+"""Train a source model on labelled images (DeepLabV2, optionally with DSU: Li et al., ICLR 2022).
+
+Checkpoints, tables, log and panels go to OUTPUT_DIR; the same command with `resume auto` goes on with a run.
+"""
 
 import sys
 from argparse import Namespace

@@ -15,18 +15,22 @@ from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy, find_test_images
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
+from core.evaluation.pictures import Painter
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
 from core.models.dsu import DSU
-from core.runs import CONFIG, RunOutput, check_folder, claimed_folder
-from core.states import StateFolder, continued_config, find_start
+from core.monitor import PANELS, TENSORBOARD, Monitor
+from core.runs import CONFIG, LOG_PERIOD, RunOutput, check_folder, claimed_folder
+from core.states import StateFolder, continued_config, find_start, flat_config
 from core.training import Training
-from core.utils import distributed
+from core.utils import distributed, events
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
 from core.utils.logging import LOGGER, start_logging
+
+SHOWN_CLASSES = 5  # of the class names, at the start
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class Experiment(ABC):
 
     def output(self, folder: Path) -> RunOutput:
         """The writer of a run in `folder`."""
-        solver = self.config.SOLVER
+        solver, vis = self.config.SOLVER, self.config.VIS
+        painter = Painter(self.taxonomy, self.taxonomy.palette())
         return RunOutput(
             folder,
             self.taxonomy,
@@ -93,15 +98,23 @@ class Experiment(ABC):
             self.device,
             self.evaluator,
             solver.KEEP_STATES,
+            Monitor(folder, painter, vis.PERIOD, vis.TENSORBOARD and events.available())
+            if distributed.is_main()
+            else None,
         )
 
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""
         config = self.config
         parameters = sum(p.numel() for p in self.model.parameters())
-        LOGGER.info("device: %s", describe_device(self.device, config.MODEL.DEVICE))
+        for key, value in flat_config(config).items():
+            LOGGER.debug("option %s: %s", key, value)
+        LOGGER.debug("class names: %s", ", ".join(self.taxonomy.names))
+        precision = {"off": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}[config.SOLVER.AMP]
+        LOGGER.info("device: %s, %s", describe_device(self.device, config.MODEL.DEVICE), precision)
         self.describe_data()
-        LOGGER.info("classes: %d (%s)", len(self.taxonomy), ", ".join(self.taxonomy.names))
+        more = ", …" if len(self.taxonomy) > SHOWN_CLASSES else ""
+        LOGGER.info("classes: %d (%s%s)", len(self.taxonomy), ", ".join(self.taxonomy.names[:SHOWN_CLASSES]), more)
         start = config.resume or config.MODEL.WEIGHTS
         LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, start or "random")
         log_dead_channels(self.model)
@@ -110,6 +123,25 @@ class Experiment(ABC):
             LOGGER.info("evaluation: %d images of %s at every checkpoint", len(images), images.name)
         else:
             LOGGER.info("no evaluation: %s", "--skip-test" if skip_test else "DATASETS.TEST is empty")
+        self._describe_output()
+
+    def _describe_output(self) -> None:
+        solver, vis = self.config.SOLVER, self.config.VIS
+        stop = solver.STOP_ITER
+        LOGGER.info(
+            "%d iterations of %d images; checkpoint and state every %d, the newest %d states are kept; "
+            "metrics and log every %d",
+            stop,
+            solver.BATCH_SIZE,
+            solver.CHECKPOINT_PERIOD,
+            solver.KEEP_STATES,
+            LOG_PERIOD,
+        )
+        board = f"below {TENSORBOARD}/" if vis.TENSORBOARD else "off (VIS.TENSORBOARD)"
+        if vis.TENSORBOARD and not events.available():
+            board = "off: the package is missing (pip install tensorboard)"
+        panels = f"{stop // vis.PERIOD} below {PANELS}/, every {vis.PERIOD}" if vis.PERIOD else "off (VIS.PERIOD 0)"
+        LOGGER.info("TensorBoard: %s; panels: %s", board, panels)
 
 
 def run_training(kind: type[Experiment], config_file: str, options: Sequence[str], skip_test: bool) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.monitor import Monitor, remove_shown
 from core.states import StateFolder
 from core.utils import distributed, signals
 from core.utils.checkpoints import save_checkpoint
@@ -35,6 +37,7 @@ class RunOutput:
         device: whose peak memory is logged.
         evaluator: evaluates every checkpoint; None: they are only written.
         keep_states: how many of the newest states are kept.
+        monitor: shows the run while it lasts; None: nothing does.
     """
 
     def __init__(
@@ -46,15 +49,17 @@ class RunOutput:
         device: torch.device,
         evaluator: Evaluator | None = None,
         keep_states: int = 2,
+        monitor: Monitor | None = None,
     ):
         self.folder, self.states = folder, StateFolder(folder, keep_states)
         self._taxonomy, self._stop, self._period = taxonomy, stop, checkpoint_period
-        self._device, self._evaluator = device, evaluator
+        self._device, self._evaluator, self._monitor = device, evaluator, monitor
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
         self._resumed: int | None = None  # the iteration that the run goes on from
         self._evaluated: set[int] = set()  # iterations
+        self._told_end = False
         self._saved: tuple[int, str | None] | None = None  # iteration and generation of the last state
         self.start_clock()
 
@@ -66,16 +71,38 @@ class RunOutput:
             self._tables[table] = Table(self.folder / table, columns, keep=self._resumed is not None)
         self._tables[table].append(row)
 
+    def show(self, iteration: int, values: dict[str, float]) -> None:
+        """Numbers after `iteration`, by TensorBoard's tags, for whoever watches."""
+        if self._monitor is not None:
+            self._monitor.scalars(iteration, values)
+
+    def panel_due(self, iteration: int) -> bool:
+        """Whether :meth:`panel` is wanted of iteration `iteration`."""
+        return self._monitor is not None and self._monitor.panel_due(iteration)
+
+    def panel(self, iteration: int, title: str, tiles: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Show what an iteration learnt from (see :meth:`Monitor.panel`)."""
+        self._monitor.panel(iteration, title, tiles)
+
     def start_clock(self, iteration: int = 0) -> None:
         """Training begins now (after a first pass over the data, say), with so many iterations completed."""
         self._started = self._stretch_started = time.monotonic()
         self._first, self._timed = iteration, 0
         self._aside = 0.0  # seconds of the current stretch that were no training
 
-    def completed(self, iteration: int, learning_rate: float, scalars: dict[str, torch.Tensor]) -> None:
+    def completed(
+        self,
+        iteration: int,
+        learning_rate: float,
+        scalars: dict[str, torch.Tensor],
+        per_class: Callable[[], dict[str, torch.Tensor]] = dict,
+    ) -> None:
         """An iteration was just completed: note its scalars (none of a step that was skipped).
 
         Their means are logged every 20 iterations; nothing waits for the device in between.
+
+        Args:
+            per_class: gives what is shown along with them, C floats by name, on the device.
         """
         for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0) + value
@@ -83,14 +110,16 @@ class RunOutput:
         self._timed += 1
         if iteration % LOG_PERIOD == 0 or iteration == self._stop:
             if self._count:
-                self._log_means(iteration, learning_rate)
+                self._log_means(iteration, learning_rate, per_class())
             self._sums, self._count, self._timed, self._aside = {}, 0, 0, 0.0
             self._stretch_started = time.monotonic()
 
-    def _log_means(self, iteration: int, learning_rate: float) -> None:
-        names, sums = list(self._sums), torch.stack(list(self._sums.values())).tolist()
-        means = {name: value / self._count for name, value in zip(names, sums, strict=True)}
+    def _log_means(self, iteration: int, learning_rate: float, per_class: dict[str, torch.Tensor]) -> None:
+        names, sums = list(self._sums), torch.stack(list(self._sums.values()))
+        values = torch.cat([sums, *per_class.values()]).tolist()  # one copy from the device
+        means = {name: value / self._count for name, value in zip(names, values, strict=False)}
         now = time.monotonic()
+        memory = peak_memory(self._device) / 1e9
         seconds = (now - self._stretch_started - self._aside) / self._timed
         left = (now - self._started) / (iteration - self._first) * (self._stop - iteration)
         LOGGER.info(
@@ -101,8 +130,16 @@ class RunOutput:
             learning_rate,
             seconds,
             duration(left),
-            peak_memory(self._device) / 1e9,
+            memory,
         )
+        if not self._told_end and iteration < self._stop:
+            self._told_end = True
+            end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+            LOGGER.info("expected end: %s, candidate passes and evaluations to come apart", end)
+        shown = means | {"lr": learning_rate, "seconds_per_iteration": seconds, "memory_GB": memory}
+        tags = [f"{kind}/{name}" for kind in per_class for name in self._taxonomy.names]
+        shown = {f"train/{name}": value for name, value in shown.items()}
+        self.show(iteration, shown | dict(zip(tags, values[len(names) :], strict=True)))
         row = {"iteration": iteration, "lr": f"{learning_rate:.9g}"}
         row |= {name: f"{value:.9g}" for name, value in means.items()}
         self.append(METRICS, tuple(row), row)
@@ -132,8 +169,10 @@ class RunOutput:
             for line in report_lines(scores, self._taxonomy):
                 LOGGER.info(line)
             columns = ("iteration", *table_columns(self._taxonomy))
-            self.append(EVALUATION, columns, {"iteration": iteration, **table_row(scores, self._taxonomy)})
+            row = table_row(scores, self._taxonomy)
+            self.append(EVALUATION, columns, {"iteration": iteration, **row})
             self._evaluated.add(iteration)
+            self.show(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
 
     def save_state(self, state: dict) -> Path:
         """Write a run's state, unless the last one written is that of the same moment; returns its file."""
@@ -163,6 +202,8 @@ class RunOutput:
         """Go on after `iteration`: rows of the tables that come later are dropped."""
         self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
         self._count, self._resumed = state["count"], iteration
+        if self._monitor is not None:
+            self._monitor.go_on(iteration)
         self._evaluated = distributed.from_main(lambda: self._drop_rows_after(iteration))
 
     def _drop_rows_after(self, iteration: int) -> set[int]:
@@ -192,12 +233,14 @@ def claimed_folder(path: str | Path, config_text: str, restart: bool = False) ->
         if restart:
             for table in (METRICS, EVALUATION, "dtu_history.csv"):
                 (folder / table).unlink(missing_ok=True)
+            remove_shown(folder)
         write_text(folder / CONFIG, config_text)
         try:
             yield folder
         except BaseException:  # whatever it was, a corrected command may use the folder again
             if not [*_worth_keeping(folder), *folder.glob(METRICS)]:
                 (folder / CONFIG).unlink(missing_ok=True)
+                remove_shown(folder)
             raise
 
 
@@ -234,6 +277,12 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _evaluation_tag(column: str) -> str:
+    """A class's score under the score's name, as `IoU/road`; the means together, as `evaluation/mIoU`."""
+    score, _, name = column.partition("_")
+    return f"{score}/{name}" if name and score in ("IoU", "accuracy") else f"evaluation/{column}"
 
 
 def _readable(name: str, value: float) -> str:

@@ -40,6 +40,8 @@ FREE_KEYS = frozenset(
         "SOLVER.KEEP_STATES",
         "SOLVER.MAX_BAD_STEPS",
         "SOLVER.ACCUMULATE",
+        "VIS.PERIOD",
+        "VIS.TENSORBOARD",
     }
 )
 

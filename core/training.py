@@ -27,12 +27,12 @@ class Training(ABC):
         config: a whole config.
         model: the network that learns, on its device.
         images: the training images.
-        output: the folder that the run writes to.
+        output: the folder that the run writes to; None: only steps are to be made, which write nothing.
     """
 
     PROGRAM: ClassVar[str]
 
-    def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput):
+    def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput | None):
         self.config, self.output = config, output
         self.device = next(model.parameters()).device
         self.predictor = Predictor(config, self.device)
@@ -90,10 +90,19 @@ class Training(ABC):
                 with signals.deferred():
                     scalars = self.train_step(batch)
                     learning_rate = self.solver.learning_rate(self.iteration - 1)
-                    self.output.completed(self.iteration, learning_rate, scalars)
+                    self.output.completed(self.iteration, learning_rate, scalars, self.per_class)
                 self._images.skipped.settle()
                 distributed.stop_together()
                 self.conclude()
+
+    @property
+    def panel_due(self) -> bool:
+        """Whether a panel is wanted of the iteration at hand."""
+        return self.output is not None and self.output.panel_due(self.iteration + 1)
+
+    def per_class(self) -> dict[str, torch.Tensor]:
+        """What is shown of each class in TensorBoard while the run lasts: C floats by name, on the device."""
+        return {}
 
     def conclude(self) -> bool:
         """What follows an iteration where it is due: checkpoint, state, evaluation; returns whether they were.

@@ -1,6 +1,7 @@
 """What tests of several modules share, beside the fixtures of conftest.py."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,22 @@ def rows_of(path):
     """The rows of a CSV file, a dict each."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def without_details(log):
+    """The text of a log file without the lines that only it has."""
+    lines = log.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match("[-0-9]+ [:0-9]+ (option|class names)", line))
+
+
+def events_of(folder):
+    """What TensorBoard finds in a folder: (iteration, value) of every scalar and (iteration, height) of every image."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    tags = found.Tags()
+    scalars = {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags["scalars"]}
+    return scalars | {tag: [(event.step, event.height) for event in found.Images(tag)] for tag in tags["images"]}
 
 
 def contents(folder):

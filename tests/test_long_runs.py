@@ -18,7 +18,7 @@ from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.checkpoints import save_checkpoint
 from core.utils.program import resuming
-from tests.helpers import PROJECT, Killed, rows_of, same_weights
+from tests.helpers import PROJECT, Killed, contents, events_of, rows_of, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
@@ -30,6 +30,7 @@ ADAPTATION = {
     "INPUT.INPUT_SIZE_TEST": (64, 32),
     "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
     "DTU.Query_START": 3,
+    "VIS.PERIOD": 2,
 }
 QUICK = ADAPTATION | {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 3, "SOLVER.CHECKPOINT_PERIOD": 1}
 TABLES = ("metrics.csv", "dtu_history.csv", "evaluation.csv")
@@ -45,14 +46,24 @@ def build(cfg):
 
 
 def same_runs(first, second):
-    """Whether two folders hold the same last checkpoint, and the same tables."""
+    """Whether two folders hold the same last checkpoint, the same tables, and the same for those who watch."""
     names = sorted(path.name for path in first.glob("model_iter*.pth"))
     assert names == sorted(path.name for path in second.glob("model_iter*.pth"))
     assert same_weights(first / names[-1], second / names[-1])
     for name in TABLES:
         if (first / name).exists():
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert contents(first / "panels") == contents(second / "panels")
+    assert lasting_events(first) == lasting_events(second)
     return True
+
+
+def lasting_events(folder):
+    """What TensorBoard shows of a run, time and memory apart."""
+    events = events_of(folder / "tensorboard")
+    return {
+        tag: values for tag, values in events.items() if tag not in ("train/seconds_per_iteration", "train/memory_GB")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -406,3 +417,34 @@ def test_a_full_disk_is_one_line_and_the_last_state_goes_on(begin, cityscapes_ro
     assert not list((cityscapes_root / "out").rglob("*.tmp"))
     assert adapt([*argv, "resume", "auto"]) == 0
     assert same_runs(cityscapes_root / "straight", cityscapes_root / "out")
+
+
+@pytest.mark.parametrize("name", ["events.out.tfevents", "iter000002.png"])
+def test_a_disk_too_full_to_watch_is_one_line_and_the_run_goes_on(begin, cityscapes_root, monkeypatch, capsys, name):
+    assert adapt(begin("straight", **ADAPTATION)) == 0
+    replace, write = os.replace, os.write
+
+    def no_room(path):
+        if Path(path).name.startswith(name) and Path(path).parent.name in ("tensorboard", "panels"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def replaced(source, target):
+        no_room(target)
+        replace(source, target)
+
+    def written(handle, data):
+        no_room(os.readlink(f"/proc/self/fd/{handle}"))
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "write", written)
+    capsys.readouterr()
+    assert adapt(begin(**ADAPTATION)) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    (line,) = [line for line in told.out.splitlines() if "No space left" in line]
+    assert "no more of TensorBoard and panels in this run, which goes on: " in line
+    assert name in line
+    out = cityscapes_root / "out"
+    assert not list((out / "panels").glob("iter00000[4-9].png"))
+    assert same_weights(cityscapes_root / "straight/model_iter000007.pth", out / "model_iter000007.pth")

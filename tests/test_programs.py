@@ -1,12 +1,17 @@
 """The programs for real: tiny adaptation runs with everything that they write, and the evaluation of checkpoints."""
 
 import ctypes
+import importlib
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import struct
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +22,15 @@ import torch
 from PIL import Image
 
 from core.configs import load_config
+from core.datasets.taxonomy import CITYSCAPES_19
 from core.selftraining import samples as samples_module
 from core.selftraining.trainer import Trainer
 from test import main as evaluate
-from tests.helpers import read_checkpoint, rows_of, same_weights, start
+from tests.helpers import PROJECT, events_of, read_checkpoint, rows_of, same_weights, start, without_details
 from train_TCR_DTU import main as adapt
 
+MAIN = re.compile("^def main", re.MULTILINE)
+TOOLS = [f"tools.{p.stem}" for p in sorted((PROJECT / "tools").glob("*.py")) if MAIN.search(p.read_text("utf-8"))]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
 LONG = {"SOLVER.STOP_ITER": 8}  # passes before training and after 2 and 5 iterations; checkpoints after 4 and 8
 
@@ -37,7 +45,7 @@ def held(folder):
 def run(tmp_path_factory, make_cityscapes, write_config):
     """One whole run in a process of its own, with a worker process: 8 iterations, 2 later passes, 2 checkpoints."""
     folder = make_cityscapes(tmp_path_factory.mktemp("run"))
-    config = write_config(folder, **LONG, **{"DATALOADER.NUM_WORKERS": 1})
+    config = write_config(folder, **LONG, **{"DATALOADER.NUM_WORKERS": 1, "VIS.PERIOD": 3})
     process = start("train_TCR_DTU.py", "-cfg", config)
     assert process.returncode == 0, process.stderr
     return SimpleNamespace(folder=folder, config=config, out=folder / "out", process=process)
@@ -67,7 +75,9 @@ def test_a_run_writes_these_files_and_no_others(run):
     found = {path.relative_to(run.out).as_posix() for path in run.out.rglob("*") if path.is_file()}
     generations = ("g0001", "g0002")  # the state after iteration 4 needs the former, the last one the latter
     labels = {f"candidates/{name}/labels/{number:06d}.png" for name in generations for number in range(6)}
-    assert found == labels | {
+    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    assert found == labels | events | {
         "candidates/g0001/index.json",
         "candidates/g0002/index.json",
         "config.yaml",
@@ -77,6 +87,8 @@ def test_a_run_writes_these_files_and_no_others(run):
         "metrics.csv",
         "model_iter000004.pth",
         "model_iter000008.pth",
+        "panels/iter000003.png",
+        "panels/iter000006.png",
         "state/iter000004.pth",
         "state/iter000008.pth",
     }
@@ -148,6 +160,41 @@ def test_checkpoints_are_evaluated_as_test_py_does_it(run, tmp_path, capsys):
     assert "over the 8 classes that occur" in log
 
 
+def test_tensorboard_shows_what_the_tables_hold(run):
+    events = events_of(run.out / "tensorboard")
+    (metrics,) = rows_of(run.out / "metrics.csv")
+    for name in ("loss", "positive", "negative", "labelled", "lr"):
+        ((step, value),) = events.pop(f"train/{name}")
+        assert (step, value) == (8, pytest.approx(float(metrics[name]), rel=1e-6)), name
+    assert events.pop("train/seconds_per_iteration")[0][1] > 0
+    assert 0.1 < events.pop("train/memory_GB")[0][1] < 20
+    history = rows_of(run.out / "dtu_history.csv")
+    decisions = ["refused", "improved", "forced"]
+    expected = [(int(row["iteration"]), decisions.index(row["decision"])) for row in history]
+    assert events.pop("teacher/decision") == expected
+    assert events.pop("teacher/interval") == [(int(row["iteration"]), int(row["batches"])) for row in history]
+    scored = [row for row in history if row["mean_after"]]
+    changes = events.pop("teacher/score_change", [])
+    assert [step for step, _ in changes] == [int(row["iteration"]) for row in scored]
+    for (_, change), row in zip(changes, scored, strict=True):
+        assert change == pytest.approx(float(row["mean_after"]) - float(row["mean_before"]), abs=1e-6)
+    state = torch.load(run.out / "state/iter000008.pth", weights_only=True)
+    for index, name in enumerate(CITYSCAPES_19.names):
+        confidence = float(state["running_conf"][index])
+        assert events.pop(f"running_confidence/{name}") == [(8, confidence)]
+        scale = max(0.8 * (1 - math.exp(-confidence / 1e-3)), 0.2)
+        assert events.pop(f"threshold_scale/{name}") == [(8, pytest.approx(scale, rel=1e-5))]
+    evaluated = rows_of(run.out / "evaluation.csv")
+    for column in list(evaluated[0])[1:]:
+        kind, _, name = column.partition("_")
+        tag = f"{kind}/{name}" if name in CITYSCAPES_19.names else f"evaluation/{column}"
+        assert events.pop(tag) == [
+            (n, pytest.approx(float(row[column]))) for n, row in zip((4, 8), evaluated, strict=True)
+        ]
+    assert [step for step, _ in events.pop("panel")] == [3, 6]
+    assert not events
+
+
 def test_the_saved_config_is_the_one_of_the_run(run):
     saved, given = load_config(run.out / "config.yaml"), load_config(run.config)
     assert saved == given
@@ -156,12 +203,17 @@ def test_the_saved_config_is_the_one_of_the_run(run):
 
 def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
     log = (run.out / "log.txt").read_text(encoding="utf-8")
-    assert run.process.stdout == log
+    assert run.process.stdout == without_details(log)
+    assert "option SOLVER.BASE_LR: 0.0001\n" in log
+    assert f"class names: {', '.join(CITYSCAPES_19.names)}\n" in log
     events = (
-        "device: cpu",
+        "device: cpu (1 threads), float32",
         "target images: 6 of cityscapes_train",
-        "classes: 19 (road, ",
+        "classes: 19 (road, sidewalk, building, wall, fence, …)\n",
+        "model: deeplab_resnet18, 11.5 M parameters, from ",
         "evaluation: 3 images of cityscapes_val",
+        "8 iterations of 2 images; checkpoint and state every 4, the newest 2 states are kept",
+        "TensorBoard: below tensorboard/; panels: 2 below panels/, every 3",
         "candidate pass g0000: 6 images",
         "candidate pass g0001",
         "model_iter000004.pth",
@@ -192,9 +244,11 @@ def test_a_second_run_does_not_touch_the_folder_of_the_first(run, capsys):
     assert held(run.out) == before
 
 
-def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(run, tmp_path):
+def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers_and_whoever_watches(run, tmp_path):
     again = tmp_path / "again"
-    assert adapt(["-cfg", str(run.config), "OUTPUT_DIR", str(again), "DATALOADER.NUM_WORKERS", "0"]) == 0
+    options = ["DATALOADER.NUM_WORKERS", "0", "VIS.PERIOD", "0", "VIS.TENSORBOARD", "False"]
+    assert adapt(["-cfg", str(run.config), "OUTPUT_DIR", str(again), *options]) == 0
+    assert not [name for name in ("panels", "tensorboard") if (again / name).exists()]
     for name in ("metrics.csv", "evaluation.csv", "dtu_history.csv"):
         assert (again / name).read_bytes() == (run.out / name).read_bytes(), name
     last = "model_iter000008.pth"
@@ -436,9 +490,16 @@ def test_ctrl_c_ends_a_run_with_one_line(cityscapes_root, write_config, capsys, 
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("program", [adapt, evaluate])
-def test_help_shows_the_command(program, capsys):
-    assert program(["--help"]) == 0
-    captured = capsys.readouterr()
-    assert "-cfg" in captured.out
-    assert "resume" in captured.out
+@pytest.mark.parametrize("name", ["test", "train_TCR_DTU", "train_src", *TOOLS])
+def test_help_says_what_a_program_does_with_an_example(name, capsys):
+    program = importlib.import_module(name)
+    with suppress(SystemExit):
+        program.main(["--help"])
+    usage, description, *_, example = capsys.readouterr().out.strip().split("\n\n")
+    command = f"python -m {name}" if name.startswith("tools.") else f"python {name}.py"
+    assert usage.startswith(("usage: " + command, "usage: " + command.removeprefix("python ")))
+    assert " ".join(description.split()) in " ".join(program.__doc__.split())
+    assert example.startswith(f"example: {command} ")
+    assert "\n" not in example
+    options = {word for word in shlex.split(example) if re.fullmatch("--?[a-z-]+", word)} - {"-m"}
+    assert not {word for word in options if word not in usage}

@@ -1,7 +1,5 @@
 """What every stage of a run costs beside its own limit, measured in one process on data that it makes.
 
-    python -m tools.benchmark --config configs/deeplabv2_r101_dtst.yaml --json benchmark.json
-
 A stage and its limit are timed in turns, and their medians compared. Nothing passes or fails here.
 """
 
@@ -442,7 +440,10 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.benchmark",
+        description=__doc__,
+        epilog="example: python -m tools.benchmark --config configs/deeplabv2_r101_dtst.yaml --json benchmark.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", default="configs/deeplabv2_r101_dtst.yaml", help="default %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")

@@ -269,6 +269,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="python -m tools.demo",
         description=__doc__,
+        epilog="example: python -m tools.demo --seed 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""Whether a run's memory stays flat: `python -m tools.memory` adapts on data that it makes, and watches.
+"""Whether a run's memory stays flat: adapts on data that it makes, watches, and exits with 1 if it grew by over 3 %.
 
 RssAnon of the run and its loader processes is summed several times a second. Two candidate passes, checkpoints and the
 dynamic teacher's queries are on the way.
@@ -38,8 +38,13 @@ class Sample(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print a table and the growth; 1 if that is above 3 %."""
-    parser = argparse.ArgumentParser(prog="python -m tools.memory", description=__doc__)
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"default {ITERATIONS}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.memory",
+        description=__doc__,
+        epilog="example: python -m tools.memory --iterations 300",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of the run (default {ITERATIONS})")
     iterations = parser.parse_args(argv).iterations
     with tempfile.TemporaryDirectory(prefix="dtst-memory-") as folder:
         samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / "metrics.csv")

@@ -91,5 +91,9 @@ cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 
 cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
 cfg.SOLVER.AMP = "off"  # off | bf16 | fp16 (with a loss scaler): mixed precision of the networks
 
+cfg.VIS = Config()
+cfg.VIS.PERIOD = 200  # iterations between two panels, OUTPUT_DIR/panels/*.png; 0: none
+cfg.VIS.TENSORBOARD = True  # write OUTPUT_DIR/tensorboard, if the package is there
+
 cfg.TEST = Config()
 cfg.TEST.BATCH_SIZE = 1  # images per forward of evaluation and candidate pass

@@ -102,6 +102,7 @@ def check_config(config: Config) -> None:
     _within(config, "SOLVER.CLIP_GRAD", 0, None)
     _within(config, "TCR.UPDATE_FREQUENCY", 2, None)
     _within(config, "SOLVER.BASE_LR", 0, None, exclusive=True)
+    _within(config, "VIS.PERIOD", 0, None)
     _within(config, "TEST.BATCH_SIZE", 1, None)
     _within(config, "DATALOADER.NUM_WORKERS", 0, None)
     _within(config, "DATALOADER.CACHE_GB", 0, None)

@@ -200,9 +200,9 @@ class DynamicTeacher:
         self._record({"iteration": iteration + 1, **row})
 
 
-def _digits(value: float) -> str:
-    """As many as mean something: sums of another order differ in later ones."""
-    return f"{value:.9g}"
+def _digits(value: float) -> float:
+    """`value` in as many digits as mean something: sums of another order differ in later ones."""
+    return float(f"{value:.9g}")
 
 
 def _own(names: Sequence[str]) -> Sequence[str]:

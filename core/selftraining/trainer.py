@@ -16,8 +16,14 @@ from core.evaluation.predictor import Predictor
 from core.runs import RunOutput
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
-from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher
-from core.selftraining.pseudo_labels import advance_running_confidence, initial_running_confidence, keep_confident
+from core.selftraining.dynamic_teacher import DynamicTeacher
+from core.selftraining.panels import batch_tiles, record_decision
+from core.selftraining.pseudo_labels import (
+    advance_running_confidence,
+    initial_running_confidence,
+    keep_confident,
+    threshold_scale,
+)
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import (
     Batch,
@@ -75,7 +81,7 @@ class Trainer(Training):
             config.DTU,
             # no methods of this object, which would keep itself and its networks until some later collection
             partial(class_probabilities, self.predictor, self.student, self.micro_batch),
-            partial(output.append, "dtu_history.csv", HISTORY_FIELDS),
+            partial(record_decision, output),
             config.SEED,
         )
 
@@ -90,8 +96,9 @@ class Trainer(Training):
         """
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
+        shown = {} if self.panel_due else None
         parts = batch.split(self.accumulate)
-        targets, negatives = self.pseudo_label(parts)
+        targets, negatives = self.pseudo_label(parts, shown)
         self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
 
         pixels = distributed.count() * sum(labels.numel() for labels, _ in targets)
@@ -100,9 +107,12 @@ class Trainer(Training):
         self.solver.zero_gradients()
         for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
             with accumulating:
-                positive, negative = loss_sums(self._student_logits(part), labels, pairs)
+                logits = self._student_logits(part)
+                positive, negative = loss_sums(logits, labels, pairs)
                 positive, negative = positive / pixels, negative / negatives.to(negative.dtype)
                 self.backward(positive + negative)
+            if shown is not None and part is parts[0]:
+                shown.update(labels=labels, logits=logits.detach())
             sums += torch.stack([positive.detach(), negative.detach(), (labels != IGNORE).sum() / pixels])
         positive, negative, labelled = distributed.total(sums).to(positive.dtype)
         loss = positive + negative
@@ -117,6 +127,8 @@ class Trainer(Training):
         if self.config.TCR.PASTE:
             self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.iteration += 1
+        if shown is not None:
+            self.output.panel(self.iteration, *batch_tiles(parts[0], **shown))
         if not stepped:
             return {}
         return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
@@ -128,13 +140,16 @@ class Trainer(Training):
         return self.predictor.logits(self.parallel, prepared)
 
     @torch.no_grad()
-    def pseudo_label(self, parts: Sequence[Batch]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    def pseudo_label(
+        self, parts: Sequence[Batch], shown: dict | None = None
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
         """What the student learns from.
 
         Updates the running confidence from the full views first, those of all processes.
 
         Args:
             parts: of this process's share of a batch.
+            shown: takes what a panel shows of the first part.
         Returns:
             of each part the labels (B×h×w int64) and the negative pairs (B×C×h×w bool), and how many pairs there are in
             the whole batch, at least 1.
@@ -158,8 +173,14 @@ class Trainer(Training):
             labels = keep_confident(confidence, label, self.running_conf)
             valid, pasted = (to_device(mask, self.device) for mask in (part.valid, part.pasted))
             labels = torch.where(valid, labels, IGNORE)
+            if shown is not None and part is parts[0]:
+                shown.update(teacher=labels, confidence=confidence)
             targets.append((torch.where(pasted != IGNORE, pasted.long(), labels), pairs))
         return targets, sums[-1].clamp(min=1)
+
+    def per_class(self) -> dict[str, torch.Tensor]:
+        """Running confidence, and the threshold where an image's surest pixel of the class has probability 1."""
+        return {"running_confidence": self.running_conf, "threshold_scale": threshold_scale(self.running_conf)}
 
     @property
     def needs_candidates(self) -> bool:

@@ -12,6 +12,7 @@ from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
+from core.sourcetraining.panels import batch_tiles
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
 from core.training import Training
@@ -71,6 +72,8 @@ class SourceTrainer(Training):
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
+        if self.panel_due:
+            self.output.panel(self.iteration + 1, *batch_tiles(parts[-1], logits.detach()))
         self.iteration += 1
         return {"loss": loss} if stepped else {}
 

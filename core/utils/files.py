@@ -133,11 +133,11 @@ class Table:
         if unknown:
             raise ValueError(f"{self.path}: no column {', '.join(sorted(unknown))}")
         with writing(self.path):
-            _append(self.path, _csv_line([row.get(column, "") for column in self.columns]).encode())
+            append_bytes(self.path, _csv_line([row.get(column, "") for column in self.columns]).encode())
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Add a line to a file and sync it, or leave the file as it was.
+def append_bytes(path: Path, data: bytes) -> None:
+    """Add to a file and sync it, or leave the file as it was.
 
     Raises:
         OSError: the disk is full, or whatever else kept it from being written.
@@ -146,7 +146,7 @@ def _append(path: Path, line: bytes) -> None:
     try:
         size = os.fstat(handle).st_size
         try:
-            if os.write(handle, line) < len(line):
+            if os.write(handle, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(handle)
         except OSError:

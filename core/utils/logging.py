@@ -1,4 +1,4 @@
-"""Log lines to the terminal and the run's log file, and progress bars."""
+"""Log lines to the terminal and the run's log file, details to the latter only, and progress bars."""
 
 import logging
 import sys
@@ -31,15 +31,17 @@ class _TerminalHandler(logging.StreamHandler):
 def start_logging(file: str | Path | None = None) -> None:
     """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up.
 
-    Of several processes only the main one logs.
+    What is logged with level DEBUG goes to the file only. Of several processes only the main one logs.
     """
     stop_logging()
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
     if not distributed.is_main():
         LOGGER.addHandler(logging.NullHandler())
         return
-    handlers: list[logging.Handler] = [_TerminalHandler()]
+    terminal = _TerminalHandler()
+    terminal.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [terminal]
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:

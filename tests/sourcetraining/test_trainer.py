@@ -203,7 +203,10 @@ class Recorder:
     def start_clock(self, iteration):
         self.started = True
 
-    def completed(self, iteration, learning_rate, scalars):
+    def panel_due(self, iteration):
+        return False
+
+    def completed(self, iteration, learning_rate, scalars, per_class):
         assert self.started
         self.rows.append((iteration, learning_rate, float(scalars["loss"])))
 

@@ -1,0 +1,66 @@
+"""What is shown of an adaptation while it runs: the panel of one iteration, and the dynamic teacher's decisions."""
+
+import cv2
+import numpy as np
+import torch
+
+from core.datasets.taxonomy import IGNORE
+from core.evaluation.predictor import Predictor
+from core.runs import RunOutput
+from core.selftraining.dynamic_teacher import HISTORY_FIELDS
+from core.selftraining.samples import Batch
+
+DECISIONS = ("refused", "improved", "forced", "fixed")  # by their numbers in TensorBoard
+_CUTOUT, _OUTLINE = 127, 255  # grey levels
+
+
+def batch_tiles(
+    batch: Batch, teacher: torch.Tensor, confidence: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
+) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """Title and tiles of a panel (see :meth:`Painter.panel`): what the student saw and learnt of one image.
+
+    It is the first image with a paste, or else the first.
+
+    Args:
+        teacher: B×h×w int64 pseudo-labels before pasting, 255 = none.
+        confidence: B×h×w floats, probability of the teacher's winning class.
+        labels: B×h×w int64, what was learnt.
+        logits: B×C×h/8×w/8 of the student, before it learnt.
+    """
+    shown = int((batch.pasted != IGNORE).flatten(1).any(dim=1).int().argmax())
+    prediction, _ = next(Predictor.read([(logits[shown, None], False)], [tuple(labels.shape[-2:])]))
+    learnt = _host(labels[shown].to(torch.uint8))
+    share = 100 * float((learnt != IGNORE).mean())
+    sure = _host(confidence[shown].float()) * _host(batch.valid[shown])
+    return f"{share:.0f} % labelled · {batch.names[shown]}", [
+        ("student view, pastes outlined", _student_view(batch, shown)),
+        ("teacher's pseudo-labels", _host(teacher[shown].to(torch.uint8))),
+        ("pasted labels", _host(batch.pasted[shown])),
+        ("final labels", learnt),
+        ("student's prediction", prediction),
+        ("teacher's confidence (white: 1)", sure),
+    ]
+
+
+def _student_view(batch: Batch, shown: int) -> np.ndarray:
+    """h×w×3: cut-out pixels grey, as the network sees them, and a line around what was pasted."""
+    view = np.array(_host(batch.student[shown]).transpose(1, 2, 0), order="C")  # a copy, to draw into
+    view[_host(batch.dropped[shown])] = _CUTOUT
+    pasted = (_host(batch.pasted[shown]) != IGNORE).astype(np.uint8)
+    view[cv2.dilate(pasted, np.ones((3, 3), np.uint8)) > pasted] = _OUTLINE
+    return view
+
+
+def _host(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def record_decision(output: RunOutput, row: dict) -> None:
+    """A decision of the dynamic teacher, into its history and TensorBoard."""
+    output.append("dtu_history.csv", HISTORY_FIELDS, row)
+    shown = {"decision": DECISIONS.index(row["decision"])}
+    if "batches" in row:
+        shown["interval"] = row["batches"]  # one is stored in every iteration since the last move
+    if "mean_after" in row:
+        shown["score_change"] = row["mean_after"] - row["mean_before"]
+    output.show(row["iteration"], {f"teacher/{name}": value for name, value in shown.items()})
