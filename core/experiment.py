@@ -16,6 +16,7 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
+from core.models.compiling import check_compiler
 from core.runs import CONFIG, RunOutput, check_folder, claimed_folder
 from core.states import StateFolder, continued_config, find_start
 from core.training import Training
@@ -51,6 +52,8 @@ class Experiment(ABC):
             weights: read those that the config names; False: a state's will follow.
         """
         device = choose_device(config.MODEL.DEVICE)
+        if config.MODEL.COMPILE:
+            check_compiler(device)
         taxonomy = find_taxonomy(config)
         data = cls.find_data(config, taxonomy)
         evaluator = None
