@@ -59,9 +59,9 @@ def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     possible = _possible(corners)
     counts = possible.sum(0).cpu().numpy()
     pixels = len(rows.pixels) * len(columns.pixels) * logits.element_size()
-    for count in np.unique(counts):
+    for count in np.unique(counts[counts > 0]):  # 0: not a number
         cells = np.flatnonzero(counts == count)
-        step = max(band_bytes(logits.device) // (pixels * max(int(count), 1)), 1)
+        step = max(band_bytes(logits.device) // (pixels * int(count)), 1)
         for start in range(0, len(cells), step):
             part = cells[start : start + step]
             places = rows.pixels[:, None, row[part]], columns.pixels[:, column[part]]
