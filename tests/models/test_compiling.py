@@ -10,6 +10,7 @@ from core.models.backbone import DilatedBasicBlock, FoldedConv2d, FrozenBatchNor
 from core.models.compiling import compile_networks
 from core.models.deeplab import AtrousClassifier, Segmentor
 from core.selftraining.dynamic_teacher import ema_update
+from core.utils.devices import autocast
 from test import main as evaluate
 from tests.helpers import start
 from tests.models.test_models import image, randomise_norms
@@ -34,32 +35,41 @@ def same(found, expected):
 
 
 def test_logits_and_gradients_are_those_of_the_network_as_it_was():
-    plain, compiled = small_network(), small_network()
+    plain, compiled = small_network().train(), small_network().train()
     compile_networks(compiled)
     graphs = compiled_graphs()
     x = image(40, 56)
     weights = torch.randn(1, 5, 10, 14, generator=torch.Generator().manual_seed(1))
     for model in (plain, compiled):
-        (model.train()(x) * weights).sum().backward()
+        (model(x) * weights).sum().backward()
     for (name, expected), found in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         assert expected.grad.abs().max() > 0
         assert same(found.grad, expected.grad), name
-    assert compiled_graphs() > graphs
-
-    follower, twin = small_network().requires_grad_(False), copy.deepcopy(compiled)
-    compile_networks(follower)
-    with torch.inference_mode():
-        before = follower.eval()(x)
-        assert same(before, plain.eval()(x))
-    for parameter in twin.parameters():
-        parameter.data.mul_(1.5)
-    ema_update(follower, twin, 0.5)  # by which the teacher moves: what was compiled must not have kept the old weights
-    ema_update(plain, twin, 0.5)
-    with torch.inference_mode():
-        moved = follower(x)
-        assert same(moved, plain(x))
-        assert not same(moved, before)
+    assert compiled_graphs() == graphs + 1
     assert list(compiled.state_dict()) == list(plain.state_dict())
+
+    before, other = compiled(x), copy.deepcopy(compiled)
+    assert same(before, plain(x))
+    for parameter in other.parameters():
+        parameter.data.mul_(1.5)
+    for model in (plain, compiled):
+        ema_update(model, other, 0.5)  # as the teacher moves: the old weights are no part of what was compiled
+    moved = compiled(x)
+    assert same(moved, plain(x))
+    assert not same(moved, before)
+    assert compiled_graphs() == graphs + 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_logits_of_inference(amp):
+    plain, compiled = small_network().eval(), small_network().eval()
+    compile_networks(compiled)
+    x = image(40, 56)
+    with torch.inference_mode(), autocast(torch.device("cpu"), amp):
+        expected, found = plain(x), compiled(x)
+    tolerance = TOLERANCE if amp == "off" else 0.02  # as of half precision itself
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def compiled_graphs():
