@@ -18,6 +18,7 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.pictures import Painter
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
+from core.models.compiling import check_compiler
 from core.models.dsu import DSU
 from core.monitor import PANELS, TENSORBOARD, Monitor
 from core.runs import CONFIG, LOG_PERIOD, RunOutput, check_folder, claimed_folder
@@ -58,6 +59,8 @@ class Experiment(ABC):
             weights: read those that the config names; False: a state's will follow.
         """
         device = choose_device(config.MODEL.DEVICE)
+        if config.MODEL.COMPILE:
+            check_compiler(device)
         taxonomy = find_taxonomy(config)
         data = cls.find_data(config, taxonomy)
         evaluator = None

@@ -27,6 +27,7 @@ FREE_KEYS = frozenset(
         "resume",
         "MODEL.WEIGHTS",
         "MODEL.DEVICE",
+        "MODEL.COMPILE",
         "DATASETS.ROOT",
         "DATASETS.TARGET_LIST",  # the images' names are compared instead
         "DATASETS.TT",

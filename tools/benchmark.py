@@ -26,8 +26,8 @@ from torch import nn
 from core.configs import load_config
 from core.datasets.catalog import find_target_images, find_taxonomy
 from core.datasets.images import read_image, write_label
+from core.datasets.loading import FullViews
 from core.datasets.reader import ImageSet
-from core.datasets.transforms import resize, to_tensor
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import build_model
@@ -249,48 +249,52 @@ def bench_networks(bench: Bench) -> None:
 
 def bench_sweeps(bench: Bench) -> None:
     """Candidate pass and evaluation per image: one loader process, one thread, a network as slow as the decoding."""
-    width, height = bench.config.INPUT.INPUT_SIZE_TEST
-    paths = bench.images.paths
-
-    def load() -> None:
-        resize(to_tensor(read_image(paths[0])), (height, width), "bicubic")
-
     config = changed(bench.config, DATALOADER__NUM_WORKERS=1, TEST__BATCH_SIZE=1)
+    sweeps = (
+        ("candidate pass", candidate_sweep, many_images(bench)),
+        ("evaluation", evaluation_sweep, labelled_images(bench)),
+    )
     with compute_threads(1):
-        loading = median(bench.seconds(load) for _ in range(7))
+        loading = [loading_seconds(bench, images) for _, _, images in sweeps]
         for factor in (1.0, 1.5, 2.0):
-            model = slow_network(bench, factor * loading)
+            model = slow_network(bench, factor * loading[0])
             forward = forward_seconds(bench, model)
-            limit, name = max((loading, "loading"), (forward, f"forward, {forward / loading:.1f} × loading"))
-            for stage, sweep in (("candidate pass", candidate_sweep), ("evaluation", evaluation_sweep)):
-                seconds = sweep(bench, config, model)
+            for (stage, sweep, images), load in zip(sweeps, loading, strict=True):
+                limit, name = max((load, "loading"), (forward, f"forward, {forward / load:.1f} × loading"))
+                seconds = sweep(bench, config, model, images)
                 bench.add(Row(f"{stage}, per image", seconds, name, limit))
 
 
-def candidate_sweep(bench: Bench, config, model: nn.Module) -> float:
+def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> float:
     """Seconds per image of a later pass, beyond the start of the loader."""
-    images = many_images(bench)
-    passes = CandidatePass(images, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates")
-    first = passes.run(model, 0)
-    return _marginal(
-        bench,
-        lambda part: CandidatePass(part, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates").run(
-            model, 1, first
-        ),
-        images,
-    )
+
+    def passes(images: ImageSet) -> CandidatePass:
+        return CandidatePass(images, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates")
+
+    first = passes(images).run(model, 0)
+    return _marginal(bench, lambda part: passes(part).run(model, 1, first), images)
 
 
-def evaluation_sweep(bench: Bench, config, model: nn.Module) -> float:
+def evaluation_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> float:
     """Seconds per image of an evaluation against labels, beyond the start of the loader."""
-    labels = bench.folder / "labels"
-    labels.mkdir(exist_ok=True)
-    for path in bench.images.paths:
-        write_label(labels / path.name, random_labels(len(bench.taxonomy), IMAGE_SIZE[::-1]))
-    images = many_images(bench, partial(_label_of, labels))
     return _marginal(
         bench, lambda part: Evaluator(part, len(bench.taxonomy), bench.predictor, config).run(model), images
     )
+
+
+def labelled_images(bench: Bench) -> ImageSet:
+    """The images of a sweep with labels."""
+    labels = bench.folder / "labels"
+    labels.mkdir()
+    for path in bench.images.paths:
+        write_label(labels / path.name, random_labels(len(bench.taxonomy), IMAGE_SIZE[::-1]))
+    return many_images(bench, partial(_label_of, labels))
+
+
+def loading_seconds(bench: Bench, images: ImageSet) -> float:
+    """What a loader takes to make one sample of a sweep."""
+    views = FullViews(images, [bench.config.INPUT.INPUT_SIZE_TEST], images.label_path is not None)
+    return median(bench.seconds(lambda: views[0]) for _ in range(7))
 
 
 def _label_of(folder: Path, path: Path) -> Path:

@@ -18,6 +18,7 @@ cfg.MODEL.NUM_CLASSES = 19
 cfg.MODEL.WEIGHTS = ""  # ImageNet weights (torchvision's resnet*.pth), used only without `resume`; empty: random
 cfg.MODEL.FREEZE_BN = False  # batch norm as a fixed affine map
 cfg.MODEL.DEVICE = "auto"  # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 …
+cfg.MODEL.COMPILE = False  # networks compiled by torch when first used; needs a C++ compiler, on a GPU Triton
 cfg.MODEL.UNCERTAINTY = 0.0  # probability of DSU at each position of POS (source training only; Li et al., 2022)
 cfg.MODEL.POS = ()  # 0 after conv1, 1 after maxpool, 2 … 5 after layer1 … layer4
 

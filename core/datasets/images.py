@@ -19,6 +19,10 @@ _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
 _PNG_PALETTE = 3  # colour type
 _MAX_BYTES = 8 * MAX_PIXELS  # of a file: what 16-bit RGBA takes where nothing can be compressed
+_PNG_FILTER, _PNG_UP = getattr(cv2, "IMWRITE_PNG_FILTER", None), 32  # the latter is libpng's PNG_FILTER_UP
+_LABEL_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+if _PNG_FILTER is not None:  # OpenCV 4.12
+    _LABEL_PNG += (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, _PNG_FILTER, _PNG_UP)
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 cv2.utils.logging.setLogLevel(
@@ -129,8 +133,8 @@ def _decode_palette(path: str | Path, data: bytes) -> np.ndarray:
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:
-    """Write H×W uint8 as a PNG, losslessly and fast."""
-    encoded = cv2.imencode(".png", label, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
+    """Write H×W uint8 as a PNG, losslessly and fast: rows as differences from those above, of which runs are kept."""
+    encoded = cv2.imencode(".png", label, _LABEL_PNG)[1]
     Path(path).write_bytes(encoded.tobytes())
 
 

@@ -13,6 +13,7 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
 from core.evaluation.predictor import Predictor
 from core.models import build_model, log_dead_channels
+from core.models.compiling import check_compiler, compile_networks
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import choose_device, describe_device
@@ -48,6 +49,9 @@ def evaluate_checkpoints(
     model = build_model(config)
     load_checkpoint(model, checkpoints[0])  # before anything is written
     model.to(device)
+    if config.MODEL.COMPILE:
+        check_compiler(device)
+        compile_networks(model)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("images: %d of %s", len(images), images.name)
     evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), config, flip, multi_scale)

@@ -1,55 +1,125 @@
 """Label maps at an image's own size from stride-8 logits, interpolating only where classes meet."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+
+from core.utils.devices import band_bytes, to_device
+
+
+class _Cells(NamedTuple):
+    """The n intervals of one axis of a grid (the last one is its end point), and the pixels that a resize puts there.
+
+    Attributes:
+        pixels: k×n positions; an interval with fewer than k pixels names its last one again.
+        weights: k×n, of the upper neighbour in each of these pixels.
+        upper: n neighbours.
+        filled: n bool, False where there is no pixel.
+        of_pixel: the interval of every pixel.
+    """
+
+    pixels: np.ndarray
+    weights: np.ndarray
+    upper: np.ndarray
+    filled: np.ndarray
+    of_pixel: np.ndarray
+
+    @classmethod
+    def of(cls, length: int, resized: int) -> "_Cells":
+        """Of an axis of `length` points, resized with align_corners=True."""
+        position = np.arange(resized) * ((length - 1) / (resized - 1) if resized > 1 else 0.0)
+        lower = np.minimum(position.astype(np.int64), length - 1)
+        points = np.arange(length)
+        first, end = np.searchsorted(lower, points), np.searchsorted(lower, points, side="right")
+        pixels = first + np.arange((end - first).max())[:, None]
+        pixels = np.clip(pixels, 0, np.maximum(end - 1, 0))
+        return cls(pixels, position[pixels] - points, np.minimum(points + 1, length - 1), end > first, lower)
 
 
 def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """The class of the largest logit after a bilinear resize (align_corners=True) of C×h×w logits to `size` (H, W).
 
     A pixel is a convex combination of the four logits around it: where one class is the largest in all four, it is the
-    largest in the pixel. So only the other cells of the grid are interpolated, which are few in a scene.
+    largest in the pixel. So only the other cells of the grid are interpolated, which are few in a scene, and of these
+    only the classes that may win in the cell, which are two or three.
 
     Returns:
         H×W uint8, on the host.
     """
-    (top, bottom, down), (left, right, across) = (
-        _positions(n, length) for n, length in zip(logits.shape[1:], size, strict=True)
-    )
-    largest = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
-    below, beside = np.append(largest[1:], largest[-1:], 0), np.append(largest[:, 1:], largest[:, -1:], 1)
-    diagonal = np.append(beside[1:], beside[-1:], 0)
-    pure = (largest == below) & (largest == beside) & (largest == diagonal)
-    labels = largest[top][:, left]
-    weights = [torch.from_numpy(w).to(logits.dtype).to(logits.device) for w in (down, across)]
-    for row in np.unique(top):
-        columns = np.flatnonzero(~pure[row, left])
-        if not len(columns):
-            continue
-        first, last = np.searchsorted(top, (row, row + 1))
-        labels[first:last, columns] = _interpolated_labels(
-            logits[:, [row, bottom[first]]], left[columns], right[columns], weights[0][first:last], weights[1], columns
-        )
+    rows, columns = (_Cells.of(n, length) for n, length in zip(logits.shape[1:], size, strict=True))
+    largest = first_largest(logits)[1].cpu().numpy()
+    below, beside = largest[rows.upper], largest[:, columns.upper]
+    pure = (largest == below) & (largest == beside) & (largest == below[:, columns.upper])
+    labels = largest.take(columns.of_pixel, axis=1).take(rows.of_pixel, axis=0)
+    row, column = np.nonzero(~pure & rows.filled[:, None] & columns.filled)
+    if not len(row):
+        return labels
+    corners = _corners(logits, rows, columns, row, column)
+    possible = _possible(corners)
+    counts = possible.sum(0).cpu().numpy()
+    pixels = len(rows.pixels) * len(columns.pixels) * logits.element_size()
+    for count in np.unique(counts[counts > 0]):  # 0: not a number
+        cells = np.flatnonzero(counts == count)
+        step = max(band_bytes(logits.device) // (pixels * int(count)), 1)
+        for start in range(0, len(cells), step):
+            part = cells[start : start + step]
+            places = rows.pixels[:, None, row[part]], columns.pixels[:, column[part]]
+            index = to_device(torch.from_numpy(part), logits.device)
+            classes = possible[:, index].T.nonzero()[:, 1].view(len(part), count).T
+            values = corners[:, classes, index]
+            down, across = (
+                to_device(torch.from_numpy(weights).to(logits.dtype), logits.device)
+                for weights in (rows.weights[:, None, row[part]], columns.weights[:, column[part]])
+            )
+            labels[places] = _interpolated_labels(values, classes, down, across)
     return labels
 
 
+def first_largest(values: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest value along a dimension of at most 256 entries, and the index (uint8) of the first entry that has it.
+
+    The same as `values.max(dim)`, which compares value by value on a CPU; these passes are vectorised.
+    """
+    last = values.shape[dim] - 1
+    largest = values.amax(dim, keepdim=True)
+    backwards = torch.arange(last, -1, -1, dtype=values.dtype, device=values.device)
+    backwards = backwards.view([-1 if axis == dim else 1 for axis in range(values.ndim)])
+    is_largest = torch.eq(values, largest, out=torch.empty_like(values))  # floats again, which are faster than bools
+    return largest.squeeze(dim), (last - is_largest.mul_(backwards).amax(dim)).to(torch.uint8)
+
+
+def _corners(logits: torch.Tensor, rows: _Cells, columns: _Cells, row: np.ndarray, column: np.ndarray) -> torch.Tensor:
+    """4×C×n logits around n cells of the grid: of the upper row, then of the lower, from left to right."""
+    width = logits.shape[2]
+    above, under, beside = row * width, rows.upper[row] * width, columns.upper[column]
+    places = torch.from_numpy(np.stack([above + column, above + beside, under + column, under + beside]))
+    places = to_device(places, logits.device)[:, None].expand(-1, len(logits), -1)
+    return logits.flatten(1).expand(4, -1, -1).gather(2, places)
+
+
+def _possible(corners: torch.Tensor) -> torch.Tensor:
+    """C×n bool of 4×C×n corners: the classes that come up, somewhere in the cell, to what another has everywhere."""
+    rounding = 8 * torch.finfo(corners.dtype).eps * corners.abs().max()
+    return corners.amax(0) >= corners.amin(0).amax(0) - rounding
+
+
 def _interpolated_labels(
-    rows: torch.Tensor,
-    left: np.ndarray,
-    right: np.ndarray,
-    down: torch.Tensor,
-    across: torch.Tensor,
-    columns: np.ndarray,
+    corners: torch.Tensor, classes: torch.Tensor, down: torch.Tensor, across: torch.Tensor
 ) -> np.ndarray:
-    """r×m labels between two rows of logits (C×2×w) at some columns."""
-    left, right, columns = (torch.from_numpy(index).to(rows.device) for index in (left, right, columns))
-    pair = torch.lerp(rows[..., left], rows[..., right], across[columns])
-    values = torch.lerp(pair[:, 0, None], pair[:, 1, None], down[:, None])
-    return values.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+    """k×l×n labels of the pixels in n cells.
 
-
-def _positions(length: int, resized: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(lower neighbour, upper neighbour, weight of the upper) of every position of a resize with align_corners=True."""
-    position = np.arange(resized) * ((length - 1) / (resized - 1) if resized > 1 else 0.0)
-    lower = np.minimum(position.astype(np.int64), length - 1)
-    return lower, np.minimum(lower + 1, length - 1), position - lower
+    Args:
+        corners: 4×m×n logits.
+        classes: m×n, ascending: whose they are.
+        down, across: k×1×n and l×n weights of the lower and of the right corners.
+    """
+    # with `out`, as the layout of a result would else follow that of the broadcast operands
+    sides = corners.new_empty(2, len(classes), *across.shape)
+    torch.lerp(corners[::2, :, None], corners[1::2, :, None], across, out=sides)
+    values = corners.new_empty(len(classes), len(down), *across.shape)
+    torch.lerp(sides[0, :, None], sides[1, :, None], down, out=values)
+    largest = values.amax(0)
+    torch.eq(values, largest, out=values)
+    first = 255 - values.mul_((255 - classes).to(values.dtype)[:, None, None]).amax(0)
+    return first.to(torch.uint8).cpu().numpy()

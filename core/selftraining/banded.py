@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from core.datasets.taxonomy import IGNORE
 from core.models.bands import BandedMap, resize_rows
+from core.models.label_maps import first_largest
 from core.selftraining.losses import NEGATIVE_WEIGHT
 from core.selftraining.views import View
 
@@ -51,7 +52,7 @@ def view_predictions(
     for image, view in enumerate(views):
         for rows, values in BandedMap(logits[image], *view.matrices(logits.shape[2:], full_size)):
             probs = values.softmax(dim=1)
-            torch.max(probs, dim=1, out=(confidence[image, rows], label[image, rows]))
+            confidence[image, rows], label[image, rows] = first_largest(probs, dim=1)
             torch.le(probs, 1 / classes, out=unlikely[image, rows])
     return confidence, label, unlikely.transpose(1, 2)
 

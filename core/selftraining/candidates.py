@@ -28,14 +28,14 @@ from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import IGNORE
-from core.evaluation.metrics import value_counts
+from core.evaluation.metrics import joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
 from core.models.bands import BandedMap, resize_rows
 from core.models.label_maps import winning_labels
 from core.selftraining.resampling import (
     MIN_CLASS_PIXELS,
     ConfidenceRanks,
-    consistency,
+    agreement,
     consistency_thresholds,
 )
 from core.utils import distributed
@@ -177,7 +177,7 @@ class CandidatePass:
                 labels = self._labels(logits, size, bad)
                 confidence = sampled_confidence(logits, size, grid)
                 stored = nearest_labels(labels, grid)
-                entries.append(self._entry(index, size, labels))
+                entries.append(self._entry(index, size, value_counts(labels)))
                 shapes.append(grid)
                 ranks.count(stored, confidence)
                 with writing(folder):
@@ -217,11 +217,12 @@ class CandidatePass:
 
         def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
             labels = self._labels(logits, size, bad)
-            table.append(consistency(labels, nearest_labels(previous.labels(index), size), self.num_classes))
+            pairs = joint_counts(labels, nearest_labels(previous.labels(index), size))
+            table.append(agreement(pairs, self.num_classes))
             stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
             with writing(folder):
                 write_label(folder / "labels" / _file_name(index), stored)
-            entry = self._entry(index, size, labels)
+            entry = self._entry(index, size, pairs.sum(1))
             entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
             entries.append(entry)
 
@@ -258,9 +259,10 @@ class CandidatePass:
         """H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
         return np.full(size, IGNORE, np.uint8) if bad else winning_labels(logits, size)
 
-    def _entry(self, index: int, size: tuple[int, int], labels: np.ndarray) -> dict:
-        counts = resized_counts(labels, size, self.num_classes)
-        return {"name": self.images.names[index], "size": list(size), "present": present_classes(counts)}
+    def _entry(self, index: int, size: tuple[int, int], counts: np.ndarray) -> dict:
+        """Of an image of `size` (H, W), in which each value of a label stands so often."""
+        present = present_classes(counts[: self.num_classes])
+        return {"name": self.images.names[index], "size": list(size), "present": present}
 
 
 def wait_for(folder: Path, seconds: float = 120.0) -> None:
@@ -317,6 +319,8 @@ def sampled_confidence(logits: torch.Tensor, size: tuple[int, int], grid: tuple[
 def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest resize of h×w uint8 to (H, W) by the floor rule, as everywhere in the passes."""
     rows, columns = (nearest_index(n, length) for n, length in zip(labels.shape, size, strict=True))
+    if len(rows) < len(labels):
+        return labels.take(rows, axis=0).take(columns, axis=1)
     return labels.take(columns, axis=1).take(rows, axis=0)
 
 
@@ -333,10 +337,14 @@ def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) 
     )
     counts = np.zeros(256, np.int64)
     for times in np.unique(rows):  # how often each row is repeated, and so each of its columns
-        alike = labels[rows == times]
+        alike = _selected(labels, rows == times, 0)
         for repeated in np.unique(columns):
-            counts += times * repeated * value_counts(alike[:, columns == repeated])
+            counts += times * repeated * value_counts(_selected(alike, columns == repeated, 1))
     return counts[:num_classes]
+
+
+def _selected(labels: np.ndarray, wanted: np.ndarray, axis: int) -> np.ndarray:
+    return labels if wanted.all() else labels.compress(wanted, axis)
 
 
 def present_classes(counts: np.ndarray) -> list[int]:

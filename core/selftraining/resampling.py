@@ -90,7 +90,11 @@ def consistency(new: np.ndarray, old: np.ndarray, num_classes: int) -> np.ndarra
 
     A value outside 0 … C − 1 (255) belongs to no class, but its pixel still counts for the other map's class.
     """
-    counts = joint_counts(np.asarray(new, np.uint8), np.asarray(old, np.uint8))
+    return agreement(joint_counts(np.asarray(new, np.uint8), np.asarray(old, np.uint8)), num_classes)
+
+
+def agreement(counts: np.ndarray, num_classes: int) -> np.ndarray:
+    """:func:`consistency` of two maps by how often each pair of their values meets (256×256)."""
     both = counts.diagonal()[:num_classes]
     union = (counts.sum(0) + counts.sum(1))[:num_classes] - both
     return both / np.maximum(union, 1)

@@ -13,6 +13,7 @@ from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.predictor import Predictor
+from core.models.compiling import compile_networks
 from core.runs import RunOutput
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
@@ -65,6 +66,8 @@ class Trainer(Training):
         super().__init__(config, model, images, output)
         self.taxonomy = taxonomy
         self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()
+        if config.MODEL.COMPILE:
+            compile_networks(self.student, self.teacher)
         self.running_conf = initial_running_confidence(len(taxonomy), device=self.device)
         self.samples = TargetSamples(images, taxonomy, config)
         tcr = config.TCR

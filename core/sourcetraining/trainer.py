@@ -10,6 +10,7 @@ from torch import nn
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE
+from core.models.compiling import compile_networks
 from core.models.deeplab import resize_logits
 from core.runs import RunOutput
 from core.sourcetraining.panels import batch_tiles
@@ -38,6 +39,8 @@ class SourceTrainer(Training):
     def __init__(self, config, model: nn.Module, images: ImageSet, statistics: LabelStatistics, output: RunOutput):
         super().__init__(config, model, images, output)
         self.model = model
+        if config.MODEL.COMPILE:
+            compile_networks(model)
         self.samples = SourceSamples(images, config)
         self.class_weights = None
         if config.SOLVER.CLASS_WEIGHTS:

@@ -20,6 +20,7 @@ DEFAULTS = {
     "MODEL.WEIGHTS": "",
     "MODEL.FREEZE_BN": False,
     "MODEL.DEVICE": "auto",
+    "MODEL.COMPILE": False,
     "MODEL.UNCERTAINTY": 0.0,
     "MODEL.POS": (),
     "DATASETS.ROOT": "datasets",

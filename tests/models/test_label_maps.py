@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.models import label_maps
 from core.models.deeplab import resize_logits
-from core.models.label_maps import winning_labels
+from core.models.label_maps import first_largest, winning_labels
 
 SIZES = [(41, 77), (6, 9), (5, 8), (3, 100), (100, 3), (1, 7), (7, 1), (1, 1), (48, 72)]
 
@@ -47,3 +48,34 @@ def test_one_class_everywhere_and_equal_classes():
     logits = torch.zeros(4, 5, 6)
     logits[2] = 1
     assert (winning_labels(logits, (31, 40)) == 2).all()
+
+
+@pytest.mark.parametrize("cells", [1, 40, 1 << 30])
+def test_labels_do_not_depend_on_how_many_cells_are_interpolated_at_once(cells, monkeypatch):
+    monkeypatch.setattr(label_maps, "band_bytes", lambda device: cells * 5 * 8 * 9 * 8)
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (5, 6, 9)))
+    labels = winning_labels(logits, (41, 77))
+    assert np.array_equal(labels, resize_logits(logits[None], (41, 77))[0].argmax(0).numpy())
+
+
+def test_labels_are_in_rows():
+    """What reads them takes many times as long where columns follow each other in memory."""
+    assert winning_labels(smooth_logits((5, 6, 9), 0), (41, 77)).flags.c_contiguous
+
+
+def test_logits_that_are_not_numbers_give_some_class():
+    logits = smooth_logits((5, 6, 9), 0)
+    logits[:, 2:4, 3:5] = torch.nan
+    assert winning_labels(logits, (41, 77)).max() < 5
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_first_largest_is_what_max_gives(dim, dtype):
+    values = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (7, 8, 9))).to(dtype)  # many equals
+    largest, index = first_largest(values, dim)
+    expected = values.max(dim)
+    assert torch.equal(largest, expected.values)
+    assert index.dtype == torch.uint8
+    assert torch.equal(index.long(), expected.indices)
+    assert first_largest(torch.eye(256), 0)[1].tolist() == list(range(256))

@@ -14,7 +14,7 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.selftraining.candidates import CandidatePass, Generation, first_pass_grid
+from core.selftraining.candidates import CandidatePass, Generation, first_pass_grid, nearest_labels, resized_counts
 from core.selftraining.resampling import even_subsample
 from core.utils.errors import UserError
 from tests.helpers import contents
@@ -395,3 +395,17 @@ def test_even_subsample_takes_one_of_every_stretch(count, limit):
 @pytest.mark.parametrize("limit", [0, 12, 13, 1000])
 def test_even_subsample_takes_all_where_the_bound_is_none(limit):
     assert even_subsample(12, limit, np.random.default_rng(0)).tolist() == list(range(12))
+
+
+# --- label maps
+
+
+@pytest.mark.parametrize("size", [(30, 46), (15, 23), (31, 47), (60, 92), (7, 9), (45, 10), (90, 92)], ids=str)
+def test_resized_labels_and_their_counts_are_those_of_a_nearest_resize(size):
+    labels = np.random.default_rng(0).integers(0, 7, (30, 46), np.uint8)
+    labels[3:5] = IGNORE
+    expected = F.interpolate(torch.from_numpy(labels)[None, None].float(), size=size, mode="nearest")[0, 0].numpy()
+    found = nearest_labels(labels, size)
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, expected)
+    assert resized_counts(labels, size, 7).tolist() == [int((expected == c).sum()) for c in range(7)]
