@@ -19,11 +19,26 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="save predictions as colour-palette PNGs under OUTPUT_DIR/inference/<data set>/",
     )
+    parser.add_argument(
+        "--save-label-ids",
+        metavar="DIR",
+        help="save predictions as PNGs of the data set's own label values (Cityscapes' labelIds, as its official "
+        "evaluation reads them) in DIR",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace label ids that are in DIR already")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")
 
     def body(args: Namespace) -> None:
-        evaluate_checkpoints(args.config_file, args.options, args.saveres, args.flip, args.multi_scale)
+        evaluate_checkpoints(
+            args.config_file,
+            args.options,
+            args.saveres,
+            args.flip,
+            args.multi_scale,
+            args.save_label_ids,
+            args.overwrite,
+        )
 
     return run_program(body, parser, argv)
 
