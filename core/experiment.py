@@ -1,5 +1,7 @@
 """What every training program needs of a config, found and loaded before anything is written."""
 
+import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
-from core.runs import CONFIG, RunOutput, check_folder, claimed_folder
+from core.runs import CONFIG, ENVIRONMENT, RunOutput, check_folder, claimed_folder
 from core.states import StateFolder, continued_config, find_start
 from core.training import Training
 from core.utils.devices import choose_device, describe_device
+from core.utils.environment import describe_environment
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
@@ -90,6 +93,11 @@ class Experiment(ABC):
             solver.KEEP_STATES,
         )
 
+    def note_environment(self, folder: Path, command: str) -> None:
+        """Write what the run in `folder` is (now) made with to :data:`ENVIRONMENT`."""
+        device = describe_device(self.device, self.config.MODEL.DEVICE)
+        write_text(folder / ENVIRONMENT, json.dumps(describe_environment(command, device), indent=1))
+
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""
         config = self.config
@@ -118,8 +126,10 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
     config = load_config(config_file, options)
     given = config.resume
     config, continued = find_start(config, default_output_dir(config_file))
+    words = ["python", kind.PROGRAM, "-cfg", config_file, *options, *(["--skip-test"] if skip_test else [])]
+    command = shlex.join(map(str, words))
     if continued:
-        _continue_run(kind, config, skip_test)
+        _continue_run(kind, config, skip_test, command)
         return
     restart = given != config.resume  # resume auto:FILE
     check_folder(config.OUTPUT_DIR, restart)
@@ -128,10 +138,11 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
         start_logging(folder / "log.txt")
         LOGGER.info("writing to %s", folder)
         experiment.describe(skip_test)
+        experiment.note_environment(folder, command)
         experiment.trainer(folder).run()
 
 
-def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> None:
+def _continue_run(kind: type[Experiment], config: Config, skip_test: bool, command: str) -> None:
     folder = Path(config.OUTPUT_DIR)
     with locked(folder, "OUTPUT_DIR"):
         path, state = StateFolder(folder).newest()
@@ -140,6 +151,7 @@ def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> No
         start_logging(folder / "log.txt")
         LOGGER.info("going on in %s from %s", folder, path)
         experiment.describe(skip_test)
+        experiment.note_environment(folder, command)
         remove_leftovers(folder)
         trainer = experiment.trainer(folder)
         trainer.load_state_dict(state)

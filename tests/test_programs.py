@@ -68,9 +68,11 @@ def test_a_run_writes_these_files_and_no_others(run):
     generations = ("g0001", "g0002")  # the state after iteration 4 needs the former, the last one the latter
     labels = {f"candidates/{name}/labels/{number:06d}.png" for name in generations for number in range(6)}
     assert found == labels | {
+        "candidates.csv",
         "candidates/g0001/index.json",
         "candidates/g0002/index.json",
         "config.yaml",
+        "environment.json",
         "dtu_history.csv",
         "evaluation.csv",
         "log.txt",

@@ -74,6 +74,7 @@ def test_a_run_writes_these_files_and_no_others(run, root):
     assert run.process.stderr == ""
     assert {path.relative_to(run.out).as_posix() for path in run.out.rglob("*")} == {
         "config.yaml",
+        "environment.json",
         "evaluation.csv",
         "log.txt",
         "metrics.csv",
