@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from core.configs.loading import split_options
@@ -24,6 +25,7 @@ from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.selftraining import ranking
 from core.selftraining.candidates import TABLE as CANDIDATES
+from core.selftraining.resampling import even_subsample
 from core.utils.devices import choose_device, describe_device
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
@@ -37,6 +39,7 @@ from tools.report_views import Observation, Viewer, extremes
 EXAMPLE = "python -m tools.report results/camvid_day2dusk_dtst -o report.html"
 FILE = "report.html"
 IMAGES = 3  # worst ones, and as many best ones
+RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 MAX_COLUMNS = 12  # of a table over time
 
 
@@ -98,16 +101,18 @@ class Report:
         return replace(find_images(config, "TEST"), label_path=None)  # the run did not use labels: nor does its report
 
     def _rank(self, model: nn.Module, images: ImageSet) -> list[dict]:
-        unlabelled = replace(images, label_path=None)
+        chosen = even_subsample(len(images), RANKED_IMAGES, np.random.default_rng(self.run.config.SEED))
+        unlabelled = replace(images.restricted(chosen), label_path=None)
         found = ranking.rank(self.run.config, model, self.run.checkpoints, unlabelled, len(self.names))
         return ranking.rows(found, self.names)
 
     def _written_ranking(self) -> list[dict]:
         """What test.py --rank-without-labels wrote into the run's folder, if of the checkpoints that are there."""
         wanted = {path.name for path in self.run.checkpoints}
+        newest = max((path.stat().st_mtime for path in self.run.checkpoints), default=0)
         for path in sorted(self.run.folder.glob(f"{ranking.TABLE}*.csv")):
             rows = read_table(path)
-            if {row["checkpoint"] for row in rows} == wanted:
+            if {row["checkpoint"] for row in rows} == wanted and path.stat().st_mtime >= newest:
                 return rows
         return []
 
@@ -216,32 +221,22 @@ class Report:
         if not self.ranking:
             return ""
         evaluated = {int(row["iteration"]): float(row["mIoU"]) for row in self.run.evaluations}
-        head = [
-            "checkpoint",
-            "mean rank",
-            "agreement, %",
-            "… of classes, %",
-            "SND",
-            "information",
-            "confidence, %",
-            "classes",
-        ]
+        head = ["checkpoint", "mean rank", "agreement, %", "confidence, %", "diversity", "classes", "SND"]
         rows = []
         for row in self.ranking:
-            value = {name: float(row[name]) for name in ("agreement", "agreement_iou", "confidence")}
             line = [_iteration(row["checkpoint"]), f"{float(row['mean_rank']):.2f}"]
-            line += [f"{100 * value['agreement']:.2f}", f"{100 * value['agreement_iou']:.2f}"]
-            line += [f"{float(row['snd']):.3f}", f"{float(row['information']):.3f}"]
-            line += [f"{100 * value['confidence']:.2f}", row["classes"]]
+            line += [f"{100 * float(row[name]):.2f}" for name in ("agreement", "confidence")]
+            line += [f"{float(row['diversity']):.3f}", row["classes"], f"{float(row['snd']):.3f}"]
             rows.append([*line, *([f"{evaluated.get(int(line[0]), float('nan')):.2f}"] if evaluated else [])])
         words = (
-            "The most promising first, by signals that need no label: the mean rank by agreement with the checkpoints "
+            "The most promising first, by the mean of three ranks, none of which needs a label: agreement with the "
+            "checkpoints before and after (share of pixels), mean confidence, and diversity (entropy of class shares)."
         )
-        words += "before and after (mean IoU of the classes), SND score and information (mutual, of pixel and class)."
         if evaluated:
             head.append("mIoU, %")
-            picked, best = float(rows[0][-1]), max(evaluated.values())
-            words += f" By labels, the first is {best - picked:.2f} points behind the best."
+            if int(rows[0][0]) in evaluated:
+                behind = max(evaluated.values()) - evaluated[int(rows[0][0])]
+                words += f" By labels, the first is {behind:.2f} points behind the best."
         return html.section("Checkpoints, ordered without labels", html.table(head, rows, strong=[0]), html.note(words))
 
     def teacher(self) -> str:
