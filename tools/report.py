@@ -322,12 +322,8 @@ class Report:
     def images(self) -> str:
         if not self.pictures:
             return ""
-        columns = [
-            "image",
-            *(["source"] if self.source is not None else []),
-            "adapted",
-            *(["label"] if self.labelled else []),
-        ]
+        models = ["model"] if self.source is None else ["source", "adapted"]
+        columns = ["image", *models, *(["label"] if self.labelled else [])]
         parts = [self._legend()]
         for heading in ("Worst", "Best"):
             shown = [entry for entry in self.pictures if entry[0] == heading]

@@ -25,7 +25,7 @@ from core.utils.errors import UserError
 from core.utils.files import Table, make_folder
 from core.utils.logging import LOGGER, progress, start_logging
 
-# signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, and over how many classes
+# signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
 # spread; chosen on four runs, and measured on others (README)
 RULE = ("agreement", "confidence", "diversity")
 TABLE = "ranking_"  # and the data set's name, .csv
