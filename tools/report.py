@@ -122,7 +122,7 @@ class Report:
         what = "mIoU" if self.labelled else "confidence"
         painter = Painter(taxonomy, taxonomy.palette())
         drawn = viewer.pictures(checkpoints, [*worst, *best], painter)
-        headings = ["Worst"] * len(worst) + ["Best"] * len(best)
+        headings = [self._headings[0]] * len(worst) + [self._headings[1]] * len(best)
         for heading, index, files in zip(headings, [*worst, *best], drawn, strict=True):
             before = "" if self.source is None else f"{self.source.per_image[index]:.1f} → "
             caption = f"{Path(viewer.images.names[index]).name}: {what} {before}{values[index]:.1f} %"
@@ -325,7 +325,7 @@ class Report:
         models = ["model"] if self.source is None else ["source", "adapted"]
         columns = ["image", *models, *(["label"] if self.labelled else [])]
         parts = [self._legend()]
-        for heading in ("Worst", "Best"):
+        for heading in self._headings:
             shown = [entry for entry in self.pictures if entry[0] == heading]
             if shown:
                 parts.append(f"<h3>{heading}</h3>")
@@ -342,11 +342,13 @@ class Report:
         if command := found.get("command"):
             parts += ["<h3>Command</h3>", html.code(command, wrap=True)]
         rows = [(key, value) for key, value in found.items() if key != "command" and value != ""]
-        parts += (
-            ["<h3>Environment</h3>", html.table(("", ""), rows)] if rows else [html.note("The run did not note it.")]
-        )
+        parts += ["<h3>Environment</h3>", html.facts(rows)] if rows else [html.note("The run did not note it.")]
         parts.append(html.details("Config: every option in force", html.code(self.run.config.dump())))
         return html.section("Made with", *parts)
+
+    @property
+    def _headings(self) -> tuple[str, str]:
+        return ("Worst", "Best") if self.labelled else ("Least sure", "Most sure")
 
     def _legend(self) -> str:
         palette = self.run.taxonomy.palette().tolist()

@@ -56,7 +56,7 @@ def curves(lines: Mapping[str, Curve], level: tuple[str, float] | None = None, m
         if level is not None:
             axes.axhline(level[1], color=GREY, linestyle="--", linewidth=1.4, label=level[0])
         if len(lines) + (level is not None) > 1:
-            axes.legend(loc="best", handlelength=1.4)
+            _legend(axes)
         return _svg(figure)
 
 
@@ -72,7 +72,7 @@ def decisions(history: Sequence[Mapping[str, str]]) -> bytes:
                 y = [float(row["fraction_improved"] or 1.06) for row in rows]
                 axes.scatter(x, y, s=16, c=colour, marker=marker, label=kind, alpha=0.8, linewidths=1)
         axes.set_ylim(-0.05, 1.12)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=4, handletextpad=0.1, columnspacing=1)
+        _legend(axes)
         return _svg(figure)
 
 
@@ -99,6 +99,13 @@ def _empty() -> tuple:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("iteration")
     return figure, axes
+
+
+def _legend(axes) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4, handlelength=1.2, handletextpad=0.4, columnspacing=1
+    )
 
 
 def _svg(figure: Figure) -> bytes:

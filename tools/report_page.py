@@ -34,8 +34,9 @@ figure img { display: block; width: 100%; height: auto; }
 .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(220px, 47%), 1fr)); gap: 8px; }
 .views img { border-radius: 6px; }
 .views figcaption { color: var(--soft); font-size: .8rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid var(--line); border-radius: 10px; }
+.words td { text-align: left; }
+table { border-collapse: collapse; min-width: min(480px, 86vw); font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; background: var(--panel); }
@@ -88,6 +89,11 @@ def cards(entries: Sequence[tuple[str, str]]) -> str:
         f'<div class="card"><b>{text(value)}</b><span>{text(words)}</span></div>' for value, words in entries
     )
     return f'<div class="cards">{inner}</div>'
+
+
+def facts(entries: Iterable[tuple[str, object]]) -> str:
+    """A table of names and words."""
+    return f'<div class="scroll words"><table>{"".join(_row("td", entry) for entry in entries)}</table></div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], strong: Sequence[int] = ()) -> str:
