@@ -1,4 +1,5 @@
-"""Evaluate a checkpoint, or every checkpoint of a folder, on DATASETS.TEST, and save its predictions.
+"""Evaluate a checkpoint, or every checkpoint of a folder, on DATASETS.TEST, and save its predictions; or order them
+without labels.
 
 The scores go to the terminal and to OUTPUT_DIR/test_<data set>.csv.
 """
@@ -8,6 +9,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from core.evaluation.testing import evaluate_checkpoints
+from core.selftraining.ranking import rank_checkpoints
+from core.utils.errors import UserError
 from core.utils.program import config_parser, run_program
 
 
@@ -22,11 +25,36 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="save predictions as colour-palette PNGs under OUTPUT_DIR/inference/<data set>/",
     )
+    parser.add_argument(
+        "--save-label-ids",
+        metavar="DIR",
+        help="save predictions as PNGs of the data set's own label values (Cityscapes' labelIds, as its official "
+        "evaluation reads them) in DIR",
+    )
+    parser.add_argument(
+        "--rank-without-labels",
+        action="store_true",
+        help="order the checkpoints of a folder by what can be seen without any label; writes OUTPUT_DIR/ranking_*.csv",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace label ids that are in DIR already")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")
 
     def body(args: Namespace) -> None:
-        evaluate_checkpoints(args.config_file, args.options, args.saveres, args.flip, args.multi_scale)
+        if args.rank_without_labels:
+            if args.saveres or args.flip or args.multi_scale or args.save_label_ids:
+                raise UserError("--rank-without-labels neither saves nor averages predictions: give it alone")
+            rank_checkpoints(args.config_file, args.options)
+            return
+        evaluate_checkpoints(
+            args.config_file,
+            args.options,
+            args.saveres,
+            args.flip,
+            args.multi_scale,
+            args.save_label_ids,
+            args.overwrite,
+        )
 
     return run_program(body, parser, argv, parallel=True)
 

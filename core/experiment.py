@@ -1,5 +1,7 @@
 """What every training program needs of a config, found and loaded before anything is written."""
 
+import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +23,12 @@ from core.models import load_model, log_dead_channels
 from core.models.compiling import check_compiler
 from core.models.dsu import DSU
 from core.monitor import PANELS, TENSORBOARD, Monitor
-from core.runs import CONFIG, LOG_PERIOD, RunOutput, check_folder, claimed_folder
+from core.runs import CONFIG, ENVIRONMENT, LOG_PERIOD, RunOutput, check_folder, claimed_folder
 from core.states import StateFolder, continued_config, find_start, flat_config
 from core.training import Training
 from core.utils import distributed, events
 from core.utils.devices import choose_device, describe_device
+from core.utils.environment import describe_environment
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
@@ -106,6 +109,13 @@ class Experiment(ABC):
             else None,
         )
 
+    def note_environment(self, folder: Path, command: str) -> None:
+        """Write what the run in `folder` is (now) made with to :data:`ENVIRONMENT`."""
+        if not distributed.is_main():
+            return
+        device = describe_device(self.device, self.config.MODEL.DEVICE)
+        write_text(folder / ENVIRONMENT, json.dumps(describe_environment(command, device), indent=1))
+
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""
         config = self.config
@@ -159,8 +169,17 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
     check_division(config)
     given = config.resume
     config, continued = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
+    words = [
+        *distributed.launcher(),
+        kind.PROGRAM,
+        "-cfg",
+        config_file,
+        *options,
+        *(["--skip-test"] if skip_test else []),
+    ]
+    command = shlex.join(map(str, words))
     if continued:
-        _continue_run(kind, config, skip_test)
+        _continue_run(kind, config, skip_test, command)
         return
     restart = given != config.resume  # resume auto:FILE
     if distributed.is_main():
@@ -172,10 +191,11 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
         start_logging(folder / "log.txt")
         LOGGER.info("writing to %s", folder)
         experiment.describe(skip_test)
+        experiment.note_environment(folder, command)
         experiment.trainer(folder).run()
 
 
-def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> None:
+def _continue_run(kind: type[Experiment], config: Config, skip_test: bool, command: str) -> None:
     folder = Path(config.OUTPUT_DIR)
     with _by_main(locked(folder, "OUTPUT_DIR")):
         path, state = StateFolder(folder).newest()
@@ -184,6 +204,7 @@ def _continue_run(kind: type[Experiment], config: Config, skip_test: bool) -> No
         start_logging(folder / "log.txt")
         LOGGER.info("going on in %s from %s", folder, path)
         experiment.describe(skip_test)
+        experiment.note_environment(folder, command)
         if distributed.is_main():
             remove_leftovers(folder)
         trainer = experiment.trainer(folder)

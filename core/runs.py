@@ -24,6 +24,7 @@ from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
 CONFIG, METRICS, EVALUATION = "config.yaml", "metrics.csv", "evaluation.csv"
+ENVIRONMENT = "environment.json"
 
 
 class RunOutput:
@@ -231,7 +232,7 @@ def claimed_folder(path: str | Path, config_text: str, restart: bool = False) ->
         check_folder(path, restart, ours=True)  # another start may have come between
         remove_leftovers(folder)
         if restart:
-            for table in (METRICS, EVALUATION, "dtu_history.csv"):
+            for table in (METRICS, EVALUATION, "dtu_history.csv", "candidates.csv"):
                 (folder / table).unlink(missing_ok=True)
             remove_shown(folder)
         write_text(folder / CONFIG, config_text)

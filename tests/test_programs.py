@@ -78,9 +78,11 @@ def test_a_run_writes_these_files_and_no_others(run):
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
     assert len(events) == 1
     assert found == labels | events | {
+        "candidates.csv",
         "candidates/g0001/index.json",
         "candidates/g0002/index.json",
         "config.yaml",
+        "environment.json",
         "dtu_history.csv",
         "evaluation.csv",
         "log.txt",

@@ -81,6 +81,7 @@ def test_a_run_writes_these_files_and_no_others(run, root):
         "panels/iter000002.png",
         "panels/iter000004.png",
         "config.yaml",
+        "environment.json",
         "evaluation.csv",
         "log.txt",
         "metrics.csv",

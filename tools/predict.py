@@ -7,7 +7,6 @@ it runs.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,8 +34,8 @@ from core.models import build_model, log_dead_channels
 from core.selftraining.adaptation import warn_of_aspect
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import choose_device, describe_device
-from core.utils.errors import UserError, one_line, shorten
-from core.utils.files import make_folder, replacing
+from core.utils.errors import UserError, one_line
+from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, progress, start_logging
 from core.utils.movies import CONTAINERS, load_ffmpeg, movie
 from core.utils.program import config_parser, run_program
@@ -253,7 +252,8 @@ def predict(args: argparse.Namespace) -> None:
     legend = png_bytes(painter.legend(LEGEND_WIDTH))
     claimed = [path for series in planned for path in series.claimed]
     if not args.overwrite:
-        refuse_existing(claimed, out / LEGEND, legend)
+        refuse_existing(claimed, "choose another -o, or give --overwrite")
+        refuse_other_legend(out / LEGEND, legend)
     device, model = choose_device(config.MODEL.DEVICE), build_model(config)
     load_checkpoint(model, checkpoint)
     model.to(device)
@@ -273,13 +273,10 @@ def predict(args: argparse.Namespace) -> None:
         LOGGER.info("%d %s in %.1f s; wrote %s", count, source, seconds, ", ".join(map(one_line, series.places)))
 
 
-def refuse_existing(claimed: Sequence[Path], legend: Path, content: bytes) -> None:
-    """Raise UserError if any of the files or folders is there, or a legend of another content."""
-    existing = [path for path in claimed if os.path.lexists(path)]
-    if not existing and legend.is_file() and legend.read_bytes() != content:
+def refuse_other_legend(legend: Path, content: bytes) -> None:
+    """Raise UserError if there is a legend of another content."""
+    if legend.is_file() and legend.read_bytes() != content:
         raise UserError(f"{legend} is there with other classes or colours: choose another -o, or give --overwrite")
-    if existing:
-        raise UserError(f"already there: {shorten(existing)}; choose another -o, or give --overwrite")
 
 
 def _kinds(text: str) -> tuple[str, ...]:

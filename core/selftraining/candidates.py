@@ -2,7 +2,8 @@
 
 A generation is an immutable folder `g0000`, `g0001`, …:
 
-    index.json       per image: name, size, classes present, classes that may be pasted, classes masked as a whole
+    index.json       per image: name, size, classes present, classes that may be pasted, classes masked as a whole;
+                     per class: threshold, pixels, and from the second pass on the mean consistency
     labels/*.png     the unmasked labels, 8-bit class indices
     masked/*.png     first pass only: the same with the unsure pixels set to 255
 
@@ -45,6 +46,13 @@ from core.utils.logging import LOGGER, progress
 from core.utils.threads import overlapped
 
 FORMAT = 1
+TABLE = "candidates.csv"  # in OUTPUT_DIR: a row per generation, which outlives it
+PER_CLASS = (
+    "offering",  # images that offer the class for pasting
+    "threshold",  # of confidence in the first pass, of consistency later
+    "share",  # of the pixels
+    "consistency",  # mean over the images that have any
+)
 FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
 
 
@@ -64,6 +72,8 @@ class Generation:
         self.iteration: int = index["iteration"]
         self.num_classes: int = index["num_classes"]
         self.thresholds: list[float] = index["thresholds"]
+        self.pixels: list[int] | None = index.get("pixels")  # an older index lacks it and
+        self.consistency: list[float] | None = index.get("consistency")  # this, which the first pass lacks, too
         self._images: list[dict] = index["images"]
         self._pixelwise: bool = index["pixelwise"]
 
@@ -138,11 +148,15 @@ class CandidatePass:
                     if previous is None:
                         (partial / "masked").mkdir()
             distributed.barrier()
+            consistency = None
             if previous is None:
                 thresholds, entries = self._first(teacher, partial)
             else:
-                thresholds, entries = self._later(teacher, partial, previous)
-            entries = distributed.joined(entries)
+                thresholds, entries, consistency = self._later(teacher, partial, previous)
+            pixels = np.zeros(self.num_classes, np.int64)
+            for entry in entries:
+                pixels += entry.pop("pixels")
+            pixels, entries = distributed.total_array(pixels), distributed.joined(entries)
             self.images.skipped.settle()
             if distributed.is_main():
                 write_json(
@@ -154,6 +168,8 @@ class CandidatePass:
                         "num_classes": self.num_classes,
                         "pixelwise": previous is None,
                         "thresholds": [float(t) for t in thresholds],
+                        "pixels": pixels.tolist(),
+                        "consistency": consistency,
                         "images": entries,
                     },
                 )
@@ -211,8 +227,13 @@ class CandidatePass:
         spill.unlink()
         return thresholds, entries
 
-    def _later(self, teacher: nn.Module, folder: Path, previous: Generation) -> tuple[np.ndarray, list[dict]]:
-        """Mask in every image the classes that agree too little with the previous pass."""
+    def _later(
+        self, teacher: nn.Module, folder: Path, previous: Generation
+    ) -> tuple[np.ndarray, list[dict], list[float]]:
+        """Mask in every image the classes that agree too little with the previous pass.
+
+        The last of what it returns is the mean of every class's positive consistencies, 0 where there is none.
+        """
         table, entries = [], []
 
         def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
@@ -228,11 +249,12 @@ class CandidatePass:
 
         with distributed.own_part():
             self._sweep(teacher, take)
-        thresholds = consistency_thresholds(np.array(distributed.joined(table)), self._topk)
-        for entry, row in zip(entries, table, strict=True):
+        own, table = table, np.array(distributed.joined(table))
+        thresholds = consistency_thresholds(table, self._topk)
+        for entry, row in zip(entries, own, strict=True):
             entry["masked"] = np.flatnonzero(row < thresholds).tolist()
             entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
-        return thresholds, entries
+        return thresholds, entries, (table.sum(axis=0) / np.maximum((table > 0).sum(axis=0), 1)).tolist()
 
     def _sweep(self, teacher: nn.Module, take: Callable[[int, torch.Tensor, tuple[int, int], bool], None]) -> None:
         """`take` what :meth:`_forward` gives of every image, in order, while the next ones are loaded and predicted."""
@@ -261,8 +283,13 @@ class CandidatePass:
 
     def _entry(self, index: int, size: tuple[int, int], counts: np.ndarray) -> dict:
         """Of an image of `size` (H, W), in which each value of a label stands so often."""
-        present = present_classes(counts[: self.num_classes])
-        return {"name": self.images.names[index], "size": list(size), "present": present}
+        pixels = counts[: self.num_classes]
+        return {
+            "name": self.images.names[index],
+            "size": list(size),
+            "present": present_classes(pixels),
+            "pixels": pixels,
+        }
 
 
 def wait_for(folder: Path, seconds: float = 120.0) -> None:
@@ -298,6 +325,24 @@ def log_candidates(generation: Generation, names: Sequence[str], paste_classes: 
     )
     if paste_classes and generation.number == 0 and not any(len(generation.candidates[c]) for c in paste_classes):
         LOGGER.info("no paste class has a candidate: training goes on without pasting")
+
+
+def table_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Columns of :func:`table_row`; `names`: of the classes."""
+    return ("iteration", "generation", "images", *(f"{key}_{name}" for key in PER_CLASS for name in names))
+
+
+def table_row(generation: Generation, names: Sequence[str]) -> dict:
+    """A generation as one row of the run's table: per class :data:`PER_CLASS`, an empty cell for what it lacks."""
+    pixels = np.asarray(generation.pixels, np.float64)
+    values = {
+        "offering": [len(images) for images in generation.candidates],
+        "threshold": [f"{value:.6f}" for value in generation.thresholds],
+        "share": [f"{value:.6f}" for value in pixels / max(pixels.sum(), 1)],
+        "consistency": [f"{value:.6f}" for value in generation.consistency or ()],
+    }
+    row = {"iteration": generation.iteration, "generation": generation.number, "images": len(generation)}
+    return row | {f"{key}_{name}": value for key in PER_CLASS for name, value in zip(names, values[key], strict=False)}
 
 
 def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.predictor import Predictor
 from core.models.compiling import compile_networks
 from core.runs import RunOutput
+from core.selftraining import candidates
 from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import DynamicTeacher
@@ -36,8 +37,9 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.training import Training
-from core.utils import distributed
+from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
+from core.utils.files import keep_rows
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
@@ -244,10 +246,15 @@ class Trainer(Training):
     def update_candidates(self) -> None:
         """A candidate pass; generations that neither the run nor a saved state needs are then deleted."""
         start = time.monotonic()
-        self.generation = self.candidate_pass.run(self.teacher, self.iteration, self.generation)
+        generation = self.candidate_pass.run(self.teacher, self.iteration, self.generation)
+        names = self.taxonomy.names
+        with signals.deferred():  # the table has a row of every generation that a state may name
+            self.generation = generation
+            row = candidates.table_row(generation, names)
+            self.output.append(candidates.TABLE, candidates.table_columns(names), row)
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
-        log_candidates(self.generation, self.taxonomy.names, paste_classes, time.monotonic() - start)
+        log_candidates(self.generation, names, paste_classes, time.monotonic() - start)
 
     def _delete_generations(self) -> None:
         if not distributed.is_main():
@@ -274,6 +281,9 @@ class Trainer(Training):
         self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
         if state["generation"] is not None:
             self.generation = Generation(self.candidate_pass.folder / state["generation"])
+        last = -1 if self.generation is None else self.generation.number
+        if distributed.is_main():
+            keep_rows(self.output.folder / candidates.TABLE, lambda row: int(row["generation"]) <= last)
         self._delete_generations()  # and what is left of a pass that was not completed
 
 

@@ -59,6 +59,15 @@ def planned_count() -> int:
         raise UserError(f"environment variable WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, not a number") from None
 
 
+def launcher() -> tuple[str, ...]:
+    """What starts a program as this one was started: the first words of a command."""
+    if count() == 1:
+        return ("python",)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+    machines = ("--nnodes", str(count() // here), "…") if count() > here else ()
+    return ("torchrun", "--nproc-per-node", str(here), *machines)
+
+
 def join() -> None:
     """Join the job that the environment describes, if there is one.
 

@@ -10,11 +10,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.utils.errors import UserError
+from core.utils.errors import UserError, shorten
 
 _LINE_END = "\r\n"  # of the csv module
 
@@ -111,6 +111,13 @@ def make_folder(path: str | Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key} {path} cannot be written to ({error.strerror}); choose another folder") from None
     return path
+
+
+def refuse_existing(paths: Iterable[str | Path], remedy: str) -> None:
+    """Raise UserError if any of them is there, even as a link to nothing; `remedy` says what to do."""
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing:
+        raise UserError(f"already there: {shorten(existing)}; {remedy}")
 
 
 class Table:

@@ -128,16 +128,8 @@ def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join([_launcher(), *(_quoted(word) for word in (program, *resuming(argv)))])
+    command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *resuming(argv)))])
     return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
-
-
-def _launcher() -> str:
-    if distributed.count() == 1:
-        return "python"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.count()))
-    machines = distributed.count() // here
-    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {machines} …" if machines > 1 else "")
 
 
 def _quoted(word: str) -> str:

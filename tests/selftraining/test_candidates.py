@@ -14,7 +14,15 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.selftraining.candidates import CandidatePass, Generation, first_pass_grid, nearest_labels, resized_counts
+from core.selftraining.candidates import (
+    CandidatePass,
+    Generation,
+    first_pass_grid,
+    nearest_labels,
+    resized_counts,
+    table_columns,
+    table_row,
+)
 from core.selftraining.resampling import even_subsample
 from core.utils.errors import UserError
 from tests.helpers import contents
@@ -201,6 +209,9 @@ def test_later_passes_equal_a_plain_computation(tmp_path, topk):
             table[i] = [iou(own_labels[i], old, c) for c in range(C)]
         thresholds = [ranked(table[:, c][table[:, c] > 0], topk) for c in range(C)]
         assert generation.thresholds == pytest.approx(thresholds, abs=1e-12)
+        means = [table[:, c][table[:, c] > 0].mean() if table[:, c].any() else 0 for c in range(C)]
+        assert generation.consistency == pytest.approx(means, abs=1e-12)
+        assert generation.pixels == [sum(int((labels == c).sum()) for labels in own_labels) for c in range(C)]
         assert (generation.number, generation.iteration) == (number, 3000 * number - 1)
         assert generation.folder.name == f"g{number:04d}"
         dropped = 0
@@ -218,6 +229,23 @@ def test_later_passes_equal_a_plain_computation(tmp_path, topk):
             dropped += len(set(at_least_50(resized(stored, size))) - set(offered))
         assert dropped > 0
         previous = generation
+
+
+def test_a_generation_is_one_row_of_the_runs_table(tmp_path):
+    candidates = make_pass(make_images(tmp_path / "images"), tmp_path)
+    first = candidates.run(LinearNet(0), 0)
+    second = candidates.run(LinearNet(0, 0.3), 2999, first)
+    names = [f"class {c}" for c in range(C)]
+    rows = [table_row(generation, names) for generation in (first, second)]
+    assert all(row.keys() <= set(table_columns(names)) for row in rows)
+    assert [(row["iteration"], row["generation"], row["images"]) for row in rows] == [(0, 0, 7), (2999, 1, 7)]
+    assert not any(key.startswith("consistency") for key in rows[0])
+    for row, generation in zip(rows, (first, second), strict=True):
+        shares = [float(row[f"share_{name}"]) for name in names]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert shares == pytest.approx(np.divide(generation.pixels, sum(h * w for h, w in SIZES)), abs=1e-6)
+        assert [row[f"offering_{name}"] for name in names] == [len(images) for images in generation.candidates]
+    assert [float(rows[1][f"consistency_{name}"]) for name in names] == pytest.approx(second.consistency, abs=1e-6)
 
 
 def test_an_unchanged_teacher_is_nearly_consistent_with_itself(tmp_path):

@@ -19,7 +19,7 @@ from core.states import StateFolder
 from tests.helpers import Killed
 
 STOP = 40
-TABLES = ("metrics.csv", "dtu_history.csv")
+TABLES = ("metrics.csv", "dtu_history.csv", "candidates.csv")
 
 
 def make_config(**options):

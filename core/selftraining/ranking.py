@@ -1,0 +1,248 @@
+"""Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from core.configs import load_config
+from core.datasets.catalog import find_images, find_target_images, find_taxonomy
+from core.datasets.images import png_bytes
+from core.datasets.loading import full_view_loader
+from core.datasets.reader import ImageSet
+from core.evaluation.metrics import iou, joint_counts
+from core.evaluation.predictor import Predictor, evaluating
+from core.evaluation.testing import find_checkpoints, folder_name
+from core.models import build_model
+from core.selftraining.dynamic_teacher import draw_points, snd_score
+from core.utils import distributed
+from core.utils.checkpoints import load_checkpoint
+from core.utils.devices import choose_device, describe_device
+from core.utils.errors import UserError
+from core.utils.files import Table, make_folder
+from core.utils.logging import LOGGER, progress, start_logging
+
+# signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
+# spread; chosen on four runs, and measured on others (README)
+RULE = ("agreement", "confidence", "diversity")
+TABLE = "ranking_"  # and the data set's name, .csv
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Label-free signals of one model over a set of images, read at the network's own stride.
+
+    Attributes:
+        confidence: mean probability of the winning class.
+        entropy: mean entropy of the pixels' class probabilities, nats.
+        snd: mean over the images of the soft neighbourhood density of 100 pixels each.
+        shares: share of the pixels that each class wins, C floats.
+        mean_probabilities: mean class probabilities of all pixels, C floats.
+    """
+
+    confidence: float
+    entropy: float
+    snd: float
+    shares: np.ndarray
+    mean_probabilities: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """Classes that win a pixel."""
+        return int((self.shares > 0).sum())
+
+    @property
+    def diversity(self) -> float:
+        """Entropy of the class shares, nats; 0 where one class wins everywhere."""
+        return entropy_of(self.shares)
+
+    @property
+    def information(self) -> float:
+        """Mutual information of pixel and class, nats: large where pixels are sure and classes many."""
+        return entropy_of(self.mean_probabilities) - self.entropy
+
+
+def entropy_of(distribution: np.ndarray) -> float:
+    """−Σ p·ln p of C probabilities."""
+    positive = distribution[distribution > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, images: ImageSet, predictor: Predictor, config) -> tuple[Signals, list[bytes]]:
+    """The signals of `model`, whose mode is left as it was, and the winning classes of every image as PNG files.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    loader = full_view_loader(
+        images, [config.INPUT.INPUT_SIZE_TEST], config.TEST.BATCH_SIZE, config.DATALOADER.NUM_WORKERS
+    )
+    sums, shares, mean, pixels, labels = torch.zeros(3, dtype=torch.float64), 0, 0, 0, []
+    with evaluating(model):
+        for batch in progress(loader, f"looking at {images.name}"):
+            logits = predictor.logits(model, predictor.prepare(batch["views"][0]))
+            for index, log_probs in zip(batch["index"], logits.log_softmax(dim=1), strict=True):
+                classes = len(log_probs)
+                probs = log_probs.exp()
+                peak, winner = probs.max(dim=0)
+                rows = probs.flatten(1).T
+                points = draw_points(len(rows), config.SEED, index).to(rows.device)
+                density = snd_score(rows, points)
+                entropy = -(probs * log_probs).sum()
+                sums += torch.stack([peak.sum(), entropy, density * winner.numel()]).double().cpu()
+                shares = shares + torch.bincount(winner.flatten(), minlength=classes).cpu()
+                mean = mean + probs.sum(dim=(1, 2)).double().cpu()
+                pixels += winner.numel()
+                labels.append(png_bytes(winner.to(torch.uint8).cpu().numpy()))
+    confidence, entropy, density = (sums / pixels).tolist()
+    return Signals(confidence, entropy, density, shares.numpy() / pixels, mean.numpy() / pixels), labels
+
+
+def agreement(first: Sequence[bytes], second: Sequence[bytes], num_classes: int) -> tuple[float, float]:
+    """How far two models agree on the same images: (share of pixels, mean over the classes of IoU).
+
+    Args:
+        first, second: the winning classes of the images, of :func:`measure`.
+    Returns:
+        the mean is over the classes that either of them predicts.
+    """
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for one, other in zip(first, second, strict=True):
+        counts += joint_counts(*map(_decoded, (one, other)))[:num_classes, :num_classes]
+    occurs = counts.sum(0) + counts.sum(1) > 0
+    return float(counts.trace() / counts.sum()), float(iou(counts).numpy()[occurs].mean())
+
+
+def mean_ranks(table: np.ndarray) -> np.ndarray:
+    """N×K values, larger is better → N floats: the mean over the K columns of each row's rank, 1 the best.
+
+    Equal values share the mean of their ranks.
+    """
+    table = np.asarray(table, np.float64)
+    larger = (table[:, None] < table[None]).sum(axis=1)
+    equal = (table[:, None] == table[None]).sum(axis=1)
+    return (larger + (equal + 1) / 2).mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of several checkpoints: its signals, how far it agrees with its neighbours, and its mean rank."""
+
+    path: Path
+    signals: Signals
+    agreement: float  # share of pixels, mean over one or two neighbours
+    agreement_iou: float  # mean IoU of the classes, likewise
+    rank: float = 0.0
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All but the class shares, by name."""
+        signals = self.signals
+        return {
+            "agreement": self.agreement,
+            "agreement_iou": self.agreement_iou,
+            "snd": signals.snd,
+            "information": signals.information,
+            "confidence": signals.confidence,
+            "entropy": signals.entropy,
+            "classes": signals.classes,
+            "diversity": signals.diversity,
+        }
+
+
+def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet, num_classes: int) -> list[Candidate]:
+    """The checkpoints, the most promising first, by :data:`RULE`; where two are equal, the later one.
+
+    Args:
+        model: on its device; every checkpoint is loaded into it.
+        checkpoints: in order of iteration: neighbours are compared.
+    Raises:
+        UserError: fewer than two checkpoints, or one that does not fit.
+    """
+    if len(checkpoints) < 2:
+        raise UserError(f"nothing to rank: {checkpoints[0]} is one checkpoint; give `resume` a folder of several")
+    predictor, found, agreements, previous = Predictor(config, next(model.parameters()).device), [], [], None
+    for path in checkpoints:
+        load_checkpoint(model, path)
+        LOGGER.info("checkpoint: %s", path)
+        signals, labels = measure(model, images, predictor, config)
+        if previous is not None:
+            agreements.append(agreement(previous, labels, num_classes))
+        found.append(signals)
+        previous = labels
+    neighbours = [agreements[max(place - 1, 0) : place + 1] for place in range(len(found))]
+    candidates = [
+        Candidate(path, signals, *np.mean(pairs, axis=0).tolist())
+        for path, signals, pairs in zip(checkpoints, found, neighbours, strict=True)
+    ]
+    ranks = mean_ranks([[candidate.values[name] for name in RULE] for candidate in candidates]).tolist()
+    ranked = [replace(candidate, rank=value) for candidate, value in zip(candidates, ranks, strict=True)]
+    return sorted(ranked, key=lambda candidate: (candidate.rank, -checkpoints.index(candidate.path)))
+
+
+def find_unlabelled_images(config) -> ImageSet:
+    """The images to look at, without their labels: DATASETS.TEST, or where that is empty TARGET_TRAIN."""
+    if not config.DATASETS.TEST:
+        return find_target_images(config)
+    return replace(find_images(config, "TEST"), label_path=None)
+
+
+def rank_checkpoints(config_file: str, options: Sequence[str]) -> None:
+    """Order what `resume` names, log the table and write OUTPUT_DIR/ranking_<data set>.csv; no label is opened.
+
+    Raises:
+        UserError: bad config, no or only one checkpoint, missing images, …
+    """
+    start_logging()
+    if distributed.count() > 1:
+        raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
+    config = load_config(config_file, options)
+    checkpoints, device = find_checkpoints(config.resume), choose_device(config.MODEL.DEVICE)
+    taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
+    model = build_model(config).to(device)
+    LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
+    LOGGER.info("images: %d of %s, without labels", len(images), images.name)
+    candidates = rank(config, model, checkpoints, images, len(taxonomy))
+    path = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR") / f"{TABLE}{folder_name(images.name)}.csv"
+    found = rows(candidates, taxonomy.names)
+    table = Table(path, tuple(found[0]))
+    for row in found:
+        table.append(row)
+    for line in ranking_lines(candidates):
+        LOGGER.info(line)
+    LOGGER.info("wrote %s", path)
+
+
+def rows(candidates: Sequence[Candidate], names: Sequence[str]) -> list[dict[str, str]]:
+    """One row of a table per checkpoint, the best first; `names`: of the classes."""
+    found = []
+    for place, candidate in enumerate(candidates, start=1):
+        row = {"place": str(place), "checkpoint": candidate.path.name, "mean_rank": f"{candidate.rank:.4f}"}
+        row |= {name: f"{value:.6g}" for name, value in candidate.values.items()}
+        shares = zip(names, candidate.signals.shares, strict=True)
+        found.append(row | {f"share_{name}": f"{share:.6f}" for name, share in shares})
+    return found
+
+
+def ranking_lines(candidates: Sequence[Candidate]) -> list[str]:
+    """The ranking as lines of text."""
+    width = max(len(candidate.path.name) for candidate in candidates)
+    lines = [f"{'':>3}  {'checkpoint':<{width}}  mean rank  agreement  confidence  diversity  classes    SND"]
+    for place, candidate in enumerate(candidates, start=1):
+        signals = candidate.signals
+        lines.append(
+            f"{place:>3}  {candidate.path.name:<{width}}  {candidate.rank:9.2f}  {candidate.agreement:9.4f}  "
+            f"{signals.confidence:10.4f}  {signals.diversity:9.4f}  {signals.classes:7d}  {signals.snd:5.3f}"
+        )
+    best = candidates[0]
+    lines.append(f"chosen without labels: {best.path} (mean rank by {', '.join(RULE)})")
+    return lines
+
+
+def _decoded(png: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
