@@ -68,16 +68,19 @@ class Training(ABC):
         Raises:
             Stopped: a signal asked for it; the state is saved.
         """
-        try:
-            # of several processes, those that a signal reaches may only stop where all of them do
-            with signals.deferred() if distributed.count() > 1 else nullcontext():
+        several = distributed.count() > 1
+        # of several processes, those that a signal reaches may only stop where all of them do
+        with signals.deferred() if several else nullcontext():
+            try:
                 self._run()
-        except signals.Stopped as stopped:
-            signals.acknowledge()
-            path = self.output.save_state(self.state_dict())
-            distributed.barrier()  # the first to end has torchrun end the others
-            stopped.note = f"after iteration {self.iteration}, state saved as {path}"
-            raise
+                if several:
+                    signals.acknowledge()  # what comes now finds nothing left to stop
+            except signals.Stopped as stopped:
+                signals.acknowledge()
+                path = self.output.save_state(self.state_dict())
+                distributed.barrier()  # the first to end has torchrun end the others
+                stopped.note = f"after iteration {self.iteration}, state saved as {path}"
+                raise
 
     def _run(self) -> None:
         stop = self.config.SOLVER.STOP_ITER

@@ -14,6 +14,7 @@ from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import read_checkpoint, rows_of
 
+SIGNALLING = "tests/distributed/signalling.py"
 LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
 
 
@@ -63,6 +64,20 @@ def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, confi
     assert job.errors[0].startswith("stopped by SIGUSR1 after iteration 0")
     assert not partial.exists()
     assert last_state(cityscapes_root / "out")["iteration"] == 0
+
+
+def test_a_signal_to_one_process_while_it_starts_is_one_line(start, config, cityscapes_root):
+    job = start(2, SIGNALLING, "load", "train_TCR_DTU.py", "-cfg", config("out"))
+    assert job.wait(60) != 0
+    assert job.errors == ["stopped by SIGUSR1: nothing was trained yet; start again with the same command"]
+    assert not (cityscapes_root / "out/config.yaml").exists()
+
+
+def test_a_signal_to_one_process_after_the_last_iteration_is_none_to_the_others(start, config, cityscapes_root):
+    job = start(2, SIGNALLING, "end", "train_TCR_DTU.py", "-cfg", config("out", **{"SOLVER.STOP_ITER": 4}))
+    assert job.wait(50) == 0, job.text  # the timeout is a minute
+    assert job.errors == []
+    assert (cityscapes_root / "out/model_iter000004.pth").exists()
 
 
 def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_root):
