@@ -115,8 +115,6 @@ def _join_job(parser: argparse.ArgumentParser, parallel: bool) -> None:
     if parallel:
         distributed.join()
     elif distributed.planned_count() > 1:
-        if int(os.environ["RANK"]):
-            raise SystemExit(1)
         raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
 
 

@@ -42,9 +42,10 @@ class Job:
         processes: how many; 1: by python alone.
         log: file that both its outputs go to.
         seconds: of a forward without gradient, at least.
+        timeout: DTST_TIMEOUT.
     """
 
-    def __init__(self, processes, argv, log, seconds):
+    def __init__(self, processes, argv, log, seconds, timeout):
         launcher = (
             [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         )
@@ -53,7 +54,7 @@ class Job:
             self.process = subprocess.Popen(
                 [sys.executable, *launcher, *map(str, argv)],
                 cwd=PROJECT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": "60", SECONDS: str(seconds)},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": timeout, SECONDS: str(seconds)},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -100,11 +101,11 @@ class Job:
 
 @pytest.fixture
 def start(tmp_path):
-    """start(processes, *argv, seconds=0) → Job."""
+    """start(processes, *argv, seconds=0, timeout="60") → Job."""
     jobs = []
 
-    def begin(processes, *argv, seconds=0):
-        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log", seconds))
+    def begin(processes, *argv, seconds=0, timeout="60"):
+        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log", seconds, timeout))
         return jobs[-1]
 
     yield begin

@@ -116,6 +116,12 @@ def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
     assert not (cityscapes_root / "out").exists()
 
 
+def test_an_error_before_the_processes_have_met_is_one_line(start, config):
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"), timeout="soon")
+    assert job.wait(60) != 0
+    assert job.errors == ["error: environment variable DTST_TIMEOUT is 'soon': give seconds, as 900"]
+
+
 def test_bad_images_are_counted_over_all_processes(alone, finish, config, cityscapes_root):
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(b"")
