@@ -125,13 +125,26 @@ def test_an_error_before_the_processes_have_met_is_one_line(start, config):
 def test_bad_images_are_counted_over_all_processes(alone, finish, config, cityscapes_root):
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(b"")
-    options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False}
+    options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False, "TCR.PASTE": False}
     alone("train_TCR_DTU.py", "-cfg", config("one", **options))
     job = finish(2, "train_TCR_DTU.py", "-cfg", config("two", **options))
     assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
     one, two = (last_state(cityscapes_root / name) for name in ("one", "two"))
     assert one["skipped"] == two["skipped"] == [str(broken)]
     assert near(one, two)
+
+
+def test_bad_images_of_all_processes_count_against_the_limit(start, config, cityscapes_root):
+    """Each of the two meets one, in its share of the first pass, which ends there."""
+    images = sorted((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    for path in (images[0], images[-1]):
+        path.write_bytes(b"")
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **{"DATALOADER.SKIP_BAD_IMAGES": 1}))
+    assert job.wait(60) != 0
+    (line,) = job.errors
+    assert images[-1].name in line
+    assert "(1 bad image skipped before it: DATALOADER.SKIP_BAD_IMAGES 1)" in line
+    assert "candidate pass g0000" not in job.text
 
 
 def test_programs_of_one_process_say_so(start, config, cityscapes_root):
