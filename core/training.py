@@ -28,11 +28,14 @@ class Training(ABC):
         model: the network that learns, on its device.
         images: the training images.
         output: the folder that the run writes to; None: only steps are to be made, which write nothing.
+    Raises:
+        UserError: of several processes, some see other images.
     """
 
     PROGRAM: ClassVar[str]
 
     def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput | None):
+        distributed.check_alike(fingerprint(images.names), f"the images of {images.name}")
         self.config, self.output = config, output
         self.device = next(model.parameters()).device
         self.predictor = Predictor(config, self.device)

@@ -160,6 +160,12 @@ def from_main(make: Callable[[], Value]) -> Value:
     return values[0]
 
 
+def check_alike(value: Value, what: str) -> None:
+    """Raise UserError, in every process, unless all have the same value of `what`, which is plural."""
+    if len(set(gathered(value))) > 1:
+        raise UserError(f"{what} are not the same in all processes: every machine needs the same files")
+
+
 def share(length: int, multiple: int = 1) -> range:
     """The part of range(length) that falls to this process; parts begin at a `multiple` and are of about one length."""
     blocks = -(-length // multiple)

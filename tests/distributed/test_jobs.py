@@ -2,14 +2,19 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from core.configs import cfg
+from core.datasets.catalog import ImageSet
+from core.evaluation.evaluator import Evaluator
+from core.evaluation.predictor import Predictor
 from core.experiment import check_division, check_whole_batches
 from core.models.dsu import DSU
+from core.states import fingerprint
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import read_checkpoint, rows_of
@@ -170,6 +175,19 @@ def test_batch_norm_across_processes():
     assert list(converted.state_dict()) == keys
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1))
     assert distributed.synchronised_norms(frozen, torch.device("cpu")) is frozen
+
+
+@pytest.mark.usefixtures("two")
+def test_machines_with_other_images_are_refused(monkeypatch, tmp_path):
+    images = ImageSet("folder:frames", (tmp_path / "a.png",), ("a.png",))
+    others = ImageSet("folder:frames", (tmp_path / "a.png", tmp_path / "b.png"), ("a.png", "b.png"))
+    seen = [images]
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, *(fingerprint(seen[0].names) for _ in "2")])
+    evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")), cfg)
+    evaluator()
+    seen[0] = others
+    with pytest.raises(UserError, match=r"^the images of folder:frames are not the same in all processes: "):
+        evaluator()
 
 
 @pytest.mark.parametrize(("size", "parts", "fits"), [(4, 2, True), (4, 1, True), (6, 2, False), (2, 2, False)])
