@@ -93,6 +93,19 @@ class Job:
                 return int(folder.name)
         raise AssertionError(f"no process {rank}")
 
+    def workers_block(self, number):
+        """Whether process 0's loader workers are deaf to a signal, as the process is that they are forked from."""
+        parent = f"PPid:\t{self.pid(0)}\n"
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status, command = (folder / "status").read_text(), (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent in status and b"forkserver" in command:
+                blocked = int(status.split("SigBlk:", 1)[1].split()[0], 16)
+                return bool(blocked >> (number - 1) & 1)
+        raise AssertionError("no loader's worker")
+
     def end(self):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)

@@ -1,6 +1,6 @@
 """A training program whose second process, and no other, gets SIGUSR1 at a given moment.
 
-python tests/distributed/signalling.py load|end train_TCR_DTU.py …
+python tests/distributed/signalling.py load|step|end train_TCR_DTU.py …
 """
 
 import importlib
@@ -15,7 +15,7 @@ from core import experiment
 from core.training import Training
 from core.utils import distributed
 
-MOMENTS = {"load": (experiment, "load_model"), "end": (Training, "_run")}
+MOMENTS = {"load": (experiment, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
 place, name = MOMENTS[sys.argv[1]]
 function = getattr(place, name)
 
