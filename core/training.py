@@ -28,11 +28,14 @@ class Training(ABC):
         model: the network that learns, on its device.
         images: the training images.
         output: the folder that the run writes to; None: only steps are to be made, which write nothing.
+    Raises:
+        UserError: of several processes, some see other images.
     """
 
     PROGRAM: ClassVar[str]
 
     def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput | None):
+        distributed.check_alike(fingerprint(images.names), f"the images of {images.name}")
         self.config, self.output = config, output
         self.device = next(model.parameters()).device
         self.predictor = Predictor(config, self.device)
@@ -68,16 +71,19 @@ class Training(ABC):
         Raises:
             Stopped: a signal asked for it; the state is saved.
         """
-        try:
-            # of several processes, those that a signal reaches may only stop where all of them do
-            with signals.deferred() if distributed.count() > 1 else nullcontext():
+        several = distributed.count() > 1
+        # of several processes, those that a signal reaches may only stop where all of them do
+        with signals.deferred() if several else nullcontext():
+            try:
                 self._run()
-        except signals.Stopped as stopped:
-            signals.acknowledge()
-            path = self.output.save_state(self.state_dict())
-            distributed.barrier()  # the first to end has torchrun end the others
-            stopped.note = f"after iteration {self.iteration}, state saved as {path}"
-            raise
+                if several:
+                    signals.acknowledge()  # what comes now finds nothing left to stop
+            except signals.Stopped as stopped:
+                signals.acknowledge()
+                path = self.output.save_state(self.state_dict())
+                distributed.barrier()  # the first to end has torchrun end the others
+                stopped.note = f"after iteration {self.iteration}, state saved as {path}"
+                raise
 
     def _run(self) -> None:
         stop = self.config.SOLVER.STOP_ITER

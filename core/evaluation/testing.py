@@ -44,7 +44,7 @@ def evaluate_checkpoints(
     """
     start_logging()
     config = load_config(config_file, options)
-    checkpoints = find_checkpoints(config.resume)
+    checkpoints = distributed.from_main(lambda: find_checkpoints(config.resume))  # a run may be adding to them
     device = choose_device(config.MODEL.DEVICE)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +54,8 @@ PER_CLASS = (
     "consistency",  # mean over the images that have any
 )
 FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
+
+SEEN_WITHIN = 120.0  # seconds after which what one machine has made is there for the others
 
 
 class Generation:
@@ -148,6 +150,7 @@ class CandidatePass:
                     if previous is None:
                         (partial / "masked").mkdir()
             distributed.barrier()
+            wait_for(partial / "labels")
             consistency = None
             if previous is None:
                 thresholds, entries = self._first(teacher, partial)
@@ -174,7 +177,7 @@ class CandidatePass:
                     },
                 )
         distributed.barrier()
-        wait_for(final)
+        wait_for(final / "index.json")
         return Generation(final)
 
     def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict]]:
@@ -292,18 +295,19 @@ class CandidatePass:
         }
 
 
-def wait_for(folder: Path, seconds: float = 120.0) -> None:
-    """Wait until a folder that another machine has renamed is seen here: a network's file system may take its time.
+def wait_for(path: Path) -> None:
+    """Wait until a path that another machine has made is seen here: a network's file system may take its time.
 
     Raises:
         UserError: it does not come; OUTPUT_DIR is then no folder that all machines share.
     """
-    end = time.monotonic() + seconds
-    while not (folder / "index.json").exists():
+    end = time.monotonic() + SEEN_WITHIN
+    while not path.exists():
         if time.monotonic() > end:
-            raise UserError(f"{folder} is not seen by every machine of the job: give an OUTPUT_DIR that all share")
+            raise UserError(f"{path} is not seen by every machine of the job: give an OUTPUT_DIR that all share")
         time.sleep(0.2)
-        os.listdir(folder.parent)
+        with suppress(OSError):
+            os.listdir(path.parent)  # has some file systems look again
 
 
 def delete_generations(folder: str | Path, needed: Container[str]) -> None:

@@ -59,7 +59,7 @@ class SourceTrainer(Training):
         self.begin_step()
         parts = batch.split(self.accumulate)
         labels = [to_device(part.labels, self.device).long() for part in parts]
-        counts = torch.stack([label_weight(part, self.class_weights) for part in labels]).double()
+        counts = torch.stack([label_weight(part, self.class_weights) for part in labels])
         count = distributed.total(counts.sum()).clamp(min=torch.finfo(torch.float32).tiny)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
@@ -120,11 +120,11 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch
 
 
 def label_weight(labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Number of labelled pixels, or the sum of their weights: a float scalar."""
+    """Number of labelled pixels, or the sum of their weights: a float64 scalar."""
     if weights is None:
-        return (labels != IGNORE).sum().float()
+        return (labels != IGNORE).sum().double()
     padded = torch.cat([weights, weights.new_zeros(1)])
-    return padded[labels.clamp(max=len(weights))].sum()
+    return padded[labels.clamp(max=len(weights))].sum(dtype=torch.float64)
 
 
 def balanced_block(config, images: ImageSet) -> int:

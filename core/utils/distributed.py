@@ -160,6 +160,12 @@ def from_main(make: Callable[[], Value]) -> Value:
     return values[0]
 
 
+def check_alike(value: Value, what: str) -> None:
+    """Raise UserError, in every process, unless all have the same value of `what`, which is plural."""
+    if len(set(gathered(value))) > 1:
+        raise UserError(f"{what} are not the same in all processes: every machine needs the same files")
+
+
 def share(length: int, multiple: int = 1) -> range:
     """The part of range(length) that falls to this process; parts begin at a `multiple` and are of about one length."""
     blocks = -(-length // multiple)
@@ -272,9 +278,15 @@ def heeding(items: Iterable[Value]) -> Iterator[Value]:
 
 
 def claim_error() -> bool:
-    """Whether this process is the first of the job that fails: it says why, the others are silent."""
-    if count() == 1:
-        return True
+    """Whether this process is the first of the job that fails: it says why, the others are silent.
+
+    Before they have met, the first process of each machine says so.
+    """
+    if not _joined():
+        if "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
+            return True
+        time.sleep(_LAST_WORDS)  # to leave first would have torchrun end the one that speaks
+        return False
     try:
         return _store().add(_ERRORS, 1) == 1
     except RuntimeError:  # the process that kept the store is gone

@@ -83,7 +83,7 @@ def run_program(
                 distributed.leave()
             except signals.Stopped as stopped:
                 signals.acknowledge()
-                if distributed.is_main() and not distributed.error_claimed():
+                if _tells(stopped):
                     print(_last_line(stopped, parser.prog, argv), file=sys.stderr)
                 return 128 + stopped.number
             except RuntimeError as error:
@@ -101,7 +101,8 @@ def run_program(
     except SystemExit as done:  # --help
         return int(done.code or 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if distributed.claim_error():
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -114,9 +115,14 @@ def _join_job(parser: argparse.ArgumentParser, parallel: bool) -> None:
     if parallel:
         distributed.join()
     elif distributed.planned_count() > 1:
-        if int(os.environ["RANK"]):
-            raise SystemExit(1)
         raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
+
+
+def _tells(stopped: signals.Stopped) -> bool:
+    """Whether this process says why all end: the main one where they stop together, the first one while they start."""
+    if stopped.note:
+        return distributed.is_main() and not distributed.error_claimed()
+    return distributed.claim_error()
 
 
 def _which_process() -> str:

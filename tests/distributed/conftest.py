@@ -42,9 +42,10 @@ class Job:
         processes: how many; 1: by python alone.
         log: file that both its outputs go to.
         seconds: of a forward without gradient, at least.
+        timeout: DTST_TIMEOUT.
     """
 
-    def __init__(self, processes, argv, log, seconds):
+    def __init__(self, processes, argv, log, seconds, timeout):
         launcher = (
             [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         )
@@ -53,7 +54,7 @@ class Job:
             self.process = subprocess.Popen(
                 [sys.executable, *launcher, *map(str, argv)],
                 cwd=PROJECT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": "60", SECONDS: str(seconds)},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "DTST_TIMEOUT": timeout, SECONDS: str(seconds)},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -92,6 +93,19 @@ class Job:
                 return int(folder.name)
         raise AssertionError(f"no process {rank}")
 
+    def workers_block(self, number):
+        """Whether process 0's loader workers are deaf to a signal, as the process is that they are forked from."""
+        parent = f"PPid:\t{self.pid(0)}\n"
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status, command = (folder / "status").read_text(), (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent in status and b"forkserver" in command:
+                blocked = int(status.split("SigBlk:", 1)[1].split()[0], 16)
+                return bool(blocked >> (number - 1) & 1)
+        raise AssertionError("no loader's worker")
+
     def end(self):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -100,11 +114,11 @@ class Job:
 
 @pytest.fixture
 def start(tmp_path):
-    """start(processes, *argv, seconds=0) → Job."""
+    """start(processes, *argv, seconds=0, timeout="60") → Job."""
     jobs = []
 
-    def begin(processes, *argv, seconds=0):
-        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log", seconds))
+    def begin(processes, *argv, seconds=0, timeout="60"):
+        jobs.append(Job(processes, argv, tmp_path / f"job{len(jobs)}.log", seconds, timeout))
         return jobs[-1]
 
     yield begin

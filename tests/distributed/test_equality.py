@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from core.configs import load_config
+from core.datasets.catalog import ImageSet
+from core.datasets.images import write_png
+from core.datasets.loading import full_view_loader
 from core.models import load_model
 from core.selftraining.candidates import Generation
 from core.utils import distributed
@@ -15,10 +18,14 @@ from tests.helpers import contents, read_checkpoint, rows_of
 NOTING = "tests/distributed/noting.py"
 
 
+def last_state(folder):
+    (path,) = (folder / "state").glob("iter*.pth")
+    return read_checkpoint(path)
+
+
 def weights(folder, who):
     """All weights of a run's last state as one float64 vector."""
-    (path,) = (folder / "state").glob("iter*.pth")
-    return torch.cat([tensor.flatten() for tensor in read_checkpoint(path)[who].values()])
+    return torch.cat([tensor.flatten() for tensor in last_state(folder)[who].values()])
 
 
 def start_weights(config_file):
@@ -39,6 +46,8 @@ def assert_same_adaptation(run, reference, config_file):
     start = start_weights(config_file)
     for who in ("student", "teacher"):
         assert_near(run, reference, start, who)
+    one, several = (last_state(folder)["running_conf"] for folder in (reference, run))
+    assert torch.allclose(several, one, rtol=1e-6, atol=0)
     history = rows_of(reference / "dtu_history.csv")
     assert rows_of(run / "dtu_history.csv") == history
     assert {"refused"} < {row["decision"] for row in history}  # it moved, too
@@ -75,14 +84,14 @@ def adapt_with(alone, finish, config, cityscapes_root):
 
 def test_adaptation_with_two_processes_and_two_parts_each(adapt_with):
     reference, file = adapt_with("one", 1)
-    run, _ = adapt_with("two", 2, **{"SOLVER.ACCUMULATE": 2, "TEST.BATCH_SIZE": 1})
+    run, _ = adapt_with("two", 2, **{"SOLVER.ACCUMULATE": 2, "TEST.BATCH_SIZE": 4})
     assert_same_adaptation(run, reference, file)
 
 
 @pytest.mark.long
 def test_adaptation_with_four_processes(adapt_with):
     reference, file = adapt_with("one", 1)
-    for name, processes, options in [("four", 4, {}), ("parts", 1, {"SOLVER.ACCUMULATE": 4})]:
+    for name, processes, options in [("four", 4, {"TEST.BATCH_SIZE": 4}), ("parts", 1, {"SOLVER.ACCUMULATE": 4})]:
         run, _ = adapt_with(name, processes, **options)
         assert_same_adaptation(run, reference, file)
 
@@ -130,6 +139,25 @@ def test_evaluation_in_shares(alone, finish, config, cityscapes_root, tiny_check
     files, others = (contents(cityscapes_root / name) for name in ("one", "two"))
     assert sum(name.endswith(".png") for name in files) == 5
     assert files == others
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 9])
+def test_a_pass_has_the_batches_of_one_process_in_its_order(monkeypatch, tmp_path, length):
+    """Images that are predicted together are the same for any number of processes; some may have none."""
+    names = tuple(f"{n}.png" for n in range(length))
+    for name in names:
+        write_png(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    images = ImageSet("folder:x", tuple(tmp_path / name for name in names), names)
+
+    def batches(count):
+        found = []
+        monkeypatch.setattr(distributed, "count", lambda: count)
+        for rank in range(count):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            found += [batch["index"] for batch in full_view_loader(images, [(8, 8)], 2, workers=0)]
+        return found
+
+    assert batches(2) == batches(4) == batches(1)
 
 
 def test_shares_cover_everything_once_in_whole_batches(monkeypatch):

@@ -2,18 +2,26 @@
 
 import os
 import signal
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from core.configs import cfg
+from core.datasets.catalog import ImageSet
+from core.evaluation.evaluator import Evaluator
+from core.evaluation.predictor import Predictor
 from core.experiment import check_division, check_whole_batches
 from core.models.dsu import DSU
+from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
+from core.states import fingerprint
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import read_checkpoint, rows_of
 
+SIGNALLING = "tests/distributed/signalling.py"
 LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
 
 
@@ -31,9 +39,10 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
 ):
     """Two processes, stopped; one process, to the end; the same as one process alone."""
     alone("train_TCR_DTU.py", "-cfg", config("straight", **{"SOLVER.STOP_ITER": 24}))
-    file = config("stopped", **{"SOLVER.STOP_ITER": 24})
+    file = config("stopped", **{"SOLVER.STOP_ITER": 24, "DATALOADER.NUM_WORKERS": 1})
     job = start(2, "train_TCR_DTU.py", "-cfg", file, seconds=0.3)
     job.wait_for("candidate pass g0000")
+    assert job.workers_block(signal.SIGTERM)  # which torchrun sends to them, too
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() != 0
     (line,) = job.errors
@@ -43,7 +52,7 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
     stopped = last_state(cityscapes_root / "stopped")
     assert stopped["iteration"] < 24
     assert [len(batch["names"]) for batch in stopped["dynamic_teacher"]["buffer"]] == [4] * min(stopped["iteration"], 4)
-    again = alone("train_TCR_DTU.py", "-cfg", file, "resume", "auto")
+    again = alone("train_TCR_DTU.py", "-cfg", file, "DATALOADER.NUM_WORKERS", 0, "resume", "auto")
     assert f"iter{stopped['iteration']:06d}.pth" in again
     assert near(last_state(cityscapes_root / "stopped"), last_state(cityscapes_root / "straight"))
     assert rows_of(cityscapes_root / "stopped/dtu_history.csv") == rows_of(cityscapes_root / "straight/dtu_history.csv")
@@ -63,6 +72,28 @@ def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, confi
     assert job.errors[0].startswith("stopped by SIGUSR1 after iteration 0")
     assert not partial.exists()
     assert last_state(cityscapes_root / "out")["iteration"] == 0
+
+
+def test_a_signal_to_one_process_while_it_starts_is_one_line(start, config, cityscapes_root):
+    job = start(2, SIGNALLING, "load", "train_TCR_DTU.py", "-cfg", config("out"))
+    assert job.wait(60) != 0
+    assert job.errors == ["stopped by SIGUSR1: nothing was trained yet; start again with the same command"]
+    assert not (cityscapes_root / "out/config.yaml").exists()
+
+
+def test_a_signal_to_one_process_in_the_middle_of_a_step_stops_both_after_it(start, config, cityscapes_root):
+    job = start(2, SIGNALLING, "step", "train_TCR_DTU.py", "-cfg", config("out"))
+    assert job.wait(50) != 0
+    (line,) = job.errors
+    assert line.startswith("stopped by SIGUSR1 after iteration 1, state saved as ")
+    assert last_state(cityscapes_root / "out")["iteration"] == 1
+
+
+def test_a_signal_to_one_process_after_the_last_iteration_is_none_to_the_others(start, config, cityscapes_root):
+    job = start(2, SIGNALLING, "end", "train_TCR_DTU.py", "-cfg", config("out", **{"SOLVER.STOP_ITER": 4}))
+    assert job.wait(50) == 0, job.text  # the timeout is a minute
+    assert job.errors == []
+    assert (cityscapes_root / "out/model_iter000004.pth").exists()
 
 
 def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_root):
@@ -101,16 +132,35 @@ def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
     assert not (cityscapes_root / "out").exists()
 
 
+def test_an_error_before_the_processes_have_met_is_one_line(start, config):
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"), timeout="soon")
+    assert job.wait(60) != 0
+    assert job.errors == ["error: environment variable DTST_TIMEOUT is 'soon': give seconds, as 900"]
+
+
 def test_bad_images_are_counted_over_all_processes(alone, finish, config, cityscapes_root):
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(b"")
-    options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False}
+    options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False, "TCR.PASTE": False}
     alone("train_TCR_DTU.py", "-cfg", config("one", **options))
     job = finish(2, "train_TCR_DTU.py", "-cfg", config("two", **options))
     assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
     one, two = (last_state(cityscapes_root / name) for name in ("one", "two"))
     assert one["skipped"] == two["skipped"] == [str(broken)]
     assert near(one, two)
+
+
+def test_bad_images_of_all_processes_count_against_the_limit(start, config, cityscapes_root):
+    """Each of the two meets one, in its share of the first pass, which ends there."""
+    images = sorted((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    for path in (images[0], images[-1]):
+        path.write_bytes(b"")
+    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **{"DATALOADER.SKIP_BAD_IMAGES": 1}))
+    assert job.wait(60) != 0
+    (line,) = job.errors
+    assert images[-1].name in line
+    assert "(1 bad image skipped before it: DATALOADER.SKIP_BAD_IMAGES 1)" in line
+    assert "candidate pass g0000" not in job.text
 
 
 def test_programs_of_one_process_say_so(start, config, cityscapes_root):
@@ -138,6 +188,19 @@ def test_batch_norm_across_processes():
     assert distributed.synchronised_norms(frozen, torch.device("cpu")) is frozen
 
 
+@pytest.mark.usefixtures("two")
+def test_machines_with_other_images_are_refused(monkeypatch, tmp_path):
+    images = ImageSet("folder:frames", (tmp_path / "a.png",), ("a.png",))
+    others = ImageSet("folder:frames", (tmp_path / "a.png", tmp_path / "b.png"), ("a.png", "b.png"))
+    seen = [images]
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, *(fingerprint(seen[0].names) for _ in "2")])
+    evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")), cfg)
+    evaluator()
+    seen[0] = others
+    with pytest.raises(UserError, match=r"^the images of folder:frames are not the same in all processes: "):
+        evaluator()
+
+
 @pytest.mark.parametrize(("size", "parts", "fits"), [(4, 2, True), (4, 1, True), (6, 2, False), (2, 2, False)])
 @pytest.mark.usefixtures("two")
 def test_batches_divide_evenly(size, parts, fits):
@@ -159,3 +222,35 @@ def test_parts_of_a_batch_have_no_statistics_of_the_whole(module, hint):
     config.SOLVER.ACCUMULATE = 2
     with pytest.raises(UserError, match=f"^SOLVER.ACCUMULATE 2 would change .*: give 1, or .*{hint}"):
         check_whole_batches(nn.Sequential(module), config)
+
+
+def buffer_of(metric, probs=None):
+    """A DynamicTeacher whose process's part of every batch has these probabilities."""
+    options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric)
+    network = nn.Linear(1, 1)
+    return DynamicTeacher(network, network, options, lambda _: probs, lambda _: None, seed=1)
+
+
+@pytest.mark.usefixtures("two")
+def test_the_entropy_score_is_that_of_both_processes_pixels(monkeypatch):
+    probs = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    other = entropy_score(probs[5:])
+    monkeypatch.setattr(distributed, "total", lambda tensor: tensor + other)
+    monkeypatch.setattr(distributed, "agreed", lambda tensor: tensor)
+    teacher = buffer_of("ENT", probs[:5])
+    teacher.before_step(0, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, value])
+    (batch,) = teacher.state_dict()["buffer"]
+    assert float(batch["score"]) == pytest.approx(float(entropy_score(probs)), rel=1e-12)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_stored_batch_that_the_other_process_cannot_load_is_dropped_here(monkeypatch):
+    """Else the two would score different batches, and wait for each other."""
+    batches = [{"names": [f"a{n}", f"b{n}"], "points": None, "score": torch.tensor(float(n))} for n in range(3)]
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, [False, True, False]])
+    teacher = buffer_of("ENT")
+    teacher.load_state_dict({"buffer": batches}, lambda names: torch.zeros(len(names), 3, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value])
+    kept = teacher.state_dict()["buffer"]
+    assert [(batch["names"], float(batch["score"])) for batch in kept] == [(["a0"], 0), (["a2"], 2)]

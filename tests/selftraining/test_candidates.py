@@ -14,6 +14,7 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.evaluation.predictor import Predictor
 from core.models import build_model
+from core.selftraining import candidates
 from core.selftraining.candidates import (
     CandidatePass,
     Generation,
@@ -24,6 +25,7 @@ from core.selftraining.candidates import (
     table_row,
 )
 from core.selftraining.resampling import even_subsample
+from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import contents
 
@@ -437,3 +439,14 @@ def test_resized_labels_and_their_counts_are_those_of_a_nearest_resize(size):
     assert found.flags.c_contiguous
     assert np.array_equal(found, expected)
     assert resized_counts(labels, size, 7).tolist() == [int((expected == c).sum()) for c in range(7)]
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_a_folder_that_another_machine_does_not_see_is_one_line(tmp_path, monkeypatch, previous):
+    """What its process would write into was made elsewhere."""
+    images = make_images(tmp_path / "pictures", SIZES[:2])
+    first = make_pass(images, tmp_path).run(LinearNet(1), 0) if previous else None
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(candidates, "SEEN_WITHIN", 0.3)
+    with pytest.raises(UserError, match=r"^.*\.partial.* is not seen by every machine of the job: give an OUTPUT_DIR"):
+        make_pass(images, tmp_path).run(LinearNet(1), 5, first)

@@ -140,6 +140,13 @@ def test_class_weights_make_a_weighted_mean():
     assert float(total / count) == pytest.approx((losses * [1, 1, 3]).sum() / 5)
 
 
+def test_the_parts_of_a_batch_weigh_what_it_weighs_as_a_whole():
+    """In single precision the sum over the whole, 2·10⁸ + 20, would be rounded, and that over each part otherwise."""
+    labels, weights = torch.tensor([[0] + 10 * [1]]), torch.tensor([1e8, 1.0])
+    whole = label_weight(labels.repeat(2, 1), weights)
+    assert float(whole) == 2 * float(label_weight(labels, weights)) == 2e8 + 20
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_without_a_labelled_pixel_the_loss_is_0_and_weights_only_decay(weighted):
     config = make_config(SOLVER__CLASS_WEIGHTS=weighted)
