@@ -50,6 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 4
 IMAGE_SIZE = (2048, 1024)  # (width, height)
 PASS_IMAGES = 24
+SWEEP_REPEATS = 3
 HEADER = f"{'stage':<42}{'time':>13}  {'limit':<40}{'its time':>13}{'ratio':>8}{'peak':>12}"
 
 
@@ -261,12 +262,12 @@ def bench_sweeps(bench: Bench) -> None:
             forward = forward_seconds(bench, model)
             for (stage, sweep, images), load in zip(sweeps, loading, strict=True):
                 limit, name = max((load, "loading"), (forward, f"forward, {forward / load:.1f} × loading"))
-                seconds = sweep(bench, config, model, images)
-                bench.add(Row(f"{stage}, per image", seconds, name, limit))
+                seconds, peak = sweep(bench, config, model, images)
+                bench.add(Row(f"{stage}, per image", seconds, name, limit, peak))
 
 
-def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> float:
-    """Seconds per image of a later pass, beyond the start of the loader."""
+def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> tuple[float, int]:
+    """Seconds per image of a later pass, beyond the start of the loader; peak memory of a whole one."""
 
     def passes(images: ImageSet) -> CandidatePass:
         return CandidatePass(images, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates")
@@ -275,8 +276,8 @@ def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) ->
     return _marginal(bench, lambda part: passes(part).run(model, 1, first), images)
 
 
-def evaluation_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> float:
-    """Seconds per image of an evaluation against labels, beyond the start of the loader."""
+def evaluation_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> tuple[float, int]:
+    """Seconds per image of an evaluation against labels, beyond the start of the loader; peak memory of a whole one."""
     return _marginal(
         bench, lambda part: Evaluator(part, len(bench.taxonomy), bench.predictor, config).run(model), images
     )
@@ -301,10 +302,17 @@ def _label_of(folder: Path, path: Path) -> Path:
     return folder / path.name
 
 
-def _marginal(bench: Bench, sweep: Callable[[ImageSet], object], images: ImageSet) -> float:
+def _marginal(bench: Bench, sweep: Callable[[ImageSet], object], images: ImageSet) -> tuple[float, int]:
     few, many = PASS_IMAGES // 4, PASS_IMAGES
-    short, long = (bench.seconds(lambda n=n: sweep(images.restricted(range(n)))) for n in (few, many))
-    return (long - short) / (many - few)
+    seconds, peaks = [], []
+    for _ in range(min(bench.repeats, SWEEP_REPEATS)):
+        short = bench.seconds(lambda: sweep(images.restricted(range(few))))
+        reset_peak_memory(bench.device)
+        held, _ = recent_peak_memory(bench.device)
+        long = bench.seconds(lambda: sweep(images.restricted(range(many))))
+        peaks.append(recent_peak_memory(bench.device)[1] - held)
+        seconds.append((long - short) / (many - few))
+    return median(seconds), max(0, *peaks)
 
 
 def bench_start(bench: Bench) -> None:
