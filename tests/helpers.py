@@ -1,7 +1,10 @@
 """What tests of several modules share, beside the fixtures of conftest.py."""
 
 import csv
+import ctypes
+import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +66,27 @@ def same_weights(first, second):
         and all(torch.equal(value, second[part][key]) for key, value in first[part].items())
         for part in PARTS
     )
+
+
+class OpenWatch:
+    """Asks the kernel which of the files in some folders are opened, by whatever process (Linux's inotify)."""
+
+    def __init__(self, folders):
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._queue = self._libc.inotify_init1(os.O_NONBLOCK)
+        opened = 0x20
+        for folder in folders:
+            assert self._libc.inotify_add_watch(self._queue, os.fsencode(folder), opened) >= 0
+
+    def opened(self):
+        """Names of what was opened since the last call; an empty name is a folder itself."""
+        try:
+            data = os.read(self._queue, 1 << 16)
+        except BlockingIOError:
+            return []
+        names = []
+        while data:
+            length = struct.unpack_from("iIII", data)[3]
+            names.append(data[16 : 16 + length].rstrip(b"\0").decode())
+            data = data[16 + length :]
+        return names

@@ -383,6 +383,21 @@ def test_a_folder_in_use_is_refused_by_the_name_of_its_holder(begin, cityscapes_
     assert not (cityscapes_root / "out/run.lock").exists()
 
 
+def before_writing(look):
+    """os.replace and os.write, by name, that first `look` at the path which is about to change."""
+    replace, write = os.replace, os.write
+
+    def replaced(source, target):
+        look(target)
+        replace(source, target)
+
+    def written(handle, data):
+        look(os.readlink(f"/proc/self/fd/{handle}"))
+        return write(handle, data)
+
+    return {"replace": replaced, "write": written}
+
+
 FILES = ("model_iter000002.pth", "iter000002.pth", "metrics.csv", "dtu_history.csv")
 
 
@@ -393,23 +408,15 @@ def test_a_full_disk_is_one_line_and_the_last_state_goes_on(begin, cityscapes_ro
     """Where a file takes its place, and of a table where a row is written."""
     options = QUICK | {"DTU.Query_START": 2, "DTU.Query_STEP": 9}
     assert adapt(begin("straight", **options)) == 0
-    argv, replace, write, seen = begin(**options), os.replace, os.write, []
+    argv, seen = begin(**options), []
 
     def no_room(path):
         if Path(path).name == name:
             seen.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def replaced(source, target):
-        no_room(target)
-        replace(source, target)
-
-    def written(handle, data):
-        no_room(os.readlink(f"/proc/self/fd/{handle}"))
-        return write(handle, data)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, {"replace": replaced, "write": written}[call])
+        patch.setattr(os, call, before_writing(no_room)[call])
         capsys.readouterr()
         assert adapt(argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -422,22 +429,13 @@ def test_a_full_disk_is_one_line_and_the_last_state_goes_on(begin, cityscapes_ro
 @pytest.mark.parametrize("name", ["events.out.tfevents", "iter000002.png"])
 def test_a_disk_too_full_to_watch_is_one_line_and_the_run_goes_on(begin, cityscapes_root, monkeypatch, capsys, name):
     assert adapt(begin("straight", **ADAPTATION)) == 0
-    replace, write = os.replace, os.write
 
     def no_room(path):
         if Path(path).name.startswith(name) and Path(path).parent.name in ("tensorboard", "panels"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def replaced(source, target):
-        no_room(target)
-        replace(source, target)
-
-    def written(handle, data):
-        no_room(os.readlink(f"/proc/self/fd/{handle}"))
-        return write(handle, data)
-
-    monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr(os, "write", written)
+    for call, instead in before_writing(no_room).items():
+        monkeypatch.setattr(os, call, instead)
     capsys.readouterr()
     assert adapt(begin(**ADAPTATION)) == 0
     told = capsys.readouterr()

@@ -1,14 +1,11 @@
 """The programs for real: tiny adaptation runs with everything that they write, and the evaluation of checkpoints."""
 
-import ctypes
 import importlib
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import struct
 import sys
 import tempfile
 from contextlib import suppress
@@ -26,7 +23,7 @@ from core.datasets.taxonomy import CITYSCAPES_19
 from core.selftraining import samples as samples_module
 from core.selftraining.trainer import Trainer
 from test import main as evaluate
-from tests.helpers import PROJECT, events_of, read_checkpoint, rows_of, same_weights, start, without_details
+from tests.helpers import PROJECT, OpenWatch, events_of, read_checkpoint, rows_of, same_weights, start, without_details
 from train_TCR_DTU import main as adapt
 
 MAIN = re.compile("^def main", re.MULTILINE)
@@ -268,30 +265,6 @@ def test_the_same_seed_twice_is_one_run_and_another_seed_another(adapted, citysc
         runs.append((out / "metrics.csv").read_text())
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
-
-
-class OpenWatch:
-    """Asks the kernel which of the files in some folders are opened, by whatever process (Linux's inotify)."""
-
-    def __init__(self, folders):
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._queue = self._libc.inotify_init1(os.O_NONBLOCK)
-        opened = 0x20
-        for folder in folders:
-            assert self._libc.inotify_add_watch(self._queue, os.fsencode(folder), opened) >= 0
-
-    def opened(self):
-        """Names of what was opened since the last call; an empty name is a folder itself."""
-        try:
-            data = os.read(self._queue, 1 << 16)
-        except BlockingIOError:
-            return []
-        names = []
-        while data:
-            length = struct.unpack_from("iIII", data)[3]
-            names.append(data[16 : 16 + length].rstrip(b"\0").decode())
-            data = data[16 + length :]
-        return names
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="inotify is Linux's")

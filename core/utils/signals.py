@@ -74,11 +74,16 @@ def listening() -> Iterator[None]:
         _listener = outer
 
 
+def _heard() -> _Listener | None:
+    """The listener where its handler runs: in the main thread."""
+    return _listener if threading.current_thread() is threading.main_thread() else None
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """A block that a signal does not interrupt; one that came in it raises :class:`Stopped` where it ends."""
-    listener = _listener
-    if listener is None or threading.current_thread() is not threading.main_thread():
+    listener = _heard()
+    if listener is None:
         yield
         return
     listener.depth += 1
@@ -92,8 +97,8 @@ def deferred() -> Iterator[None]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within a :func:`deferred` block, one that a signal does interrupt; one that came before raises as it begins."""
-    listener = _listener
-    if listener is None or threading.current_thread() is not threading.main_thread():
+    listener = _heard()
+    if listener is None:
         yield
         return
     depth, listener.depth = listener.depth, 0
