@@ -253,9 +253,9 @@ class FullViews(Dataset):
     """Whole images resized bicubically to one or more sizes, for evaluation and candidate passes.
 
     A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad`; with
-    labels also `label` (H×W uint8 class indices), with `keep` also `image` (H×W×3 uint8, as it is in the file). Where
-    the set allows for bad images (DATALOADER.SKIP_BAD_IMAGES), the sample of one is `bad`, with black views and the
-    first view's size.
+    labels also `label` (H×W uint8 class indices, a tensor: a worker hands it over in shared memory, not through a
+    pipe), with `keep` also `image` (H×W×3 uint8 array, as it is in the file). Where the set allows for bad images
+    (DATALOADER.SKIP_BAD_IMAGES), the sample of one is `bad`, with black views and the first view's size.
 
     Args:
         images: the set.
@@ -293,7 +293,7 @@ class FullViews(Dataset):
             sample["label"] = self._read_label(index, image.shape[:2])
         return sample
 
-    def _read_label(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def _read_label(self, index: int, size: tuple[int, int]) -> torch.Tensor:
         label = self.images.read_label(index)
         if label.shape != size:
             path = self.images.paths[index]
@@ -301,7 +301,7 @@ class FullViews(Dataset):
                 f"label {self.images.label_path(path)} is {label.shape[1]}×{label.shape[0]}, but its image {path} is "
                 f"{size[1]}×{size[0]}: mend or remove the pair"
             )
-        return label
+        return torch.from_numpy(label)
 
 
 def full_view(index: int, image: np.ndarray, sizes: list[tuple[int, int]]) -> dict:

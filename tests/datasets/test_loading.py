@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -258,6 +260,25 @@ def test_a_pass_goes_on_with_a_black_view_for_a_bad_image(tmp_path, write_png, d
     assert not batches[0]["views"][0][1].any()
     assert batches[0]["size"] == [(64, 128), (16, 32)]
     assert images.skipped.paths == [str(images.paths[1]), str(images.paths[4])]  # one count for the whole run
+
+
+def test_workers_hand_views_and_labels_over_in_shared_memory(tmp_path, write_png, draw_scene):
+    images = frames(tmp_path, write_png, draw_scene)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for number, path in enumerate(images.paths):
+        write_png(labels / path.name, draw_scene(number)[1])
+    images = ImageSet("frames", images.paths, images.names, partial(_inside, labels), np.arange(256, dtype=np.uint8))
+    for number, batch in enumerate(full_view_loader(images, [(32, 16)], 1, 1, labels=True)):
+        (view,), (label,) = batch["views"], batch["label"]
+        assert view.is_shared()
+        assert label.is_shared()  # a pipe of 64 KB would have the main process wait for 2 MB
+        assert view.is_contiguous(memory_format=torch.channels_last)
+        assert np.array_equal(label, draw_scene(number)[1])
+
+
+def _inside(folder, path):
+    return folder / path.name
 
 
 def test_a_pass_with_too_many_bad_images_ends(tmp_path, write_png, draw_scene):
