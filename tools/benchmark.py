@@ -263,35 +263,35 @@ def bench_sweeps(bench: Bench) -> None:
                 measure_sweep(bench, stage, sweep(bench, config, model, images), model, images)
 
 
-def measure_sweep(bench: Bench, stage: str, sweep: Callable[[ImageSet], object], model: nn.Module, images: ImageSet):
-    """Seconds per image beyond the start of the loader, beside the longer of loading and forward, in turns."""
-    few, many = PASS_IMAGES // 4, PASS_IMAGES
-    taken = []
-    for _ in range(min(bench.repeats, SWEEP_REPEATS)):
-        load, forward = loading_seconds(bench, images), forward_seconds(bench, model)
-        short = bench.seconds(lambda: sweep(images.restricted(range(few))))
-        reset_peak_memory(bench.device)
-        held, _ = recent_peak_memory(bench.device)
-        long = bench.seconds(lambda: sweep(images.restricted(range(many))))
-        taken.append(((long - short) / (many - few), load, forward, recent_peak_memory(bench.device)[1] - held))
+def measure_sweep(bench: Bench, stage: str, sweep: Callable[[], object], model: nn.Module, images: ImageSet) -> None:
+    """From one forward to the next once the loader is at work, beside the longer of loading and forward, in turns."""
+    taken, stamps = [], []
+    with model.register_forward_hook(lambda *_: stamps.append(time.perf_counter())):
+        for _ in range(min(bench.repeats, SWEEP_REPEATS)):
+            load, forward = loading_seconds(bench, images), forward_seconds(bench, model)
+            stamps.clear()
+            reset_peak_memory(bench.device)
+            held, _ = recent_peak_memory(bench.device)
+            sweep()
+            peak = recent_peak_memory(bench.device)[1] - held
+            running = stamps[len(images) // 4 :]
+            taken.append(((running[-1] - running[0]) / (len(running) - 1), load, forward, peak))
     seconds, load, forward, _ = map(median, zip(*taken, strict=True))
     name = f"forward, {forward / load:.1f} × loading" if forward > load else f"loading, {load / forward:.1f} × forward"
     bench.add(Row(f"{stage}, per image", seconds, name, max(load, forward), max(0, *(peak for *_, peak in taken))))
 
 
-def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> Callable[[ImageSet], object]:
-    """A later pass over some of `images`, once the first one is made."""
-
-    def passes(images: ImageSet) -> CandidatePass:
-        return CandidatePass(images, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates")
-
-    first = passes(images).run(model, 0)
-    return lambda part: passes(part).run(model, 1, first)
+def candidate_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> Callable[[], object]:
+    """A later pass, once the first one is made."""
+    candidates = CandidatePass(images, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates")
+    first = candidates.run(model, 0)
+    return lambda: candidates.run(model, 1, first)
 
 
-def evaluation_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> Callable[[ImageSet], object]:
-    """An evaluation against labels of some images."""
-    return lambda part: Evaluator(part, len(bench.taxonomy), bench.predictor, config).run(model)
+def evaluation_sweep(bench: Bench, config, model: nn.Module, images: ImageSet) -> Callable[[], object]:
+    """An evaluation against labels."""
+    evaluator = Evaluator(images, len(bench.taxonomy), bench.predictor, config)
+    return lambda: evaluator.run(model)
 
 
 def labelled_images(bench: Bench) -> ImageSet:
