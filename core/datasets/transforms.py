@@ -24,9 +24,8 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """B×3×H×W of 3×H×W tensors, channels last in memory, as normalising is fastest on; of one the same memory."""
-    pixels = [image.permute(1, 2, 0) for image in images]
-    return (pixels[0].contiguous()[None] if len(pixels) == 1 else torch.stack(pixels)).permute(0, 3, 1, 2)
+    """B×3×H×W of 3×H×W tensors, channels last in memory, as normalising is fastest on."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> torch.Tensor:

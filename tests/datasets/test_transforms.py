@@ -92,15 +92,6 @@ def test_network_input_has_its_channels_last_in_memory(channels_last):
     assert Normalise(cfg.INPUT)(images).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_batch_of_one_has_its_channels_last_and_copies_nothing_that_has_them_so(channels_last):
-    image = to_tensor(noise(5, 7)) if channels_last else to_tensor(noise(5, 7)).contiguous()
-    images = stack_images([image])
-    assert torch.equal(images, image[None])
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert (images.data_ptr() == image.data_ptr()) == channels_last
-
-
 # --- cutout ----------------------------------------------------------------------------------------------------------
 
 
