@@ -391,7 +391,7 @@ def unfolded(model: nn.Module, action: Callable) -> Callable:
 def slow_network(bench: Bench, seconds: float) -> Segmentor:
     """A stride-8 network whose forward at INPUT_SIZE_TEST takes about `seconds`.
 
-    Averaged over 7×7 pixels, its classes meet in as many cells of its map as a trained network's do: about 14 %.
+    Averaged over 3×3 pixels, its classes meet in 9 to 19 % of the cells of its map; the CamVid model's do in 14 %.
     """
 
     def build(channels: int) -> Segmentor:
@@ -399,7 +399,7 @@ def slow_network(bench: Bench, seconds: float) -> Segmentor:
         convolutions = (nn.Conv2d(3, 32, 8, stride=8), nn.Conv2d(32, channels, 3, padding=1))
         convolutions += (nn.Conv2d(channels, 32, 3, padding=1),)
         features = nn.Sequential(*(layer for conv in convolutions for layer in (conv, nn.ReLU(inplace=True))))
-        average = nn.AvgPool2d(7, stride=1, padding=3, count_include_pad=False)
+        average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
         model = Segmentor(features, nn.Sequential(nn.Conv2d(32, len(bench.taxonomy), 1), average)).eval()
         return model.to(bench.device, memory_format=torch.channels_last)
 
