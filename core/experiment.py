@@ -27,7 +27,7 @@ from core.runs import CONFIG, ENVIRONMENT, LOG_PERIOD, RunOutput, check_folder, 
 from core.states import StateFolder, continued_config, find_start, flat_config
 from core.training import Training
 from core.utils import distributed, events
-from core.utils.devices import choose_device, describe_device
+from core.utils.devices import describe_device, describe_precision, memory_as_error, prepare_device
 from core.utils.environment import describe_environment
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
@@ -61,7 +61,7 @@ class Experiment(ABC):
             skip_test: no evaluation.
             weights: read those that the config names; False: a state's will follow.
         """
-        device = choose_device(config.MODEL.DEVICE)
+        device = prepare_device(config)
         if config.MODEL.COMPILE:
             check_compiler(device)
         taxonomy = find_taxonomy(config)
@@ -76,7 +76,8 @@ class Experiment(ABC):
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
         check_whole_batches(model, config)
-        model = distributed.synchronised_norms(model, device)
+        if not config.MODEL.FREEZE_BN:
+            model = distributed.synchronised_norms(model, device)
         return cls(config, device, taxonomy, evaluator, model, **data)
 
     @classmethod
@@ -114,7 +115,8 @@ class Experiment(ABC):
         if not distributed.is_main():
             return
         device = describe_device(self.device, self.config.MODEL.DEVICE)
-        write_text(folder / ENVIRONMENT, json.dumps(describe_environment(command, device), indent=1))
+        precision = describe_precision(self.device, self.config.SOLVER)
+        write_text(folder / ENVIRONMENT, json.dumps(describe_environment(command, device, precision), indent=1))
 
     def describe(self, skip_test: bool) -> None:
         """Log what was found."""
@@ -123,7 +125,7 @@ class Experiment(ABC):
         for key, value in flat_config(config).items():
             LOGGER.debug("option %s: %s", key, value)
         LOGGER.debug("class names: %s", ", ".join(self.taxonomy.names))
-        precision = {"off": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}[config.SOLVER.AMP]
+        precision = describe_precision(self.device, config.SOLVER)
         LOGGER.info("device: %s, %s", describe_device(self.device, config.MODEL.DEVICE), precision)
         self.describe_data()
         more = ", …" if len(self.taxonomy) > SHOWN_CLASSES else ""
@@ -178,10 +180,15 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
         *(["--skip-test"] if skip_test else []),
     ]
     command = shlex.join(map(str, words))
-    if continued:
-        _continue_run(kind, config, skip_test, command)
-        return
     restart = given != config.resume  # resume auto:FILE
+    with memory_as_error(config, training=True):
+        if continued:
+            _continue_run(kind, config, skip_test, command)
+        else:
+            _begin_run(kind, config, skip_test, command, restart)
+
+
+def _begin_run(kind: type[Experiment], config: Config, skip_test: bool, command: str, restart: bool) -> None:
     if distributed.is_main():
         check_folder(config.OUTPUT_DIR, restart)
     experiment = kind.load(config, skip_test)
@@ -238,7 +245,8 @@ def check_whole_batches(model: nn.Module, config: Config) -> None:
     if config.SOLVER.ACCUMULATE == 1:
         return
     for module in model.modules():
-        if isinstance(module, DSU | nn.modules.batchnorm._BatchNorm):
+        moving = isinstance(module, nn.modules.batchnorm._BatchNorm) and not config.MODEL.FREEZE_BN
+        if moving or isinstance(module, DSU):
             what = "MODEL.UNCERTAINTY 0" if isinstance(module, DSU) else "MODEL.FREEZE_BN True"
             raise UserError(
                 f"SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} would change the batch that statistics are taken of: "

@@ -51,9 +51,9 @@ class Solver:
         """Before a step's first :meth:`backward`."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of (a part of) a step's loss."""
-        self._scaler.scale(loss).backward()
+    def backward(self, output: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add to the parameters' gradients those of (a part of) a step's loss, whose gradient at `output` is given."""
+        output.backward(self._scaler.scale(gradient))
 
     def step(self, loss: torch.Tensor, iteration: int) -> bool:
         """One step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.

@@ -16,7 +16,7 @@ from core.utils.files import remove_leftovers, replacing
 from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
-FORMAT = 1
+FORMAT = 2  # 2: since 2026-11 pasted objects have rounded sizes; a run begun before cannot be gone on with
 FOLDER = "state"  # below OUTPUT_DIR
 AUTO = "auto"
 
@@ -41,6 +41,9 @@ FREE_KEYS = frozenset(
         "SOLVER.KEEP_STATES",
         "SOLVER.MAX_BAD_STEPS",
         "SOLVER.ACCUMULATE",
+        "SOLVER.TF32",
+        "SOLVER.CUDNN_BENCHMARK",
+        "SOLVER.DETERMINISTIC",
         "VIS.PERIOD",
         "VIS.TENSORBOARD",
     }
@@ -110,7 +113,10 @@ class StateFolder:
     def _read(self, path: Path) -> dict:
         state = read_tensors(path)
         if state.get("format") != FORMAT:
-            raise UserError(f"{path} is not a state of this program (format {state.get('format')!r}, not {FORMAT})")
+            raise UserError(
+                f"{path} is a state of format {state.get('format')!r}, but this version goes on from format {FORMAT} "
+                "alone: finish the run with the version that began it, or begin a new one with `resume CHECKPOINT`"
+            )
         generation = state["generation"]
         if generation is not None and not re.fullmatch(r"g\d+", str(generation)):
             raise UserError(f"{path} names candidates that no run makes: {generation!r}")

@@ -32,16 +32,12 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.models.backbone import FoldedConv2d, FrozenBatchNorm
-from core.models.deeplab import Segmentor, resize_logits
+from core.models.deeplab import Segmentor
 from core.runs import RunOutput
-from core.selftraining.banded import loss_sums
 from core.selftraining.candidates import CandidatePass
-from core.selftraining.losses import negative_loss, positive_loss
-from core.selftraining.pseudo_labels import select_pseudo_labels, update_running_confidence
 from core.selftraining.samples import Batch, Request, TargetSamples, collate_batch
-from core.selftraining.trainer import Trainer, class_probabilities
-from core.selftraining.views import warp_to_view
-from core.utils.devices import choose_device, describe_device, recent_peak_memory, reset_peak_memory
+from core.selftraining.trainer import Trainer, part_losses, stored_probabilities
+from core.utils.devices import describe_device, prepare_device, recent_peak_memory, reset_peak_memory, to_device
 from core.utils.errors import UserError
 from core.utils.program import run_program
 from tools.benchmark_data import photograph, random_labels, write_generation
@@ -85,7 +81,7 @@ class Bench:
 
     def __init__(self, config, folder: Path, repeats: int):
         self.config, self.folder, self.repeats = config, folder, repeats
-        self.device = choose_device(config.MODEL.DEVICE)
+        self.device = prepare_device(config)
         self.taxonomy, self.images = find_taxonomy(config), find_target_images(config)
         self.predictor = Predictor(config, self.device)
         self.rows: list[Row] = []
@@ -190,19 +186,14 @@ def bench_step(bench: Bench) -> None:
         bench.measure("teacher", partial(forward, teacher, full), "forward alone", partial(forward, teacher, full)),
         bench.measure(
             "student's score",
-            partial(class_probabilities, predictor, student, len(batch.full), batch.full),
+            partial(stored_probabilities, predictor, student, len(batch.full), batch.full),
             "forward alone",
             partial(forward, student, full),
         ),
     ]
     whole = bench.measure("training step", step, "forward and backward of the student", learn)
-    rest = bench.measure(
-        "all but the networks",
-        partial(banded_rest, trainer, batch, by_teacher, by_student),
-        "straightforward form",
-        partial(plain_rest, trainer, batch, by_teacher, by_student),
-    )
-    bench.add(Row("all but the networks", rest.seconds, "training step", whole.seconds))
+    rest = partial(all_but_networks, trainer, batch, by_teacher, by_student)
+    bench.measure("all but the networks", rest, "training step", step)
     bench.add(Row("three network passes", sum(row.seconds for row in passes), "training step", whole.seconds))
     bench_query(bench, trainer, batch, partial(forward, student, full))
 
@@ -210,13 +201,15 @@ def bench_step(bench: Bench) -> None:
 def bench_query(bench: Bench, trainer: Trainer, batch: Batch, forward: Callable) -> None:
     """A query of the dynamic teacher over as many batches as settle it."""
     teacher, options = trainer.dynamic_teacher, bench.config.DTU
+    full = to_device(batch.full, bench.device)
+    probs = stored_probabilities(trainer.predictor, trainer.student, len(full), full)
     for _ in range(options.Query_START):
-        teacher.before_step(0, batch.full, batch.names)
+        teacher.before_step(0, full, batch.names, probs)
     stored = teacher.state_dict()
     refused = options.Query_START - options.Query_START // 2  # as many as rule a majority out
 
     def ask() -> None:
-        teacher.load_state_dict(stored, lambda names: batch.full)
+        teacher.load_state_dict(stored, lambda names: full)
         teacher.after_step(0)
 
     bench.measure(
@@ -343,31 +336,13 @@ def small_network(config) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(3, 8, 8, stride=8), nn.Conv2d(8, config.MODEL.NUM_CLASSES, 1)
 
 
-def banded_rest(trainer: Trainer, batch: Batch, by_teacher: torch.Tensor, by_student: torch.Tensor) -> None:
-    """All of a step between the networks: resizing, confidence, labels, warp, both losses and their gradient, EMA."""
-    running_conf = trainer.running_conf
+def all_but_networks(trainer: Trainer, batch: Batch, by_teacher: torch.Tensor, by_student: torch.Tensor) -> None:
+    """All of a step between the networks: resizing, confidence, labels, warp, both losses and their gradient."""
+    running_conf, prepared = trainer.running_conf, [trainer.predictor.prepare(batch.full)]
     with mock.patch.object(trainer.predictor, "logits", return_value=by_teacher):
-        [(labels, pairs)], _ = trainer.pseudo_label([batch])
+        [(labels, pairs)], negatives = trainer.pseudo_label([batch], prepared)
     trainer.running_conf = running_conf
-    logits = by_student.clone().requires_grad_()
-    positive, negative = loss_sums(logits, labels, pairs)
-    (positive / labels.numel() + negative / pairs.sum().clamp(min=1)).backward()
-
-
-def plain_rest(trainer: Trainer, batch: Batch, by_teacher: torch.Tensor, by_student: torch.Tensor) -> None:
-    """The same as the definitions have it, with every map as a whole."""
-    with torch.no_grad():
-        full = trainer.predictor.prepare(batch.full)
-        logits = resize_logits(by_teacher, full.shape[-2:])
-        running_conf = update_running_confidence(trainer.running_conf, logits.softmax(dim=1))
-        probs = warp_to_view(logits, batch.views).softmax(dim=1)
-        labels = select_pseudo_labels(probs, running_conf)
-        valid, pasted = batch.valid.to(labels.device), batch.pasted.to(labels.device)
-        labels = torch.where(valid, labels, 255)
-        labels = torch.where(pasted != 255, pasted.long(), labels)
-    low = by_student.clone().requires_grad_()
-    logits = resize_logits(low, labels.shape[-2:])
-    (positive_loss(logits, labels) + negative_loss(logits, probs, valid)).backward()
+    part_losses(by_student, labels, pairs, labels.numel(), negatives)
 
 
 def unfolded(model: nn.Module, action: Callable) -> Callable:

@@ -33,7 +33,7 @@ from core.evaluation.testing import find_checkpoint
 from core.models import build_model, log_dead_channels
 from core.selftraining.adaptation import warn_of_aspect
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import choose_device, describe_device
+from core.utils.devices import describe_device, memory_as_error, prepare_device
 from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, progress, start_logging
@@ -188,9 +188,9 @@ class Studio:
     def _shots(self, batches: Iterable[dict], confidence: bool) -> Iterator[Shot]:
         with torch.inference_mode(), evaluating(self._model):
             for batch in batches:
-                maps = self._predictor.maps(self._model, batch["views"], self._flip)
-                predicted = self._predictor.read(maps, batch["size"], confidence)
-                for index, image, (labels, probability) in zip(batch["index"], batch["image"], predicted, strict=True):
+                predicted = self._predictor.predict(self._model, batch, self._flip, confidence)
+                for index, image, reading in zip(batch["index"], batch["image"], predicted, strict=True):
+                    labels, probability = reading()
                     yield Shot(index, image, labels, None if probability is None else grey(probability))
 
     @contextmanager
@@ -254,7 +254,7 @@ def predict(args: argparse.Namespace) -> None:
     if not args.overwrite:
         refuse_existing(claimed, "choose another -o, or give --overwrite")
         refuse_other_legend(out / LEGEND, legend)
-    device, model = choose_device(config.MODEL.DEVICE), build_model(config)
+    device, model = prepare_device(config), build_model(config).requires_grad_(False)
     load_checkpoint(model, checkpoint)
     model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
@@ -267,7 +267,8 @@ def predict(args: argparse.Namespace) -> None:
     studio = Studio(config, model, device, painter, values, args.flip, args.multi_scale, args.fps)
     for series in planned:
         start = time.monotonic()
-        count = studio.run(series)
+        with memory_as_error(config, training=False):
+            count = studio.run(series)
         seconds = time.monotonic() - start
         source = "images" if isinstance(series.source, ImageSet) else f"frames of {one_line(series.source)}"
         LOGGER.info("%d %s in %.1f s; wrote %s", count, source, seconds, ", ".join(map(one_line, series.places)))

@@ -26,7 +26,7 @@ from core.models import build_model
 from core.selftraining import ranking
 from core.selftraining.candidates import TABLE as CANDIDATES
 from core.selftraining.resampling import even_subsample
-from core.utils.devices import choose_device, describe_device
+from core.utils.devices import describe_device, memory_as_error, prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from core.utils.logging import LOGGER, start_logging
@@ -75,10 +75,10 @@ class Report:
         except UserError as error:
             self.missing.append(f"The images were not found: {error}")
             return
-        device = choose_device(config.MODEL.DEVICE)
+        device = prepare_device(config)
         LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
         LOGGER.info("images: %d of %s", len(images), images.name)
-        model = build_model(config).to(device)
+        model = build_model(config).requires_grad_(False).to(device)
         if not self.ranking and len(run.checkpoints) > 1:
             self.ranking = self._rank(model, images)
         viewer = Viewer(config, model, images, len(self.names))
@@ -380,7 +380,8 @@ def write_report(args: argparse.Namespace) -> None:
     run = Run.read(Path(words[0]), options)
     out = Path(args.out) if args.out else run.folder / FILE
     refuse_other_file(out)
-    content = Report(run, None if args.no_images else args.images).html()
+    with memory_as_error(run.config, training=False):
+        content = Report(run, None if args.no_images else args.images).html()
     make_folder(out.absolute().parent, "-o")
     write_text(out, content)
     LOGGER.info("wrote %s (%.1f MB)", out, len(content.encode()) / 1e6)

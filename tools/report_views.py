@@ -95,9 +95,9 @@ class Viewer:
         loader = full_view_loader(images, view_sizes(self._config, False), test.BATCH_SIZE, workers)
         with evaluating(self._model):
             for batch in progress(loader, checkpoint.name):
-                maps = self._predictor.maps(self._model, batch["views"], flip=False)
-                read = self._predictor.read(maps, batch["size"], confidence)
-                for position, (prediction, sure) in zip(batch["index"], read, strict=True):
+                predicted = self._predictor.predict(self._model, batch, flip=False, confidence=confidence)
+                for position, reading in zip(batch["index"], predicted, strict=True):
+                    prediction, sure = reading()
                     yield indices[position], prediction, sure
 
 

@@ -324,11 +324,15 @@ def full_view_loader(
     workers: int,
     labels: bool = False,
     keep: bool = False,
+    pin: bool = False,
 ) -> Loader:
     """Every image once, in order; see :class:`FullViews`. The last batch may be smaller.
+
+    With `pin`, tensors come in page-locked memory, from which copies to a device need no wait.
 
     Of several processes each has its share of the batches, which are those of one process.
     """
     part = distributed.share(len(images), batch_size)
     batches = BatchSampler(part, batch_size, drop_last=False)
-    return Loader(FullViews(images, sizes, labels, keep), collate_full_views, workers, batch_sampler=batches)
+    views = FullViews(images, sizes, labels, keep)
+    return Loader(views, collate_full_views, workers, batch_sampler=batches, pin_memory=pin)

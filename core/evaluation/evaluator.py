@@ -62,11 +62,13 @@ class Evaluator:
             self._config.TEST.BATCH_SIZE,
             self._config.DATALOADER.NUM_WORKERS,
             labels=labelled,
+            pin=self._predictor.device.type == "cuda",
         )
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
-        def take(maps: list, batch: dict) -> None:
-            for position, (prediction, _) in enumerate(self._predictor.read(maps, batch["size"])):
+        def take(readings: list, batch: dict) -> None:
+            for position, reading in enumerate(readings):
+                prediction, _ = reading()
                 if labelled:
                     confusion.add_(confusion_matrix(prediction, batch["label"][position], self.num_classes))
                 if save is not None:
@@ -74,8 +76,8 @@ class Evaluator:
 
         with distributed.own_part(), evaluating(model), torch.inference_mode():
             batches = distributed.heeding(progress(loader, f"evaluating on {self.images.name}"))
-            maps = ((self._predictor.maps(model, batch["views"], self._flip), batch) for batch in batches)
-            for _ in overlapped(lambda parts: take(*parts), maps):
+            predicted = ((self._predictor.predict(model, batch, self._flip), batch) for batch in batches)
+            for _ in overlapped(lambda parts: take(*parts), predicted):
                 pass
         return Scores.of(distributed.total(confusion)) if labelled else None
 

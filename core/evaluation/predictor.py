@@ -1,7 +1,8 @@
 """From 8-bit images on the host to logits on the device, and to classes and confidences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 
 from core.datasets.transforms import Normalise
 from core.models.deeplab import resize_logits
-from core.models.label_maps import winning_labels
-from core.utils.devices import autocast, to_device
+from core.models.label_maps import label_map
+from core.utils.devices import autocast, copy_to_host, to_device
 
 MULTI_SCALES = (0.7, 1.0, 1.3)
+Reading = Callable[[], tuple[np.ndarray, np.ndarray | None]]  # H×W uint8 classes, H×W float32 confidence, on the host
 
 
 def view_sizes(config, multi_scale: bool) -> list[tuple[int, int]]:
@@ -61,33 +63,51 @@ class Predictor:
                 maps.append((self.logits(model, prepared.flip(-1)), True))
         return maps
 
+    def predict(self, model: nn.Module, batch: dict, flip: bool, confidence: bool = False) -> list[Reading]:
+        """:meth:`read` of the :meth:`maps` of a batch of :class:`core.datasets.loading.FullViews`."""
+        return self.read(self.maps(model, batch["views"], flip), batch["size"], confidence)
+
     @staticmethod
-    @torch.inference_mode()
     def read(
         maps: Sequence[tuple[torch.Tensor, bool]], sizes: Sequence[tuple[int, int]], confidence: bool = False
-    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Of every image of a batch, at its own size: H×W uint8 classes, H×W float32 confidence, on the host.
+    ) -> list[Reading]:
+        """Of every image of a batch a function that gives its prediction at its own size.
 
-        Softmax probabilities are averaged over the maps.
+        Softmax probabilities are averaged over the maps. On the CPU the function does the work, in whatever thread; on
+        a GPU that is queued by now, and the function waits for its copy.
 
         Args:
             maps: of :meth:`maps`.
             sizes: (H, W) of every image.
             confidence: compute it, the probability of the winning class; False: it is None.
         """
-        for position, size in enumerate(sizes):
-            labels, sure = None, None
-            if len(maps) == 1:
-                labels = winning_labels(maps[0][0][position], size)
-            if labels is None or confidence:
-                total = 0
-                for logits, mirrored in maps:
-                    probs = resize_logits(logits[position, None], size).softmax(dim=1)
-                    total = total + (probs.flip(-1) if mirrored else probs)
-                best = total.max(dim=1)
-                labels = best.indices[0].to(torch.uint8).cpu().numpy() if labels is None else labels
-                sure = (best.values[0] / len(maps)).float().cpu().numpy() if confidence else None
-            yield labels, sure
+        on_cpu = maps[0][0].device.type == "cpu"
+        works = [partial(_read, maps, position, size, confidence) for position, size in enumerate(sizes)]
+        return [partial(_now, work) if on_cpu else work() for work in works]
+
+
+def _now(work: Callable[[], Reading]) -> tuple[np.ndarray, np.ndarray | None]:
+    return work()()
+
+
+@torch.inference_mode()
+def _read(maps: Sequence[tuple[torch.Tensor, bool]], position: int, size: tuple[int, int], confidence: bool) -> Reading:
+    """See :meth:`Predictor.read`."""
+    labels = label_map(maps[0][0][position], size) if len(maps) == 1 else None
+    if labels is not None and not confidence:
+        return lambda: (labels(), None)
+    total = 0
+    for logits, mirrored in maps:
+        probs = resize_logits(logits[position, None], size).softmax(dim=1)
+        total = total + (probs.flip(-1) if mirrored else probs)
+    best = total.max(dim=1)
+    if labels is None:
+        winners = copy_to_host(best.indices[0].to(torch.uint8))
+        labels = lambda: winners().numpy()  # noqa: E731
+    if not confidence:
+        return lambda: (labels(), None)
+    sure = copy_to_host((best.values[0] / len(maps)).float())
+    return lambda: (labels(), sure().numpy())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from core.models import build_model, log_dead_channels
 from core.models.compiling import check_compiler, compile_networks
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import choose_device, describe_device
+from core.utils.devices import describe_device, memory_as_error, prepare_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder, refuse_existing
 from core.utils.logging import LOGGER, start_logging
@@ -45,7 +45,7 @@ def evaluate_checkpoints(
     start_logging()
     config = load_config(config_file, options)
     checkpoints = distributed.from_main(lambda: find_checkpoints(config.resume))  # a run may be adding to them
-    device = choose_device(config.MODEL.DEVICE)
+    device = prepare_device(config)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)
     if images.label_path is None and not save and label_ids is None:
@@ -65,7 +65,7 @@ def evaluate_checkpoints(
             if not overwrite:
                 refuse_existing(savers[path][-1].files, "choose another folder, or give --overwrite")
     distributed.barrier()  # none writes before all have looked
-    model = build_model(config)
+    model = build_model(config).requires_grad_(False)
     load_checkpoint(model, checkpoints[0])  # before anything is written
     model.to(device)
     if config.MODEL.COMPILE:
@@ -85,7 +85,8 @@ def evaluate_checkpoints(
         log_dead_channels(model)
         for saver in savers[path]:
             LOGGER.info("predictions go to %s", saver.folder)
-        scores = evaluator.run(model, partial(_save_all, savers[path]) if savers[path] else None)
+        with memory_as_error(config, training=False):
+            scores = evaluator.run(model, partial(_save_all, savers[path]) if savers[path] else None)
         if scores is None:
             continue
         for line in report_lines(scores, taxonomy):

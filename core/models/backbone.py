@@ -1,7 +1,9 @@
 """torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
 
+import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +11,28 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from core.models.dsu import DSU
+
+
+class Remembered:
+    """What was made of some tensors, until one of them is another or has changed."""
+
+    def __init__(self):
+        self._tensors, self._state, self._value = (), None, None
+
+    def of(self, make: Callable[[], Any], *tensors: torch.Tensor, dtype: torch.dtype | None = None) -> Any:
+        """`make()`, which depends on `tensors` and `dtype` alone and takes no gradient, or what it gave before.
+
+        A change by way of `.data` is not seen; optimisers, EMA and load_state_dict make none.
+        """
+        state = [dtype, *((tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in tensors)]
+        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
+        if not same or state != self._state:
+            with torch.inference_mode(False), torch.no_grad():  # a training step may be the next to use it
+                self._tensors, self._state, self._value = tensors, state, make()
+        return self._value
+
+    def __deepcopy__(self, memo: dict) -> "Remembered":
+        return Remembered()  # a copy's tensors are others
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -21,9 +45,15 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     def __init__(self, num_features: int):
         super().__init__(num_features, eps=0.0)
+        self._map = Remembered()
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The C scales and C shifts of the map."""
+        if torch.compiler.is_compiling():
+            return self._scale_and_shift()
+        return self._map.of(self._scale_and_shift, self.weight, self.bias, self.running_mean, self.running_var)
+
+    def _scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         alive = self.running_var > 0
         scale = torch.where(alive, self.weight * torch.where(alive, self.running_var, 1).rsqrt(), 0)
         return scale, torch.where(alive, self.bias - self.running_mean * scale, self.bias)
@@ -42,7 +72,8 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 class FoldedConv2d(nn.Conv2d):
     """A convolution that applies the frozen batch norm behind it through its weight and bias.
 
-    This saves a pass over the activations, forward and backward; the weight still gets its exact gradient.
+    This saves a pass over the activations, forward and backward; the weight still gets its exact gradient. On a GPU,
+    where launches count, a weight that learns nothing is folded only when it has changed.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm):
@@ -59,10 +90,17 @@ class FoldedConv2d(nn.Conv2d):
         )
         self.weight = conv.weight
         self._norm = [norm]  # in a list, so that its buffers keep their one place in the module tree
+        self._whole = Remembered()
         norm.folded = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, *self._folded())
+        fixed = x.is_cuda and not self.weight.requires_grad and not torch.compiler.is_compiling()
+        if not fixed:
+            return self._conv_forward(x, *self._folded())
+        scale, _ = self._norm[0].scale_and_shift()
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.weight.dtype
+        whole = self._whole.of(lambda: [t.to(dtype) for t in self._folded()], self.weight, scale, dtype=dtype)
+        return self._conv_forward(x, *whole)
 
     def plain(self) -> nn.Conv2d:
         """The convolution that does the same with a weight and bias of its own."""

@@ -30,7 +30,7 @@ def build_model(cfg) -> Segmentor:
         UserError: MODEL.NAME is `module:function`, and that is not a function that gives two modules.
     """
     if ":" in cfg.MODEL.NAME:
-        model = Segmentor(*_build_own_network(cfg))
+        model = Segmentor(*_build_own_network(cfg), still_norms=cfg.MODEL.FREEZE_BN)
     else:
         model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
     return model.to(memory_format=torch.channels_last)

@@ -34,12 +34,28 @@ class AtrousClassifier(nn.Module):
 
 
 class Segmentor(nn.Module):
-    """A feature extractor and a classifier; any pair with matching channels will do."""
+    """A feature extractor and a classifier; any pair with matching channels will do.
 
-    def __init__(self, feature_extractor: nn.Module, classifier: nn.Module):
+    Args:
+        still_norms: hold every batch norm in them as it is: its parameters do not learn, its statistics do not move.
+    """
+
+    def __init__(self, feature_extractor: nn.Module, classifier: nn.Module, still_norms: bool = False):
         super().__init__()
         self.feature_extractor = feature_extractor
         self.classifier = classifier
+        self.still_norms = still_norms
+        if still_norms:
+            for norm in batch_norms(self):
+                norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Segmentor":
+        """As of every module, but for batch norms that are held still: they stay in eval mode."""
+        super().train(mode)
+        if self.still_norms:
+            for norm in batch_norms(self):
+                norm.eval()
+        return self
 
     def forward(self, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Logits of a batch.
@@ -54,6 +70,11 @@ class Segmentor(nn.Module):
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         return logits if size is None else resize_logits(logits, size)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """torch's batch norms in a network, which move with what they see."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

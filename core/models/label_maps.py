@@ -1,11 +1,16 @@
-"""Label maps at an image's own size from stride-8 logits, interpolating only where classes meet."""
+"""Label maps at an image's own size from stride-8 logits: plainly on a GPU, on the CPU only where classes meet."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from core.utils.devices import band_bytes, to_device
+from core.models.deeplab import resize_logits
+from core.utils.devices import copy_to_host
+
+_CACHE_BYTES = 1 << 20  # of values worked on at a time: what stays in a core's cache
 
 
 class _Cells(NamedTuple):
@@ -37,18 +42,32 @@ class _Cells(NamedTuple):
         return cls(pixels, position[pixels] - points, np.minimum(points + 1, length - 1), end > first, lower)
 
 
-def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def label_map(logits: torch.Tensor, size: tuple[int, int]) -> Callable[[], np.ndarray]:
     """The class of the largest logit after a bilinear resize (align_corners=True) of C×h×w logits to `size` (H, W).
+
+    Returns:
+        a function for any thread that gives H×W uint8 on the host. On the CPU it does the work; on a GPU that is queued
+        by now, and the function waits for its copy.
+    """
+    if logits.device.type == "cpu":
+        return partial(winning_labels, logits, size)
+    copied = copy_to_host(resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8))
+    return lambda: copied().numpy()
+
+
+@torch.inference_mode()
+def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """What :func:`label_map` gives, of C×h×w logits on the CPU.
 
     A pixel is a convex combination of the four logits around it: where one class is the largest in all four, it is the
     largest in the pixel. So only the other cells of the grid are interpolated, which are few in a scene, and of these
     only the classes that may win in the cell, which are two or three.
 
     Returns:
-        H×W uint8, on the host.
+        H×W uint8.
     """
     rows, columns = (_Cells.of(n, length) for n, length in zip(logits.shape[1:], size, strict=True))
-    largest = first_largest(logits)[1].cpu().numpy()
+    largest = first_largest(logits).numpy()
     below, beside = largest[rows.upper], largest[:, columns.upper]
     pure = (largest == below) & (largest == beside) & (largest == below[:, columns.upper])
     labels = largest.take(columns.of_pixel, axis=1).take(rows.of_pixel, axis=0)
@@ -57,36 +76,34 @@ def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
         return labels
     corners = _corners(logits, rows, columns, row, column)
     possible = _possible(corners)
-    counts = possible.sum(0).cpu().numpy()
+    counts = possible.sum(0).numpy()
     pixels = len(rows.pixels) * len(columns.pixels) * logits.element_size()
     for count in np.unique(counts[counts > 0]):  # 0: not a number
         cells = np.flatnonzero(counts == count)
-        step = max(band_bytes(logits.device) // (pixels * int(count)), 1)
+        step = max(_CACHE_BYTES // (pixels * int(count)), 1)
         for start in range(0, len(cells), step):
             part = cells[start : start + step]
             places = rows.pixels[:, None, row[part]], columns.pixels[:, column[part]]
-            index = to_device(torch.from_numpy(part), logits.device)
+            index = torch.from_numpy(part)
             classes = possible[:, index].T.nonzero()[:, 1].view(len(part), count).T
             values = corners[:, classes, index]
             down, across = (
-                to_device(torch.from_numpy(weights).to(logits.dtype), logits.device)
+                torch.from_numpy(weights).to(logits.dtype)
                 for weights in (rows.weights[:, None, row[part]], columns.weights[:, column[part]])
             )
             labels[places] = _interpolated_labels(values, classes, down, across)
     return labels
 
 
-def first_largest(values: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest value along a dimension of at most 256 entries, and the index (uint8) of the first entry that has it.
+def first_largest(values: torch.Tensor) -> torch.Tensor:
+    """Index (uint8) of the first of the at most 256 entries along dimension 0 that is the largest.
 
-    The same as `values.max(dim)`, which compares value by value on a CPU; these passes are vectorised.
+    The same as `values.argmax(0)`, which compares value by value on a CPU; these passes are vectorised.
     """
-    last = values.shape[dim] - 1
-    largest = values.amax(dim, keepdim=True)
-    backwards = torch.arange(last, -1, -1, dtype=values.dtype, device=values.device)
-    backwards = backwards.view([-1 if axis == dim else 1 for axis in range(values.ndim)])
-    is_largest = torch.eq(values, largest, out=torch.empty_like(values))  # floats again, which are faster than bools
-    return largest.squeeze(dim), (last - is_largest.mul_(backwards).amax(dim)).to(torch.uint8)
+    last = len(values) - 1
+    backwards = torch.arange(last, -1, -1, dtype=values.dtype).view(-1, *[1] * (values.ndim - 1))
+    is_largest = torch.eq(values, values.amax(0), out=torch.empty_like(values))  # floats, which are faster than bools
+    return (last - is_largest.mul_(backwards).amax(0)).to(torch.uint8)
 
 
 def _corners(logits: torch.Tensor, rows: _Cells, columns: _Cells, row: np.ndarray, column: np.ndarray) -> torch.Tensor:
@@ -94,7 +111,7 @@ def _corners(logits: torch.Tensor, rows: _Cells, columns: _Cells, row: np.ndarra
     width = logits.shape[2]
     above, under, beside = row * width, rows.upper[row] * width, columns.upper[column]
     places = torch.from_numpy(np.stack([above + column, above + beside, under + column, under + beside]))
-    places = to_device(places, logits.device)[:, None].expand(-1, len(logits), -1)
+    places = places[:, None].expand(-1, len(logits), -1)
     return logits.flatten(1).expand(4, -1, -1).gather(2, places)
 
 
@@ -122,4 +139,4 @@ def _interpolated_labels(
     largest = values.amax(0)
     torch.eq(values, largest, out=values)
     first = 255 - values.mul_((255 - classes).to(values.dtype)[:, None, None]).amax(0)
-    return first.to(torch.uint8).cpu().numpy()
+    return first.to(torch.uint8).numpy()

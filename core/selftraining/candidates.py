@@ -16,8 +16,9 @@ import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,8 +32,8 @@ from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import IGNORE
 from core.evaluation.metrics import joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
-from core.models.bands import BandedMap, resize_rows
-from core.models.label_maps import winning_labels
+from core.models.deeplab import resize_logits
+from core.models.label_maps import label_map
 from core.selftraining.resampling import (
     MIN_CLASS_PIXELS,
     ConfidenceRanks,
@@ -40,6 +41,7 @@ from core.selftraining.resampling import (
     consistency_thresholds,
 )
 from core.utils import distributed
+from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.files import partial_path, replacing_folder, write_json, writing
 from core.utils.logging import LOGGER, progress
@@ -191,10 +193,12 @@ class CandidatePass:
         spill = folder / f"confidences{distributed.rank()}.f32"
         with distributed.own_part(), spill.open("wb") as file:
 
-            def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
+            def read(logits: torch.Tensor, size: tuple[int, int]) -> tuple[Callable, Callable]:
+                return label_map(logits, size), sampled_confidence(logits, size, first_pass_grid(size))
+
+            def take(index: int, readings: tuple[Callable, Callable], size: tuple[int, int], bad: bool) -> None:
                 grid = first_pass_grid(size)
-                labels = self._labels(logits, size, bad)
-                confidence = sampled_confidence(logits, size, grid)
+                labels, confidence = self._labels(readings[0], size, bad), readings[1]()
                 stored = nearest_labels(labels, grid)
                 entries.append(self._entry(index, size, value_counts(labels)))
                 shapes.append(grid)
@@ -204,7 +208,7 @@ class CandidatePass:
                     file.flush()
                     write_label(folder / "labels" / _file_name(index), stored)
 
-            self._sweep(teacher, take)
+            self._sweep(teacher, read, take)
 
         def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             with spill.open("rb") as file:
@@ -239,8 +243,8 @@ class CandidatePass:
         """
         table, entries = [], []
 
-        def take(index: int, logits: torch.Tensor, size: tuple[int, int], bad: bool) -> None:
-            labels = self._labels(logits, size, bad)
+        def take(index: int, reading: Callable, size: tuple[int, int], bad: bool) -> None:
+            labels = self._labels(reading, size, bad)
             pairs = joint_counts(labels, nearest_labels(previous.labels(index), size))
             table.append(agreement(pairs, self.num_classes))
             stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
@@ -251,7 +255,7 @@ class CandidatePass:
             entries.append(entry)
 
         with distributed.own_part():
-            self._sweep(teacher, take)
+            self._sweep(teacher, label_map, take)
         own, table = table, np.array(distributed.joined(table))
         thresholds = consistency_thresholds(table, self._topk)
         for entry, row in zip(entries, own, strict=True):
@@ -259,30 +263,43 @@ class CandidatePass:
             entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
         return thresholds, entries, (table.sum(axis=0) / np.maximum((table > 0).sum(axis=0), 1)).tolist()
 
-    def _sweep(self, teacher: nn.Module, take: Callable[[int, torch.Tensor, tuple[int, int], bool], None]) -> None:
-        """`take` what :meth:`_forward` gives of every image, in order, while the next ones are loaded and predicted."""
-        for _ in overlapped(lambda parts: take(*parts), self._forward(teacher)):
+    def _sweep(
+        self,
+        teacher: nn.Module,
+        read: Callable[[torch.Tensor, tuple[int, int]], Any],
+        take: Callable[[int, Any, tuple[int, int], bool], None],
+    ) -> None:
+        """Run the teacher over every image, in order, and take what comes of it while the next ones are predicted.
+
+        Args:
+            read: called with C×h×w stride-8 logits and the image's own (H, W) by the thread that runs the teacher;
+                gives functions that fetch things from the device.
+            take: called with the image's index, these functions, (H, W), and whether the image is bad, in a thread of
+                its own.
+        """
+        for _ in overlapped(lambda parts: take(*parts), self._forward(teacher, read)):
             pass
 
     @torch.inference_mode()
-    def _forward(self, teacher: nn.Module) -> Iterator[tuple[int, torch.Tensor, tuple[int, int], bool]]:
-        """(index, C×h×w stride-8 logits, own (H, W), whether it is bad) of every image, in order."""
+    def _forward(self, teacher: nn.Module, read: Callable) -> Iterator[tuple[int, Any, tuple[int, int], bool]]:
         loader = full_view_loader(
             self.images,
             [self._config.INPUT.INPUT_SIZE_TEST],
             self._config.TEST.BATCH_SIZE,
             self._config.DATALOADER.NUM_WORKERS,
+            pin=self._predictor.device.type == "cuda",
         )
         with evaluating(teacher):
             for batch in distributed.heeding(progress(loader, "candidate pass")):
                 logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
                 for position, index in enumerate(batch["index"]):
-                    yield index, logits[position], tuple(batch["size"][position]), batch["bad"][position]
+                    size = tuple(batch["size"][position])
+                    yield index, read(logits[position], size), size, batch["bad"][position]
 
     @staticmethod
-    def _labels(logits: torch.Tensor, size: tuple[int, int], bad: bool) -> np.ndarray:
+    def _labels(reading: Callable[[], np.ndarray], size: tuple[int, int], bad: bool) -> np.ndarray:
         """H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
-        return np.full(size, IGNORE, np.uint8) if bad else winning_labels(logits, size)
+        return np.full(size, IGNORE, np.uint8) if bad else reading()
 
     def _entry(self, index: int, size: tuple[int, int], counts: np.ndarray) -> dict:
         """Of an image of `size` (H, W), in which each value of a label stands so often."""
@@ -355,14 +372,40 @@ def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def sampled_confidence(logits: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """The largest probability of C×h×w logits resized to `size` (H, W), where a nearest resize to `grid` reads it."""
-    matrices = [
-        resize_rows(np.eye(n), length)[nearest_index(length, sampled)]
-        for n, length, sampled in zip(logits.shape[1:], size, grid, strict=True)
-    ]
-    parts = [values.softmax(dim=1).amax(dim=1) for _, values in BandedMap(logits, *matrices)]
-    return torch.cat(parts).float().cpu().numpy()
+def sampled_confidence(logits: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Callable[[], np.ndarray]:
+    """The largest probability of C×h×w logits resized to `size` (H, W), where a nearest resize to `grid` reads it.
+
+    Returns:
+        a function for any thread that gives float32 of `grid` on the host, as :func:`core.models.label_maps.label_map`.
+    """
+    sampled = [torch.from_numpy(nearest_index(length, count)) for length, count in zip(size, grid, strict=True)]
+    if logits.device.type == "cpu":
+        return partial(_interpolated_confidence, logits, size, sampled)
+    rows, columns = (to_device(index, logits.device) for index in sampled)
+    values = resize_logits(logits[None], size)[0].index_select(1, rows).index_select(2, columns)
+    copied = copy_to_host(values.softmax(dim=0).amax(dim=0).float())
+    return lambda: copied().numpy()
+
+
+@torch.inference_mode()
+def _interpolated_confidence(
+    logits: torch.Tensor, size: tuple[int, int], sampled: Sequence[torch.Tensor]
+) -> np.ndarray:
+    """:func:`sampled_confidence` on the CPU, by the linear maps that give the sampled rows and columns alone."""
+    rows, columns = (
+        _resize_weights(length, resized)[index].to(logits.dtype)
+        for length, resized, index in zip(logits.shape[1:], size, sampled, strict=True)
+    )
+    by_row = logits.permute(1, 0, 2).flatten(0, 1)
+    wide = (by_row @ columns.T).view(len(rows.T), -1)
+    values = (rows @ wide).view(len(rows), len(logits), len(columns))
+    return values.softmax(dim=1).amax(dim=1).float().numpy()
+
+
+def _resize_weights(length: int, resized: int) -> torch.Tensor:
+    """resized×length float64: what a bilinear resize with align_corners=True takes of every point of an axis."""
+    weights = torch.eye(length, dtype=torch.float64)[None, None]
+    return F.interpolate(weights, size=(resized, length), mode="bilinear", align_corners=True)[0, 0]
 
 
 def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -121,8 +121,8 @@ def paste_instances(
 
 
 def _nearest_grid(size: tuple[int, int], scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns that a nearest-neighbour enlargement of h×w to (int(h·scale), int(w·scale)) reads."""
-    rows, columns = (np.arange(int(n * scale)) * n // int(n * scale) for n in size)
+    """Rows and columns that a nearest-neighbour enlargement of h×w by `scale`, to rounded numbers of them, reads."""
+    rows, columns = (np.arange(round(n * scale)) * n // round(n * scale) for n in size)
     return rows, columns
 
 

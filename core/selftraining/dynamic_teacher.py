@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from core.utils import distributed
-from core.utils.devices import to_device
+from core.utils.devices import copy_to_host, to_device
 
 NUM_POINTS = 100
 SND_TEMPERATURE = 20.0  # the similarities are multiplied by it before the softmax (Saito et al., ICCV 2021: 1 / 0.05)
@@ -25,7 +26,8 @@ def snd_score(probs: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         a scalar: the mean entropy of each point's softmax similarities to all points, itself included.
     """
     rows = torch.nn.functional.normalize(probs[points], dim=1)
-    similarity = torch.softmax(SND_TEMPERATURE * rows @ rows.T, dim=1)
+    products = (rows.unsqueeze(1) * rows).sum(dim=2)  # of all pairs; as a matrix product they might round to TF32
+    similarity = torch.softmax(SND_TEMPERATURE * products, dim=1)
     return -(similarity * torch.log(similarity + 1e-5)).sum(dim=1).mean()
 
 
@@ -40,7 +42,7 @@ def majority_improved(stored: Sequence[float], rescore: Callable[[int], float]) 
 
     `rescore(i)` gives the new score of batch i; it is called in order and no more often than the decision needs.
     """
-    return count_improved(stored, rescore).majority
+    return count_improved(stored, lambda batches: [rescore(i) for i in batches]).majority
 
 
 @dataclass(frozen=True)
@@ -52,33 +54,48 @@ class Verdict:
     majority: bool
 
 
-def count_improved(stored: Sequence[float], rescore: Callable[[int], float]) -> Verdict:
-    """:func:`majority_improved` with the scores that it took."""
+def count_improved(stored: Sequence[float], rescore: Callable[[range], Sequence[float]]) -> Verdict:
+    """:func:`majority_improved` with the scores that it took.
+
+    `rescore(batches)` gives the new scores of as many batches as no decision can do without, so that a device may work
+    on them at a stretch: ⌈n/2⌉ at first, then what the nearer of both decisions still lacks.
+    """
     total, improved, rescored = len(stored), 0, []
-    while 2 * improved <= total and 2 * (improved + total - len(rescored)) > total:
-        index = len(rescored)
-        rescored.append(rescore(index))
-        improved += int(rescored[index] > stored[index])
-    return Verdict(tuple(rescored), improved, 2 * improved > total)
+    while True:
+        to_accept = total // 2 + 1 - improved
+        to_refuse = total - total // 2 - (len(rescored) - improved)
+        needed = min(to_accept, to_refuse)
+        if needed <= 0:
+            return Verdict(tuple(rescored), improved, to_accept <= 0)
+        batches = range(len(rescored), len(rescored) + needed)
+        rescored += rescore(batches)
+        improved += sum(rescored[i] > stored[i] for i in batches)
 
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, weight: float) -> None:
     """teacher = weight · teacher + (1 − weight) · student for the parameters; buffers are copied."""
-    for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        kept.lerp_(new, 1 - weight)
-    for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        kept.copy_(new)
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - weight)
+    buffers = list(teacher.buffers())
+    if buffers:
+        torch._foreach_copy_(buffers, list(student.buffers()))
 
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """One batch as the student scored it: 8-bit full views (B×3×H×W), their names, the SND points, the score."""
+    """One batch as the student scored it.
+
+    Attributes:
+        images: B×3×H×W uint8 full views, on the device that scores them.
+        names: theirs.
+        points: of SND.
+        score: a scalar, as a function that waits for its copy on the host.
+    """
 
     images: torch.Tensor
     names: tuple[str, ...]
     points: torch.Tensor | None
-    score: torch.Tensor
+    score: Callable[[], torch.Tensor]
 
 
 class DynamicTeacher:
@@ -87,8 +104,8 @@ class DynamicTeacher:
     Args:
         teacher, student: modules of one architecture.
         options: the config node DTU.
-        class_probabilities: called with 8-bit B×3×H×W images (this process's part of a batch), gives the student's N×C
-            probabilities in eval mode, without gradient.
+        class_probabilities: called with 8-bit B×3×H×W images on the device (this process's part of a batch), gives the
+            student's N×C probabilities in eval mode, without gradient.
         record: called with one dict per decision, for the history (see :data:`HISTORY_FIELDS`).
         seed: the points of iteration i are drawn from (seed, i).
     """
@@ -106,16 +123,20 @@ class DynamicTeacher:
         self._class_probabilities, self._record, self._seed = class_probabilities, record, seed
         self._buffer: list[StoredBatch] = []
 
-    def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str]) -> None:
-        """Score the batch's full views (8-bit B×3×H×W) with the student as it is, and remember both."""
-        if not self.options.DYNAMIC:
-            return
-        probs = self._class_probabilities(images)
+    def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str], probs: torch.Tensor) -> None:
+        """Score a batch with the student as it is, and remember both; only where DTU.DYNAMIC is set.
+
+        Args:
+            images: B×3×H×W uint8 full views, on the device that scores them; they are kept.
+            names: theirs.
+            probs: the student's N×C probabilities of them, as `class_probabilities` gives them.
+        """
         points = None
         if self.options.PROXY_METRIC == "SND":
             points = to_device(draw_points(len(probs) * distributed.count(), self._seed, iteration), probs.device)
-        # a copy: the loader's memory is shared with its workers, and scarce in containers
-        self._buffer.append(StoredBatch(images.clone(), tuple(names), points, self._score(probs, points)))
+        if images.device.type == "cpu":  # the loader's memory is shared with its workers, and scarce in containers
+            images = images.clone()
+        self._buffer.append(StoredBatch(images, tuple(names), points, copy_to_host(self._score(probs, points))))
 
     def after_step(self, iteration: int) -> bool:
         """Move the teacher if this iteration (from 0) calls for it; returns whether it moved."""
@@ -131,7 +152,7 @@ class DynamicTeacher:
         if count > self.options.META_MAX_UPDATE:
             self._move(iteration, decision="forced", batches=count, scored=0)
             return True
-        stored = torch.stack([batch.score for batch in self._buffer]).tolist()
+        stored = [float(batch.score()) for batch in self._buffer]
         verdict = count_improved(stored, self._rescore)
         scored = len(verdict.rescored)
         row = {
@@ -149,7 +170,7 @@ class DynamicTeacher:
         return verdict.majority
 
     def forget_last(self) -> None:
-        """Take back the last :meth:`before_step`: its iteration moved nothing."""
+        """Take back the last :meth:`before_step`, if there was one: its iteration moved nothing."""
         if self.options.DYNAMIC:
             self._buffer.pop()
 
@@ -157,7 +178,7 @@ class DynamicTeacher:
         """The buffer, as one process would have it: images by name only, those of all processes."""
         parts = distributed.gathered([batch.names for batch in self._buffer])
         batches = [
-            {"names": [name for part in parts for name in part[index]], "points": batch.points, "score": batch.score}
+            {"names": [name for part in parts for name in part[index]], "points": batch.points, "score": batch.score()}
             for index, batch in enumerate(self._buffer)
         ]
         return {"buffer": batches}
@@ -175,18 +196,19 @@ class DynamicTeacher:
         gone = {index for part in distributed.gathered([v is None for v in views]) for index in np.flatnonzero(part)}
         self._buffer = [
             StoredBatch(
-                images,
+                to_device(images, device),
                 tuple(own),
-                None if batch["points"] is None else batch["points"].to(device),
-                batch["score"].to(device),
+                None if batch["points"] is None else to_device(batch["points"], device),
+                partial(torch.clone, batch["score"]),
             )
             for index, (batch, own, images) in enumerate(zip(state["buffer"], names, views, strict=True))
             if index not in gone
         ]
 
-    def _rescore(self, index: int) -> float:
-        batch = self._buffer[index]
-        return float(self._score(self._class_probabilities(batch.images), batch.points))
+    def _rescore(self, batches: range) -> list[float]:
+        """The new scores of some stored batches: all are asked for before the first is waited for."""
+        stored = [self._buffer[index] for index in batches]
+        return torch.stack([self._score(self._class_probabilities(b.images), b.points) for b in stored]).tolist()
 
     def _score(self, probs: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
         """The whole batch's score, one and the same in all processes."""

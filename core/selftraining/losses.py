@@ -10,7 +10,8 @@ NEGATIVE_WEIGHT = 0.5
 
 def positive_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropy over the labelled pixels (scalar; 0 where all are ignored)."""
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    # summed apart: torch has no deterministic form of the reduction "sum" on CUDA
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum()
 
 
 def positive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

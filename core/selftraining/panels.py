@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from core.datasets.taxonomy import IGNORE
-from core.evaluation.predictor import Predictor
+from core.models.label_maps import label_map
 from core.runs import RunOutput
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS
 from core.selftraining.samples import Batch
@@ -28,7 +28,7 @@ def batch_tiles(
         logits: B×C×h/8×w/8 of the student, before it learnt.
     """
     shown = int((batch.pasted != IGNORE).flatten(1).any(dim=1).int().argmax())
-    prediction, _ = next(Predictor.read([(logits[shown, None], False)], [tuple(labels.shape[-2:])]))
+    prediction = label_map(logits[shown], tuple(labels.shape[-2:]))()
     learnt = _host(labels[shown].to(torch.uint8))
     share = 100 * float((learnt != IGNORE).mean())
     sure = _host(confidence[shown].float()) * _host(batch.valid[shown])

@@ -77,20 +77,10 @@ def select_pseudo_labels(
         255. A class that wins nowhere in an image has peak 0 there and so the threshold `lower`.
     """
     confidence, label = probs.max(dim=1)
-    return keep_confident(confidence, label, running_conf, beta=beta, upper=upper, lower=lower)
-
-
-def keep_confident(
-    confidence: torch.Tensor, label: torch.Tensor, running_conf: torch.Tensor, **limits: float
-) -> torch.Tensor:
-    """:func:`select_pseudo_labels` for the winning class (int64) and its probability, both B×H×W.
-
-    `limits` are those of :func:`class_thresholds`.
-    """
     flat_confidence, flat_label = confidence.flatten(1), label.flatten(1)
     peak = confidence.new_zeros(len(confidence), len(running_conf)).scatter_reduce_(
         1, flat_label, flat_confidence, "amax"
     )
-    thresholds = class_thresholds(peak, running_conf, **limits)
+    thresholds = class_thresholds(peak, running_conf, beta, upper, lower)
     kept = flat_confidence > thresholds.gather(1, flat_label)
     return torch.where(kept, flat_label, IGNORE).view_as(label)

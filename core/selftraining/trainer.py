@@ -14,16 +14,18 @@ from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.predictor import Predictor
 from core.models.compiling import compile_networks
+from core.models.deeplab import resize_logits
 from core.runs import RunOutput
 from core.selftraining import candidates
-from core.selftraining.banded import loss_sums, probability_sum, view_predictions
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import DynamicTeacher
+from core.selftraining.losses import negative_loss_sum, negative_pairs, positive_loss_sum
 from core.selftraining.panels import batch_tiles, record_decision
 from core.selftraining.pseudo_labels import (
     advance_running_confidence,
     initial_running_confidence,
-    keep_confident,
+    mean_confidence,
+    select_pseudo_labels,
     threshold_scale,
 )
 from core.selftraining.resampling import even_subsample
@@ -36,6 +38,7 @@ from core.selftraining.samples import (
     collate_batch,
     uniform_order,
 )
+from core.selftraining.views import warp_to_view
 from core.training import Training
 from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
@@ -85,7 +88,7 @@ class Trainer(Training):
             self.student,
             config.DTU,
             # no methods of this object, which would keep itself and its networks until some later collection
-            partial(class_probabilities, self.predictor, self.student, self.micro_batch),
+            partial(stored_probabilities, self.predictor, self.student, self.micro_batch),
             partial(record_decision, output),
             config.SEED,
         )
@@ -103,8 +106,13 @@ class Trainer(Training):
         self.begin_step()
         shown = {} if self.panel_due else None
         parts = batch.split(self.accumulate)
-        targets, negatives = self.pseudo_label(parts, shown)
-        self.dynamic_teacher.before_step(iteration, batch.full, batch.names)
+        full = to_device(batch.full, self.device)
+        prepared = [self.predictor.prepare(images) for images in full.split(len(parts[0].names))]
+        targets, negatives = self.pseudo_label(parts, prepared, shown)
+        if self.config.DTU.DYNAMIC:
+            probs = class_probabilities(self.predictor, self.student, prepared)
+            self.dynamic_teacher.before_step(iteration, full, batch.names, probs)
+        del full, prepared
 
         pixels = distributed.count() * sum(labels.numel() for labels, _ in targets)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -113,13 +121,12 @@ class Trainer(Training):
         for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
             with accumulating:
                 logits = self._student_logits(part)
-                positive, negative = loss_sums(logits, labels, pairs)
-                positive, negative = positive / pixels, negative / negatives.to(negative.dtype)
-                self.backward(positive + negative)
+                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives)
+                self.backward(logits, gradient)
             if shown is not None and part is parts[0]:
                 shown.update(labels=labels, logits=logits.detach())
-            sums += torch.stack([positive.detach(), negative.detach(), (labels != IGNORE).sum() / pixels])
-        positive, negative, labelled = distributed.total(sums).to(positive.dtype)
+            sums += torch.stack([*losses, (labels != IGNORE).sum() / pixels])
+        positive, negative, labelled = distributed.total(sums).to(logits.dtype)
         loss = positive + negative
 
         stepped = self.solver.step(loss, iteration)
@@ -146,42 +153,43 @@ class Trainer(Training):
 
     @torch.no_grad()
     def pseudo_label(
-        self, parts: Sequence[Batch], shown: dict | None = None
+        self, parts: Sequence[Batch], prepared: Sequence[torch.Tensor], shown: dict | None = None
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
         """What the student learns from.
 
-        Updates the running confidence from the full views first, those of all processes.
+        Updates the running confidence from the full views first, those of all processes. One image's maps at a time.
 
         Args:
             parts: of this process's share of a batch.
+            prepared: the full views of each part, as networks take them.
             shown: takes what a panel shows of the first part.
         Returns:
             of each part the labels (B×h×w int64) and the negative pairs (B×C×h×w bool), and how many pairs there are in
             the whole batch, at least 1.
         """
-        size = parts[0].full.shape[-2:]
-        sums = torch.zeros(len(self.taxonomy) + 1, dtype=torch.float64, device=self.device)
-        found = []
-        for part in parts:
-            logits = self.predictor.logits(self.teacher, self.predictor.prepare(part.full))
-            confidence, label, pairs = view_predictions(logits, size, part.views)
-            pairs &= to_device(part.valid, self.device).unsqueeze(1)
-            found.append((confidence, label, pairs))
-            sums[:-1] += probability_sum(logits, size)
-            sums[-1] += pairs.sum()
-        distributed.total(sums)
-        images = distributed.count() * sum(len(part.names) for part in parts)
-        mean_conf = sums[:-1] / (images * size.numel())
+        logits = [self.predictor.logits(self.teacher, images) for images in prepared]
+        size = prepared[0].shape[-2:]
+        own = [mean_confidence(resize_logits(one, size).softmax(dim=1)) for one in torch.cat(logits).split(1)]
+        images = distributed.count() * len(own)
+        mean_conf = distributed.total(torch.stack(own).sum(dim=0, dtype=torch.float64)) / images
         self.running_conf = advance_running_confidence(self.running_conf, mean_conf.to(self.running_conf.dtype))
-        targets = []
-        for part, (confidence, label, pairs) in zip(parts, found, strict=True):
-            labels = keep_confident(confidence, label, self.running_conf)
+
+        targets, count = [], torch.zeros((), dtype=torch.int64, device=self.device)
+        for part, part_logits in zip(parts, logits, strict=True):
             valid, pasted = (to_device(mask, self.device) for mask in (part.valid, part.pasted))
-            labels = torch.where(valid, labels, IGNORE)
+            labels, pairs, confidence = [], [], []
+            for one, view, inside in zip(part_logits.split(1), part.views, valid.split(1), strict=True):
+                probs = warp_to_view(resize_logits(one, size), [view]).softmax(dim=1)
+                labels.append(torch.where(inside, select_pseudo_labels(probs, self.running_conf), IGNORE))
+                pairs.append(negative_pairs(probs, inside))
+                if shown is not None:
+                    confidence.append(probs.amax(dim=1))
+            labels, pairs = torch.cat(labels), torch.cat(pairs)
             if shown is not None and part is parts[0]:
-                shown.update(teacher=labels, confidence=confidence)
+                shown.update(teacher=labels, confidence=torch.cat(confidence))
             targets.append((torch.where(pasted != IGNORE, pasted.long(), labels), pairs))
-        return targets, sums[-1].clamp(min=1)
+            count += pairs.sum()
+        return targets, distributed.total(count).clamp(min=1)
 
     def per_class(self) -> dict[str, torch.Tensor]:
         """Running confidence, and the threshold where an image's surest pixel of the class has probability 1."""
@@ -287,14 +295,42 @@ class Trainer(Training):
         self._delete_generations()  # and what is left of a pass that was not completed
 
 
+def part_losses(
+    logits: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor, pixels: int, negatives: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A part's shares of positive and negative loss, and their sum's gradient at the stride-8 logits.
+
+    Of each image the full-size maps are gone before the next one's are made.
+
+    Args:
+        logits: B×C×h×w of the student.
+        labels, pairs: B×H×W int64 and B×C×H×W bool, of :meth:`Trainer.pseudo_label`.
+        pixels, negatives: how many the whole batch has.
+    Returns:
+        2 floats, and B×C×h×w.
+    """
+    losses, images = 0, [one.requires_grad_() for one in logits.detach().split(1)]
+    for one, own_labels, own_pairs in zip(images, labels.split(1), pairs.split(1), strict=True):
+        upsampled = resize_logits(one, labels.shape[1:])
+        positive = positive_loss_sum(upsampled, own_labels) / pixels
+        negative = negative_loss_sum(upsampled, own_pairs) / negatives.to(upsampled.dtype)
+        (positive + negative).backward()
+        losses += torch.stack([positive.detach(), negative.detach()]).double()
+    return losses, torch.cat([one.grad for one in images])
+
+
 @torch.no_grad()
-def class_probabilities(predictor: Predictor, student: nn.Module, size: int, images: torch.Tensor) -> torch.Tensor:
+def class_probabilities(predictor: Predictor, student: nn.Module, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
     """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores.
 
     Args:
-        size: how many images may be predicted at once.
-        images: B×3×H×W uint8.
+        prepared: parts of a batch, B×3×H×W each, as networks take them.
     """
     student.eval()
-    logits = [predictor.logits(student, predictor.prepare(part)) for part in images.split(size)]
+    logits = [predictor.logits(student, images) for images in prepared]
     return torch.cat([part.softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2) for part in logits])
+
+
+def stored_probabilities(predictor: Predictor, student: nn.Module, size: int, images: torch.Tensor) -> torch.Tensor:
+    """:func:`class_probabilities` of B×3×H×W uint8 images, at most `size` of them at once."""
+    return class_probabilities(predictor, student, [predictor.prepare(part) for part in images.split(size)])

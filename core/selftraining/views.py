@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from core.models.bands import resize_rows
 from core.models.deeplab import resize_logits
 
 
@@ -71,22 +70,6 @@ class View(NamedTuple):
         mask = torch.zeros(self.crop_size, dtype=torch.bool)
         mask[self.overlap()[1]] = True
         return mask.flip(-1) if self.flip else mask
-
-    def matrices(self, size: tuple[int, int], full_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """What carries h×w logits into this view, for its rows (H×h) and columns (W×w): see :class:`BandedMap`.
-
-        Args:
-            size: (h, w) of the logits.
-            full_size: of the full view, to which they are resized first.
-        """
-        matrices = []
-        for axis, (image, view) in enumerate(zip(*self.overlap(), strict=True)):
-            full = resize_rows(np.eye(size[axis]), full_size[axis])
-            matrix = np.zeros((self.crop_size[axis], size[axis]))
-            matrix[view] = resize_rows(full, self.scaled_size[axis])[image]
-            matrices.append(matrix)
-        rows, columns = matrices
-        return rows, columns[::-1] if self.flip else columns
 
 
 def warp_to_view(logits: torch.Tensor, views: Sequence[View]) -> torch.Tensor:

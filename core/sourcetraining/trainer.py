@@ -116,7 +116,8 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch
         weights: C floats that multiply the pixels of each class; None: 1.
     """
     weights = None if weights is None else weights.to(logits.dtype)
-    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+    # summed apart: torch has no deterministic form of the reduction "sum" on CUDA
+    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="none").sum()
 
 
 def label_weight(labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

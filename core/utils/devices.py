@@ -1,7 +1,10 @@
 """The one place that knows about devices: choice, precision, memory, copies to the host."""
 
+import os
+import re
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -11,15 +14,31 @@ import torch
 from core.utils import distributed
 from core.utils.errors import UserError
 
+_HAS_BF16_AND_TF32 = (8, 0)  # compute capability
+_OUT_OF_MEMORY = re.compile("out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def prepare_device(config) -> torch.device:
+    """The device of MODEL.DEVICE, set up as SOLVER says: what a program that has a config begins with.
+
+    Raises:
+        UserError: the name is unknown, the device is not there, or it lacks the precision that SOLVER.AMP asks for.
+    """
+    device = choose_device(config.MODEL.DEVICE)
+    configure_backends(device, config.SOLVER)
+    return device
+
 
 def choose_device(wanted: str) -> torch.device:
     """The device of MODEL.DEVICE: `auto`, or any name torch knows; of several processes on a machine each has its GPU.
+
+    A CUDA device comes back with its index, and is the process's current one.
 
     Raises:
         UserError: the name is unknown or the device is not there.
     """
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if _cuda_is_available() else "cpu"
     if distributed.count() > 1 and wanted.startswith("cuda"):
         if wanted != "cuda":
             raise UserError(f"MODEL.DEVICE is {wanted!r}, but of several processes each has its own: give auto or cuda")
@@ -31,13 +50,41 @@ def choose_device(wanted: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"MODEL.DEVICE {wanted!r} is not supported; use auto, cpu, cuda or cuda:0")
     try:
+        if device.type == "cuda":
+            if device.index is None:
+                device = torch.device("cuda", torch.cuda.current_device())
+            torch.cuda.set_device(device)  # streams, events and page-locked memory of this process belong to it
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"MODEL.DEVICE {wanted} is not available here ({reason}); use auto or cpu") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # streams, events and page-locked memory of this process belong to it
     return device
+
+
+def configure_backends(device: torch.device, solver) -> None:
+    """Have torch compute on a GPU as SOLVER.TF32, DETERMINISTIC and CUDNN_BENCHMARK say; the CPU knows none of them.
+
+    Nor does what decides labels (softmax, confidence, thresholds, scores): it is elementwise, in float32.
+
+    Args:
+        solver: the config node SOLVER.
+    Raises:
+        UserError: SOLVER.AMP asks for bfloat16, which the device lacks.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu and solver.AMP == "bf16" and torch.cuda.get_device_capability(device) < _HAS_BF16_AND_TF32:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"SOLVER.AMP bf16: {device} ({name}) has no bfloat16 arithmetic; use fp16 or off")
+    deterministic = on_gpu and solver.DETERMINISTIC
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs, which takes its time
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = on_gpu and solver.CUDNN_BENCHMARK and not deterministic
+    torch.backends.cudnn.allow_tf32 = solver.TF32
+    if not solver.TF32:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def describe_device(device: torch.device, wanted: str) -> str:
@@ -45,8 +92,85 @@ def describe_device(device: torch.device, wanted: str) -> str:
     several = f" in each of {distributed.count()} processes" if distributed.count() > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){several}"
-    note = ", because there is no CUDA device" if wanted == "auto" else ""
+    note = f", because {_why_no_cuda()}" if wanted == "auto" else ""
     return f"{device.type} ({torch.get_num_threads()} threads{note}){several}"
+
+
+def describe_precision(device: torch.device, solver) -> str:
+    """What networks are really computed in, for the log (`solver`: the config node SOLVER)."""
+    if solver.AMP != "off":
+        return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast"}[solver.AMP]
+    rounded = solver.TF32 and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HAS_BF16_AND_TF32
+    return "float32, but TF32 in convolutions (SOLVER.TF32)" if rounded else "float32"
+
+
+def _cuda_is_available() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of several lines; _why_no_cuda says it in one
+        return torch.cuda.is_available()
+
+
+def _why_no_cuda() -> str:
+    """Why `auto` fell to the CPU: also where the reason is not the want of a card."""
+    if not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/version").exists()):
+        return "there is no CUDA device"
+    if torch.version.cuda is None:
+        return "this torch is a build for the CPU, although there is an NVIDIA card: install a CUDA build of torch"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides the NVIDIA card"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+    else:
+        reason = "no device is offered"
+    return f"the NVIDIA card cannot be used by torch for CUDA {torch.version.cuda} ({reason}): mend the driver"
+
+
+@contextmanager
+def memory_as_error(config, training: bool) -> Iterator[None]:
+    """Have memory that runs out on a device end in one line, which says what takes less.
+
+    Args:
+        training: it is a run that trains; False: one that predicts.
+    Raises:
+        UserError: in the place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; cuDNN and the driver have messages only
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise UserError(f"{_memory_held()}; {_what_takes_less(config, training)}") from None
+
+
+def _memory_held() -> str:
+    try:
+        free, total = torch.cuda.mem_get_info()
+        own = torch.cuda.memory_reserved()
+    except RuntimeError:
+        return "the device ran out of memory"
+    others = max(total - free - own, 0)
+    held = f"of {total / 1e9:.1f} GB this run holds {own / 1e9:.1f}, others {others / 1e9:.1f}"
+    return f"cuda:{torch.cuda.current_device()} ran out of memory: {held}"
+
+
+def _what_takes_less(config, training: bool) -> str:
+    solver = config.SOLVER
+    full = "×".join(map(str, config.INPUT.INPUT_SIZE_TEST))
+    if not training:
+        return (
+            f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, INPUT.INPUT_SIZE_TEST {full}, SOLVER.AMP {solver.AMP}: "
+            "a smaller batch or size or SOLVER.AMP bf16 takes less"
+        )
+    sizes = f"TARGET_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.TARGET_INPUT_SIZE_TRAIN))}"
+    if not config.DATASETS.TARGET_TRAIN:
+        sizes = f"SOURCE_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.SOURCE_INPUT_SIZE_TRAIN))}"
+    return (
+        f"raise SOLVER.ACCUMULATE (now {solver.ACCUMULATE}, of SOLVER.BATCH_SIZE {solver.BATCH_SIZE}), set SOLVER.AMP "
+        f"bf16 (now {solver.AMP}), or lower INPUT.INPUT_SIZE_TEST {full} and INPUT.{sizes}; what was saved is whole, "
+        "and `resume auto` goes on from it"
+    )
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
@@ -105,11 +229,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def band_bytes(device: torch.device) -> int:
-    """How much of a large map to work on at a time: what stays in a core's cache, or fills a GPU."""
-    return 1 << 20 if device.type == "cpu" else 1 << 26
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from core.utils import distributed
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def describe_environment(command: str, device: str) -> dict:
+def describe_environment(command: str, device: str, precision: str) -> dict:
     """Strings and numbers by name, for people and for :mod:`tools.report`."""
     return {
         "command": command,
         "device": device,
+        "precision": precision,
         "processes": distributed.count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

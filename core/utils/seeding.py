@@ -23,17 +23,17 @@ def random_states() -> dict:
         "python": [version, list(numbers), gauss],
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
     }
-    if torch.cuda.is_available():
-        states["cuda"] = [state.cpu() for state in torch.cuda.get_rng_state_all()]
+    if torch.cuda.is_initialized():  # the device of this process: to ask the others would begin to use them
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
 def restore_random_states(states: dict) -> None:
-    """Put back what :func:`random_states` gave; the states of devices that are not there are left out."""
+    """Put back what :func:`random_states` gave; the state of a device is left out where none is used."""
     torch.set_rng_state(states["torch"])
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if torch.cuda.is_initialized() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

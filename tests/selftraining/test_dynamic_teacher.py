@@ -52,7 +52,8 @@ class Run:
         """One iteration, in which the optimiser adds `change` to theta; returns whether the teacher moved."""
         if not isinstance(images, torch.Tensor):
             images = torch.full((2, 3, 16, 24), images, dtype=torch.uint8)
-        self.object.before_step(self.iteration, images, ("a", "b"))
+        if self.options.DYNAMIC:
+            self.object.before_step(self.iteration, images, ("a", "b"), self.probabilities(images))
         with torch.no_grad():
             self.student.theta += change
         before = self.teacher.theta.item()
