@@ -91,8 +91,8 @@ cfg.SOLVER.MAX_BAD_STEPS = 0  # steps with a loss or gradient that is not finite
 cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 0: none
 cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
 cfg.SOLVER.AMP = "off"  # off | bf16 | fp16 (with a loss scaler): mixed precision of the networks
-cfg.SOLVER.TF32 = True  # on a GPU float32 convolutions may round to TF32, as torch has it; False: true float32
-cfg.SOLVER.CUDNN_BENCHMARK = True  # on a GPU cuDNN tries its algorithms for every size that occurs
+cfg.SOLVER.TF32 = True  # on a GPU networks may round float32 to TF32 in convolutions; False: true float32
+cfg.SOLVER.CUDNN_BENCHMARK = False  # on a GPU cuDNN tries its algorithms out, half a minute a run
 cfg.SOLVER.DETERMINISTIC = False  # on a GPU the same bits in every run, for some speed; no CUDNN_BENCHMARK then
 
 cfg.VIS = Config()

@@ -77,10 +77,8 @@ def select_pseudo_labels(
         255. A class that wins nowhere in an image has peak 0 there and so the threshold `lower`.
     """
     confidence, label = probs.max(dim=1)
-    flat_confidence, flat_label = confidence.flatten(1), label.flatten(1)
-    peak = confidence.new_zeros(len(confidence), len(running_conf)).scatter_reduce_(
-        1, flat_label, flat_confidence, "amax"
-    )
-    thresholds = class_thresholds(peak, running_conf, beta, upper, lower)
-    kept = flat_confidence > thresholds.gather(1, flat_label)
-    return torch.where(kept, flat_label, IGNORE).view_as(label)
+    # of every row first: on a GPU, all pixels of an image would wait in turn for its few numbers
+    row_peak = confidence.new_zeros(*label.shape[:2], len(running_conf)).scatter_reduce_(2, label, confidence, "amax")
+    thresholds = class_thresholds(row_peak.amax(dim=1), running_conf, beta, upper, lower)
+    kept = confidence > thresholds.gather(1, label.flatten(1)).view_as(label)
+    return torch.where(kept, label, IGNORE)
