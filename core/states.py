@@ -112,9 +112,11 @@ class StateFolder:
 
     def _read(self, path: Path) -> dict:
         state = read_tensors(path)
-        if state.get("format") != FORMAT:
+        if not isinstance(state.get("format"), int):
+            raise UserError(f"{path} is not a state of this program")
+        if state["format"] != FORMAT:
             raise UserError(
-                f"{path} is a state of format {state.get('format')!r}, but this version goes on from format {FORMAT} "
+                f"{path} is a state of format {state['format']}, but this version goes on from format {FORMAT} "
                 "alone: finish the run with the version that began it, or begin a new one with `resume CHECKPOINT`"
             )
         generation = state["generation"]

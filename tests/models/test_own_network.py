@@ -20,6 +20,9 @@ def single(cfg):
 """
 
 
+NORM_AT_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+
 @pytest.fixture(autouse=True)
 def own_module(tmp_path, monkeypatch):
     """`own_network` is importable."""
@@ -40,6 +43,22 @@ def test_it_is_adapted_and_evaluated(cityscapes_root, write_config):
     assert state["classifier"]["weight"].shape == (19, 12, 1, 1)
     assert evaluate(["-cfg", config, "resume", str(checkpoint), "OUTPUT_DIR", str(out / "test")]) == 0
     assert (out / "test/test_cityscapes_val.csv").is_file()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root, write_config, frozen):
+    options = {"MODEL.NAME": "own_network:build", "resume": "", "MODEL.FREEZE_BN": frozen, "SOLVER.BASE_LR": 0.05}
+    options |= {"DTU.DYNAMIC": False, "DTU.FIX_ITERATION": 1, "DTU.EMA_WEIGHT": 0.0}  # the teacher is the student
+    assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
+    state = torch.load(cityscapes_root / "out/model_iter000002.pth", weights_only=True)["feature_extractor"]
+    untouched = [torch.equal(state[f"1.{name}"], torch.full((12,), value)) for name, value in NORM_AT_START.items()]
+    assert untouched == [frozen] * 4
+    assert state["1.num_batches_tracked"] == (0 if frozen else 2)
+
+
+def test_frozen_norms_admit_a_batch_in_parts(cityscapes_root, write_config):
+    options = {"MODEL.NAME": "own_network:build", "resume": "", "SOLVER.ACCUMULATE": 2, "SOLVER.BATCH_SIZE": 2}
+    assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
 
 
 @pytest.mark.parametrize(

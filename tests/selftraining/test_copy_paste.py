@@ -195,7 +195,9 @@ def test_enlargement_is_nearest_and_keeps_the_aspect(seed):
     height, width = bottom - top + 1, right - left + 1
     assert 20 <= height <= 50
     assert 30 <= width <= 75
-    assert abs(height / 20 - width / 30) < 0.06  # one factor for both, cut off to whole pixels
+    scale = np.random.default_rng(seed).uniform(1, 2.5)
+    assert abs(height - 20 * scale) <= 0.5  # one factor for both, rounded to whole pixels
+    assert abs(width - 30 * scale) <= 0.5
     for y in range(height):
         for x in range(width):
             source = (int(y * 20 / height + 1e-9), int(x * 30 / width + 1e-9))

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.configs import cfg
-from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher, draw_points, ema_update
+from core.selftraining.dynamic_teacher import (
+    HISTORY_FIELDS,
+    DynamicTeacher,
+    count_improved,
+    draw_points,
+    ema_update,
+)
 
 UP, DOWN = 200, 50  # grey levels of images that a rising theta makes more certain, or less
 
@@ -129,6 +136,26 @@ def test_more_than_half_must_be_better(up, total, moves):
     (row,) = run.rows
     assert row["decision"] == ("improved" if moves else "refused")
     assert row["batches"] == total
+
+
+@pytest.mark.parametrize("total", range(1, 8))
+def test_batches_are_scored_at_a_stretch_but_none_that_the_decision_could_do_without(total):
+    """Against one after the other, for every pattern of better and worse."""
+    for better in itertools.product([False, True], repeat=total):
+        asked, needed = [], 0
+        while 2 * sum(better[:needed]) <= total < 2 * (sum(better[:needed]) + total - needed):
+            needed += 1  # neither is there a majority, nor is it out of reach
+
+        def rescore(batches, better=better, asked=asked):
+            asked.append(batches)
+            return [float(better[i]) for i in batches]
+
+        verdict = count_improved([0.5] * total, rescore)
+        assert verdict.majority == (2 * sum(better) > total)
+        assert asked[0] == range(-(-total // 2))
+        assert [i for batches in asked for i in batches] == list(range(needed))
+        assert verdict.improved == sum(better[:needed])
+        assert len(verdict.rescored) == needed
 
 
 @pytest.mark.parametrize("metric", ["ENT", "SND"])

@@ -41,6 +41,17 @@ def test_no_state_is_left_but_damaged_ones(tmp_path):
         folder.newest()
 
 
+def test_a_state_from_before_pasted_sizes_were_rounded_is_refused(tmp_path, pictures):
+    run_until(adaptation(tmp_path / "out", pictures, make_config()), 9)
+    (path,) = StateFolder(tmp_path / "out").paths()
+    torch.save(torch.load(path, weights_only=True) | {"format": 1}, path)
+    with pytest.raises(
+        UserError, match="is a state of format 1, but this version goes on from format 2 alone"
+    ) as caught:
+        StateFolder(tmp_path / "out").newest()
+    assert "\n" not in str(caught.value)
+
+
 def test_bad_images_that_were_done_without_stay_counted(tmp_path, pictures):
     trainer = source(tmp_path / "out", pictures, make_config())
     trainer._images.skipped.paths.append("bad.png")
@@ -101,7 +112,7 @@ def test_a_state_of_another_format_or_without_its_candidates_is_passed_over(tmp_
     folder.write(state_of(24, format=FORMAT + 1))
     assert folder.newest()[0].name == "iter000008.pth"
     newest, gone = log_lines
-    assert "iter000024.pth is not a state of this program" in newest
+    assert f"iter000024.pth is a state of format {FORMAT + 1}" in newest
     assert "iter000016.pth needs the candidates g0002, which are gone" in gone
     shutil.rmtree(tmp_path / "candidates")
     with pytest.raises(UserError, match=r"no state to go on from: .*iter000008\.pth needs the candidates g0001"):
@@ -155,6 +166,9 @@ def test_every_option_that_shapes_a_run_is_compared(continued, key):
         "SOLVER.KEEP_STATES",
         "SOLVER.MAX_BAD_STEPS",
         "SOLVER.ACCUMULATE",
+        "SOLVER.TF32",
+        "SOLVER.CUDNN_BENCHMARK",
+        "SOLVER.DETERMINISTIC",
     }
     if key in free:
         continued({key: other})
