@@ -1,5 +1,6 @@
 """MODEL.NAME module:function puts a network of the user's own into every program."""
 
+import re
 import sys
 
 import pytest
@@ -9,6 +10,9 @@ from test import main as evaluate
 from train_TCR_DTU import main as adapt
 
 NETWORK = """
+import time
+
+import torch
 from torch import nn
 
 def build(cfg):
@@ -17,6 +21,18 @@ def build(cfg):
 
 def single(cfg):
     return nn.Conv2d(3, cfg.MODEL.NUM_CLASSES, 1)
+
+class SlowAtFirst(nn.Module):
+    learnt = False
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and not SlowAtFirst.learnt:
+            SlowAtFirst.learnt = True
+            time.sleep(4)
+        return x
+
+def compiled_say(cfg):
+    return nn.Sequential(SlowAtFirst(), nn.Conv2d(3, 12, 8, stride=8)), nn.Conv2d(12, cfg.MODEL.NUM_CLASSES, 1)
 """
 
 
@@ -59,6 +75,17 @@ def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root,
 def test_frozen_norms_admit_a_batch_in_parts(cityscapes_root, write_config):
     options = {"MODEL.NAME": "own_network:build", "resume": "", "SOLVER.ACCUMULATE": 2, "SOLVER.BATCH_SIZE": 2}
     assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
+
+
+def test_check_tells_what_a_step_costs_once_it_runs(cityscapes_root, write_config, capsys):
+    """The first step takes four seconds more, as where networks are compiled."""
+    options = {"MODEL.NAME": "own_network:compiled_say", "resume": ""}
+    assert adapt(["--check", "-cfg", str(write_config(cityscapes_root, **options))]) == 0
+    text = capsys.readouterr().out
+    first, second = map(float, re.search(r"the first step took ([\d.]+) s, the second ([\d.]+) s", text).groups())
+    assert first > 4
+    assert second < 3
+    assert float(re.search(r"time: ([\d.]+) s/iteration", text)[1]) == pytest.approx(second, abs=0.01)
 
 
 @pytest.mark.parametrize(
