@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-from core.models.backbone import FeatureExtractor
+from core.models.backbone import FeatureExtractor, FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
 
 DAMPING = 0.25  # of what a residual block adds
-SPREAD = 3.0  # standard deviation of the logits
+BIAS = 1.0  # of the other norms
 
 
 class _Doubled(nn.Sequential):
@@ -36,16 +36,25 @@ def build_resnet18(config) -> tuple[nn.Module, nn.Module]:
 
 
 @torch.no_grad()
-def make_sensible(model: Segmentor) -> None:
-    """Scale random weights in place so that activations keep their size through all blocks, and classes differ."""
+def make_sensible(model: Segmentor, spread: float = 3.0) -> None:
+    """Scale random weights in place so that activations keep their size through all blocks, and classes differ.
+
+    Biases keep most of them off the kink of the ReLU, where the least error makes another gradient.
+
+    Args:
+        model: with the paper's backbone, its norms frozen.
+        spread: standard deviation of the logits.
+    """
+    model.feature_extractor.backbone.bn1.bias.fill_(BIAS)
     for block in model.modules():
-        if isinstance(block, resnet.Bottleneck):
-            block.bn3.weight.fill_(DAMPING)
-        elif isinstance(block, resnet.BasicBlock):
-            block.bn2.weight.fill_(DAMPING)
+        if isinstance(block, resnet.Bottleneck | resnet.BasicBlock):
+            *inner, last = (norm for norm in block.children() if isinstance(norm, FrozenBatchNorm))
+            last.weight.fill_(DAMPING)
+            for norm in inner:
+                norm.bias.fill_(BIAS)
     noise = torch.randn(1, 3, 64, 128, generator=torch.Generator().manual_seed(0))
     was_training = model.training
-    spread = model.eval()(noise.to(next(model.parameters()).device)).std()
+    found = model.eval()(noise.to(next(model.parameters()).device)).std()
     model.train(was_training)
     for parameter in model.classifier.parameters():
-        parameter.mul_(SPREAD / spread)
+        parameter.mul_(spread / found)

@@ -48,22 +48,24 @@ def network(bench: Workplace, found: Findings) -> None:
     data = {"MODEL.WEIGHTS": "", "SOLVER.CUDNN_BENCHMARK": False}
     torch.manual_seed(0)
     model = build_model(load_config(PUBLISHED, words(data)))
-    make_sensible(model)
+    make_sensible(model, spread=1.0)
 
     def run(device: torch.device, dtype: torch.dtype, amp: str, factor: int) -> list[torch.Tensor]:
-        """Logits and gradients, float64 on the CPU."""
-        network = copy.deepcopy(model).to(device, dtype)
+        """Logits of a network that learns and of one that does not, and gradients, float64 on the CPU."""
+        student = copy.deepcopy(model).to(device, dtype)
+        teacher = copy.deepcopy(student).requires_grad_(False)
         with autocast(device, amp):
-            logits = network(image.to(device, dtype))
-        (factor * F.cross_entropy(logits, labels.to(device))).backward()
-        return [logits.detach().double().cpu(), *(p.grad.double().cpu() / factor for p in network.parameters())]
+            logits = [network(image.to(device, dtype)) for network in (student, teacher)]
+        (factor * F.cross_entropy(logits[0], labels.to(device))).backward()
+        gradients = [parameter.grad / factor for parameter in student.parameters()]
+        return [tensor.detach().double().cpu() for tensor in (*logits, *gradients)]
 
-    logits, *gradients = run(torch.device("cpu"), torch.float64, "off", 1)
+    student, teacher, *gradients = run(torch.device("cpu"), torch.float64, "off", 1)
     for name, (dtype, tf32, amp, factor, limit) in PRECISIONS.items():
         options = {"MODEL.DEVICE": str(bench.device), "SOLVER.TF32": tf32, "SOLVER.AMP": amp}
         device = prepare_device(load_config(PUBLISHED, words(data | options)))
-        other, *others = run(device, dtype, amp, factor)
-        found.within(f"{name} logits", relative_error([other], [logits]), limit)
+        learning, fixed, *others = run(device, dtype, amp, factor)
+        found.within(f"{name} logits", relative_error([learning, fixed], [student, teacher]), limit)
         found.within(f"{name} gradients", relative_error(others, gradients), limit)
         worst = max(relative_error([a], [b]) for a, b in zip(others, gradients, strict=True))
         found.note(**{f"{name} worst parameter": worst})

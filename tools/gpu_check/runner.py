@@ -153,8 +153,15 @@ def describe_card() -> dict:
         "driver": driver_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn_version(),
     }
+
+
+def cudnn_version() -> int | str:
+    try:
+        return torch.backends.cudnn.version()
+    except RuntimeError as error:  # another than torch was made for
+        return str(error).splitlines()[0]
 
 
 def driver_version() -> str:

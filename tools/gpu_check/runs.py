@@ -77,7 +77,7 @@ def trajectory(bench: Workplace, found: Findings) -> None:
 def compare_adaptations(
     bench: Workplace, found: Findings, case: str, options: dict, reference: Path, other: Path
 ) -> None:
-    """Student and teacher agree to 1e-9, relative to how far they have come; decisions are the same."""
+    """Student and teacher have moved, and agree to 1e-9; decisions are the same."""
     model = load_model(bench.small(**options | {"MODEL__DEVICE": "cpu"}), torch.device("cpu"))
     start = torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
     for who in ("student", "teacher"):
