@@ -4,7 +4,6 @@ A line per check; the exit code is the number of checks that failed.
 """
 
 import argparse
-import gc
 import json
 import re
 import socket
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 from core.configs import cfg
-from core.utils.devices import configure_backends
+from core.utils.devices import prepare_device
 from core.utils.environment import PROJECT, find_commit
 from core.utils.errors import UserError, one_line
 from core.utils.program import Parser, run_program
@@ -115,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
     about = {**card, "commit": find_commit(PROJECT), "quick": args.quick}
     print(", ".join(f"{key} {value}" for key, value in card.items()), flush=True)
     results = []
+    if args.json:
+        write_report(args.json, about, results)  # while nothing is lost if that cannot be
     with tempfile.TemporaryDirectory(prefix="dtst-gpu-check-", ignore_cleanup_errors=True) as folder:
         bench = Workplace(Path(folder), args.quick)
         for result in results_of(chosen, bench, args.verbose):
@@ -160,18 +161,18 @@ def describe_card() -> dict:
 def cudnn_version() -> int | str:
     try:
         return torch.backends.cudnn.version()
-    except RuntimeError as error:  # another than torch was made for
-        return str(error).splitlines()[0]
+    except RuntimeError:
+        return "another than torch was made for"
 
 
 def driver_version() -> str:
     """NVIDIA's, as its own program tells it; `unknown` where that is not there."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
+        text = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        lines = []
-    return lines[0] if lines else "unknown"
+        text = ""
+    return next(iter(re.findall(r"\d+\.[\d.]+", text)), "unknown")
 
 
 def results_of(checks: Iterable[Check], bench: Workplace, verbose: bool) -> Iterator[Result]:
@@ -184,9 +185,8 @@ def results_of(checks: Iterable[Check], bench: Workplace, verbose: bool) -> Iter
     for check in checks:
         if not check.programs:
             yield result_of(check, bench, verbose)
-            gc.collect()
-            torch.cuda.empty_cache()
-            configure_backends(bench.device, cfg.SOLVER)
+            bench.tidy()
+            prepare_device(cfg)  # whatever the check has set
 
 
 def result_of(check: Check, bench: Workplace, verbose: bool) -> Result:

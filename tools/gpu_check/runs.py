@@ -1,6 +1,5 @@
 """Checks of whole programs, started as a user starts them."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from tools.gpu_check.workplace import (
     Skipped,
     Workplace,
     program_of,
+    rows_of,
 )
 from tools.memory import last_iteration, tree_memory
 
@@ -188,7 +188,7 @@ def loaders(bench: Workplace, found: Findings) -> None:
     found.note(processes=workers, using=sum(using.values()) - using[run.pid])
     found.require(workers >= 2, f"{workers} other processes were seen, not 2")
     if not using[run.pid]:
-        raise Skipped("here even the main process has no /dev/nvidia* open")
+        raise Skipped("here even the main process has no file of NVIDIA's driver open")
     found.require(sum(using.values()) == 1, "a loader's process has the device open")
 
 
@@ -227,8 +227,7 @@ def last_state(folder: Path) -> dict:
 
 def decisions(folder: Path) -> list[tuple[str, ...]]:
     """The rows of the dynamic teacher's history, without its scores."""
-    with (folder / "dtu_history.csv").open(newline="", encoding="utf-8") as file:
-        return [tuple(row[name] for name in DECISION) for row in csv.DictReader(file)]
+    return [tuple(row[name] for name in DECISION) for row in rows_of(folder / "dtu_history.csv")]
 
 
 def wait_until(run: subprocess.Popen, there: Callable[[], bool]) -> None:

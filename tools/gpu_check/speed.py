@@ -1,13 +1,11 @@
 """Checks of a training step and a candidate pass as they are on a real device: waits, memory, time."""
 
-import csv
 import re
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,13 +25,13 @@ from core.selftraining.trainer import Trainer
 from core.utils.devices import prepare_device
 from core.utils.environment import PROJECT
 from tools.gpu_check.network import make_sensible
-from tools.gpu_check.workplace import Failed, Findings, Workplace, first_batch
+from tools.gpu_check.workplace import Failed, Findings, Workplace, first_batch, rows_of
 
 STEP_TFLOP = 22  # of a published step
 WARM_UP = 3  # steps
 NO_QUERY = 10**6  # DTU.Query_START
 STORED = 33  # batches that the dynamic teacher holds at most
-MOST_GB = {"off": (9.0, 9.0), "bf16": (5.0, 5.3)}  # by SOLVER.AMP: with few stored batches, with all
+MOST_GB = {"off": (9.0, 9.4), "bf16": (5.0, 5.3)}  # by SOLVER.AMP: with few stored batches, with all
 ONE_WAIT = "core/solver.py"  # the file of the only one that a step has
 WAITING = "synchronizing CUDA operation"  # torch's words
 PRECISIONS = {"fp32": {"SOLVER__TF32": False}, "TF32": {"SOLVER__TF32": True}, "bf16": {"SOLVER__AMP": "bf16"}}
@@ -94,6 +92,8 @@ def places_of_waits(action: Callable) -> dict[str, int]:
 def memory(bench: Workplace, found: Findings) -> None:
     """Peak memory of published steps, with few and with all the batches that the dynamic teacher may store."""
     for amp, (few, many) in MOST_GB.items():
+        trainer = None
+        bench.tidy()
         held = torch.cuda.memory_allocated()
         trainer = bench.trainer(f"memory_{amp}", bench.published(SOLVER__AMP=amp, DTU__Query_START=NO_QUERY))
         batch = first_batch(trainer)
@@ -106,9 +106,6 @@ def memory(bench: Workplace, found: Findings) -> None:
             peak = (torch.cuda.max_memory_allocated() - held) / 1e9
             found.within(f"{amp} GB with {stored} stored", peak, limit)
         found.note(**{f"{amp} GB reserved": torch.cuda.max_memory_reserved() / 1e9})
-        del trainer
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def checked_step(trainer: Trainer, batch: Batch) -> None:
@@ -118,16 +115,6 @@ def checked_step(trainer: Trainer, batch: Batch) -> None:
 
 
 # --- speed
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Times of a trainer's steps, in seconds: medians of those without a query, of the host's part, of a re-scoring."""
-
-    step: float
-    host: float
-    rescoring: float | None
-    warm_up: float
 
 
 def speed(bench: Workplace, found: Findings) -> None:
@@ -146,51 +133,33 @@ def speed_compiled(bench: Workplace, found: Findings) -> None:
 
 
 def note_steps(bench: Workplace, found: Findings, name: str, options: dict) -> None:
-    """Time published steps with such options."""
-    taken = timed_steps(bench, f"speed {name}", bench.published(**options), 9 if bench.quick else 15)
-    found.note(**{f"{name} s": taken.step, f"{name} TFLOP/s": STEP_TFLOP / taken.step})
-    found.note(**{f"{name} details": {"host": taken.host, "rescoring": taken.rescoring, "warm-up": taken.warm_up}})
-
-
-def timed_steps(bench: Workplace, name: str, config: Config, count: int) -> Steps:
-    """Steps with one batch, from the end of one to the end of the next, without a wait that is not their own."""
-    trainer = bench.trainer(name, config)
-    batch, history = first_batch(trainer), bench.folder / name / "dtu_history.csv"
-    solver_step, began, plain, host, rescorings = trainer.solver.step, 0.0, [], [], []
+    """Time published steps with one batch, from the end of one to that of the next, with no wait but their own."""
+    trainer = bench.trainer(f"speed {name}", bench.published(**options))
+    batch, history = first_batch(trainer), bench.folder / f"speed {name}/dtu_history.csv"
+    solver_step, began = trainer.solver.step, time.perf_counter()
+    plain, host, rescoring = [], [], []  # seconds: of a step without a query, of what the host does first, of a batch
 
     def step(*args):
         host.append(time.perf_counter() - began)
         return solver_step(*args)
 
-    start = time.perf_counter()
     for _ in range(WARM_UP):
         checked_step(trainer, batch)
     torch.cuda.synchronize()
-    began, warm_up, queries = time.perf_counter(), time.perf_counter() - start, []
+    warm_up, began = time.perf_counter() - began, time.perf_counter()
     with mock.patch.object(trainer.solver, "step", step):
-        for _ in range(count):
+        for _ in range(9 if bench.quick else 15):
+            before = len(rows_of(history))
             checked_step(trainer, batch)
-            end = time.perf_counter()
-            rows = rows_of(history)
-            taken, began = end - began, time.perf_counter()
-            if len(rows) == len(queries):
+            taken, queries = time.perf_counter() - began, rows_of(history)[before:]
+            if not queries:
                 plain.append(taken)
-            else:
-                rescorings.append((taken, int(rows[-1]["scored"] or 0)))
-            queries = rows
+            rescoring += [(taken - median(plain)) / int(row["scored"]) for row in queries if int(row["scored"])]
+            began = time.perf_counter()
     torch.cuda.synchronize()
-    usual = median(plain)
-    each = [(taken - usual) / scored for taken, scored in rescorings if scored]
-    del trainer
-    torch.cuda.empty_cache()
-    return Steps(usual, median(host), median(each) if each else None, warm_up)
-
-
-def rows_of(table: Path) -> list[dict]:
-    if not table.exists():
-        return []
-    with table.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    found.note(**{f"{name} s": median(plain), f"{name} TFLOP/s": STEP_TFLOP / median(plain)})
+    details = {"host": median(host), "rescoring a batch": median(rescoring or [0]), "warm-up": warm_up, "steps": plain}
+    found.note(**{f"{name} details": details})
 
 
 # --- passes
@@ -214,8 +183,6 @@ def passes_speed(bench: Workplace, found: Findings) -> None:
         later, _, busy = timed_pass(partial(run, 1, generation))
         found.note(**{f"{name} first/s": first, f"{name} later/s": later, f"{name} busy %": 100 * busy * later / count})
         found.note(**{f"{name} forward/s": forward_rate(config, predictor, model)})
-        del model, run
-        torch.cuda.empty_cache()
 
 
 def timed_pass(action: Callable) -> tuple[float, object, float]:
@@ -265,8 +232,6 @@ def kernel_profile(bench: Workplace, found: Findings) -> None:
         top = [[kernel[:80], 1000 * seconds] for kernel, seconds in kernels.most_common(15)]
         found.note(**{f"{name} kernels": top})
         found.require(bool(kernels), "the profiler saw no kernel")
-        del trainer
-        torch.cuda.empty_cache()
 
 
 def profiled(action: Callable) -> tuple[object, Counter]:

@@ -1,5 +1,7 @@
 """Where the checks work: data made up in a temporary folder, configs, programs as processes, trainers in this one."""
 
+import csv
+import gc
 import os
 import subprocess
 import sys
@@ -105,10 +107,14 @@ class Workplace:
 
     def __init__(self, folder: Path, quick: bool):
         self.folder, self.quick = folder, quick
-        self.device = torch.device("cuda", torch.cuda.current_device())
         self.simulated = os.environ.get(SIMULATED) == "1"
         self.cores = len(os.sched_getaffinity(0))
         self._slots, self._lock = BoundedSemaphore(max(self.cores // 2, 2)), RLock()
+
+    @property
+    def device(self) -> torch.device:
+        """The one that is checked."""
+        return torch.device("cuda", torch.cuda.current_device())
 
     # data
 
@@ -219,8 +225,15 @@ class Workplace:
 
     # trainers in this process
 
+    @staticmethod
+    def tidy() -> None:
+        """Give back the memory of what is needed no more."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def trainer(self, name: str, config: Config) -> Trainer:
         """A trainer that writes to the folder `name`."""
+        self.tidy()
         device = prepare_device(config)
         taxonomy, images = find_taxonomy(config), find_target_images(config)
         model = load_model(config, device)
@@ -238,6 +251,14 @@ def words(options: Mapping[str, object]) -> list[str]:
 def program_of(command: Sequence[str]) -> str:
     """Which program a command runs, for a message."""
     return next((word for word in command if word in (ADAPT, TRAIN)), "the process")
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """Of a CSV file; none where there is no such file."""
+    if not table.exists():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def first_batch(trainer: Trainer) -> Batch:

@@ -1,0 +1,190 @@
+"""The check of a GPU, without one: its report, and what it compares by."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools.gpu_check import main, runner
+from tools.gpu_check.numbers import relative_error
+from tools.gpu_check.runner import Check, anonymous
+from tools.gpu_check.runs import differences, last_state
+from tools.gpu_check.speed import group_of
+from tools.gpu_check.workplace import TINY, Failed, Skipped, Workplace
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def fine(bench, found):
+    found.note(seconds=0.123456, places={"core/solver.py:71": 1})
+    found.within("error", 1e-7, 1e-5)
+
+
+def wrong(bench, found):
+    found.within("error", 0.5, 1e-5)
+    found.require(False, "decisions differ")
+
+
+def broken(bench, found):
+    found.note(before=1, file=str(bench.folder / "out/x.csv"))
+    raise RuntimeError(f"no {PROJECT}/core/none.py on {socket.gethostname()}, nor /usr/lib/none.so\nmore")
+
+
+def failing(bench, found):
+    raise Failed("exit code 3")
+
+
+def impossible(bench, found):
+    raise Skipped("2 devices are needed")
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """checks(*bodies, **options of Check): these are the tool's checks, named as their functions, on a made-up card."""
+    monkeypatch.setattr(runner, "describe_card", lambda: {"card": "made up", "torch": torch.__version__})
+
+    def use(*bodies, **options):
+        monkeypatch.setattr(runner, "CHECKS", tuple(Check(body.__name__, body, **options) for body in bodies))
+
+    return use
+
+
+def test_without_a_device_it_is_one_line():
+    command = [sys.executable, "-m", "tools.gpu_check", "--quick"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: there is no CUDA device to check (")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_a_line_and_an_entry_for_every_check(checks, tmp_path, capsys, programs):
+    checks(fine, wrong, broken, failing, impossible, programs=programs)
+    report = tmp_path / "gpu.json"
+    assert main(["--json", str(report)]) == 3
+    card, *lines = capsys.readouterr().out.splitlines()
+    assert card.startswith("card made up, torch ")
+    lines = {line[6:].split(":")[0]: line.rpartition(" (")[0] for line in lines}
+    assert lines["fine"] == "ok    fine: seconds 0.123, error 1e-07"
+    assert lines["wrong"] == "FAIL  wrong: error is 0.5, above 1e-05; decisions differ; error 0.5"
+    assert lines["broken"].startswith(
+        "FAIL  broken: RuntimeError: no core/none.py on this machine, nor …/none.so; before 1"
+    )
+    assert lines["failing"] == "FAIL  failing: exit code 3"
+    assert lines["impossible"] == "skip  impossible: 2 devices are needed"
+    text = report.read_text()
+    tree = json.loads(text)
+    assert tree.keys() == {"card", "torch", "commit", "quick", "checks"}
+    found = {entry["name"]: entry for entry in tree["checks"]}
+    assert found["fine"]["figures"] == {"seconds": 0.123456, "places": {"core/solver.py:71": 1}, "error": 1e-7}
+    assert found["broken"]["figures"]["file"] == "out/x.csv"
+    assert all(entry["seconds"] >= 0 for entry in found.values())
+    assert not [word for word in (socket.gethostname(), str(PROJECT), '"/', " /", "/usr") if word in text]
+
+
+def test_the_report_holds_what_is_done_so_far(checks, tmp_path, capsys):
+    report = tmp_path / "gpu.json"
+    seen = []
+
+    def looking(bench, found):
+        seen.append([entry["name"] for entry in json.loads(report.read_text())["checks"]])
+
+    checks(looking, fine, looking)
+    assert main(["--json", str(report)]) == 0
+    assert seen == [[], ["looking", "fine"]]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_report_that_cannot_be_written_is_one_line(checks, tmp_path, capsys):
+    checks(fine)
+    assert main(["--json", str(tmp_path / "none/gpu.json")]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: --json ")
+    assert "ok " not in out
+
+
+def test_some_checks_only(checks, capsys):
+    checks(fine, wrong, broken)
+    assert main(["--only", "wrong", "fine"]) == 1
+    names = [line[6:].split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["fine", "wrong"]
+    assert main(["--only", "fine", "swift"]) == 1
+    assert capsys.readouterr().err == "error: --only swift: no such check; there are fine, wrong, broken\n"
+
+
+def test_the_slow_ones_are_for_who_has_time_or_names_them(checks, monkeypatch):
+    checks(fine, wrong)
+    monkeypatch.setattr(runner, "SLOW", ("wrong",))
+    assert main(["--quick"]) == 0
+    assert main([]) == main(["--quick", "--only", "wrong"]) == 1
+
+
+def test_the_exit_code_stays_one_that_a_shell_takes_for_it(checks, capsys):
+    checks(*[wrong] * 130)
+    assert main([]) == 125
+
+
+def test_a_traceback_only_where_it_is_asked_for(checks, capsys):
+    checks(broken)
+    main([])
+    assert capsys.readouterr().err == ""
+    main(["--verbose"])
+    assert "in broken" in capsys.readouterr().err
+
+
+def test_on_a_simulated_device_some_mean_nothing(checks, monkeypatch, capsys):
+    checks(wrong, real=True)
+    monkeypatch.setenv("DTST_SIMULATED", "1")
+    assert main([]) == 0
+    assert "skip  wrong: not on a simulated device" in capsys.readouterr().out
+
+
+def test_paths_of_this_machine_are_cut_and_others_stay(tmp_path):
+    assert anonymous([{"a": f"{tmp_path}/b.pth"}, 3], tmp_path) == [{"a": "b.pth"}, 3]
+    assert anonymous("see /home/me/x y.pth", tmp_path) == "see …/x y.pth"
+    assert anonymous("12 images/s, core/solver.py:71", tmp_path) == "12 images/s, core/solver.py:71"
+
+
+def test_kinds_of_kernels():
+    kinds = {
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64": "convolution",
+        "void cudnn::engines_precompiled::nchwToNhwcKernel<float, float>": "copies",
+        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>": "copies",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>": "elementwise",
+        "void (anonymous namespace)::softmax_warp_forward": "softmax",
+        "void at::native::upsample_bilinear2d_out_frame": "upsample",
+        "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>": "reduce",
+        "void at::native::multi_tensor_apply_kernel": "optimizer",
+        "Memcpy HtoD (Pinned -> Device)": "copies",
+        "ncclDevKernel_AllReduce_Sum_f32_RING_LL": "nccl",
+        "something": "other",
+    }
+    assert {kernel: group_of(kernel) for kernel in kinds} == kinds
+
+
+def test_an_error_that_is_no_number_is_infinite():
+    one = torch.ones(4)
+    assert relative_error([one * 1.5], [one]) == pytest.approx(0.5)
+    assert relative_error([one / 0], [one]) == float("inf")
+
+
+def test_a_stopped_run_and_one_that_differs(tmp_path):
+    """By what the check of determinism is made of, on the CPU."""
+    bench = Workplace(tmp_path, quick=True)
+    options = {"MODEL__NAME": TINY, "MODEL__DEVICE": "cpu", "SOLVER__STOP_ITER": 4}
+    commands = [bench.command("whole", **options), bench.command("other", **options, SEED=2)]
+    bench.run(*commands, bench.command("stopped", what="stop:2", **options), codes=[0, 0, 143])
+    assert last_state(tmp_path / "stopped")["iteration"] == 2
+    bench.run(bench.command("stopped", **options, resume="auto"))
+    whole, stopped, other = (last_state(tmp_path / name) for name in ("whole", "stopped", "other"))
+    assert differences(whole, stopped) == []
+    assert "student.classifier.weight" in differences(whole, other)
+    with pytest.raises(Failed, match=r"^train_TCR_DTU.py: exit code 1, error: OUTPUT_DIR .* \(expected 0\)"):
+        bench.run(commands[0])
