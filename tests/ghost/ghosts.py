@@ -83,7 +83,7 @@ class Ghost:
         self.script(name, *argv, "--json", path)
         return json.loads(path.read_text())
 
-    def programs(self, *commands, codes=None, processes=1, **more):
+    def programs(self, *commands, codes=None, processes=1, **how):
         """Run programs, each a list (name, words …), in one process; (reports, by process; stdout, stderr).
 
         None may race or find another shape than on the CPU, and each ends with its one of `codes`, or 0.
@@ -91,7 +91,7 @@ class Ghost:
         path = self._folder / "report.json"
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = json.dumps([[str(word) for word in command] for command in commands])
-        said = self.script("simulated.py", path, words, launcher=launcher if processes > 1 else (), **more)
+        said = self.script("simulated.py", path, words, launcher=launcher if processes > 1 else (), **how)
         paths = [path] if processes == 1 else [Path(f"{path}.{rank}") for rank in range(processes)]
         found = [json.loads(path.read_text()) for path in paths]
         for each in found:
