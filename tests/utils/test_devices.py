@@ -153,15 +153,17 @@ def test_a_device_that_is_not_there(two_gpus):
 
 def test_the_flags_are_those_of_the_config_and_go_back_with_the_next(two_gpus, flags):
     cuda = torch.device("cuda:0")
-    free = {"benchmark": True, "deterministic": False, "tf32": True, "algorithms": False}
+    free = {"benchmark": False, "deterministic": False, "tf32": True, "algorithms": False}
     devices.configure_backends(cuda, solver())
     assert flags() == free
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    devices.configure_backends(cuda, solver(DETERMINISTIC=True, TF32=False))
+    devices.configure_backends(cuda, solver(CUDNN_BENCHMARK=True))
+    assert flags() == free | {"benchmark": True}
+    devices.configure_backends(cuda, solver(CUDNN_BENCHMARK=True, DETERMINISTIC=True, TF32=False))
     assert flags() == {"benchmark": False, "deterministic": True, "tf32": False, "algorithms": True}
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    devices.configure_backends(cuda, solver(CUDNN_BENCHMARK=False))
-    assert flags() == free | {"benchmark": False}
+    devices.configure_backends(cuda, solver())
+    assert flags() == free
 
 
 def test_matrix_products_round_to_tf32_only_where_somebody_else_allowed_it(two_gpus, flags):
@@ -174,7 +176,7 @@ def test_matrix_products_round_to_tf32_only_where_somebody_else_allowed_it(two_g
 
 
 def test_deterministic_is_for_gpus(flags):
-    devices.configure_backends(torch.device("cpu"), solver(DETERMINISTIC=True, AMP="bf16"))
+    devices.configure_backends(torch.device("cpu"), solver(DETERMINISTIC=True, CUDNN_BENCHMARK=True, AMP="bf16"))
     assert flags() == {"benchmark": False, "deterministic": False, "tf32": True, "algorithms": False}
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
