@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -50,7 +51,7 @@ def without_numbers():
 def run(program, argv):
     """A report of one program: its exit code, and what the ghost saw meanwhile."""
     simcuda.PROBLEMS.clear()
-    races = ghostlib.L.ghost_races()
+    races, seconds = ghostlib.L.ghost_races(), time.process_time()
     traces = program == "tools.export"
     with ghostlib.recording() as events, without_numbers() if traces else contextlib.nullcontext():
         code = importlib.import_module(program).main(argv)
@@ -63,6 +64,7 @@ def run(program, argv):
     return {
         "program": program,
         "code": code,
+        "processor_seconds": time.process_time() - seconds,
         "races": ghostlib.L.ghost_races() - races,
         "problems": dict(simcuda.PROBLEMS),
         "waits": dict(waits),

@@ -32,11 +32,11 @@ SOURCE = {
     "SOLVER.CLASS_WEIGHTS": True,
     "VIS.PERIOD": 2,
 }
-ADAPTATION = {  # passes before training and after 2 iterations; queries after 2, 3 and 4
-    "SOLVER.STOP_ITER": 4,
+ADAPTATION = {  # passes before training and after 2 iterations; queries after 2 and 3
+    "SOLVER.STOP_ITER": 3,
     "VIS.PERIOD": 2,
 }
-CONTINUED = {"resume": "auto", "SOLVER.STOP_ITER": 6}
+CONTINUED = {"resume": "auto", "SOLVER.STOP_ITER": 5}
 ADAPT = 2  # its position among the commands
 MAY_WAIT = {  # functions of core
     "datasets/transforms.py __init__",  # before the run begins
@@ -67,7 +67,7 @@ def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config):
         def options(name, out, device):
             return ["-cfg", configs[name], "OUTPUT_DIR", folder / out, "MODEL.DEVICE", device]
 
-        last = ["resume", folder / "adapted/model_iter000004.pth"]
+        last = ["resume", folder / "adapted/model_iter000003.pth"]
         images = root / "cityscapes/leftImg8bit/val"
         pictures = ["-o", folder / "pictures", "--save", "colour,confidence", images]
         found = [
@@ -158,5 +158,5 @@ def test_a_run_waits_for_the_device_where_it_has_to_and_nowhere_else(found):
 
 
 def test_checkpoints_of_the_ghost_are_on_the_host(found):
-    saved = read_checkpoint(found.folder / "adapted/model_iter000004.pth")
+    saved = read_checkpoint(found.folder / "adapted/model_iter000003.pth")
     assert all(value.device.type == "cpu" for value in saved["feature_extractor"].values())
