@@ -1,14 +1,16 @@
 """Adaptation and source training on the ghost GPU by many ways, against the CPU by the same way."""
 
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from test import main as evaluate
 from tests.ghost.ghosts import tables
-from tests.helpers import PROJECT, rows_of
+from tests.helpers import PROJECT, contents, rows_of
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
@@ -23,7 +25,7 @@ SOURCE = {
     "INPUT.INPUT_SIZE_TEST": (64, 32),
 }
 DSU_ON = {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
-PROGRAMS = {"train_TCR_DTU": adapt, "train_src": train}
+PROGRAMS = {"train_TCR_DTU": adapt, "train_src": train, "test": evaluate}
 # of values of bf16 (8 bits) and fp16 (11 bits) that hundreds of roundings lie behind, which CPU and GPU make elsewhere
 TOLERANCE = {"bf16": 0.03, "fp16": 0.01}
 
@@ -121,6 +123,25 @@ def test_source_training_gives_the_tables_of_the_cpu(case, tiny_checkpoint, opti
         return
     assert set(found.tables) == {"metrics.csv", "evaluation.csv"}
     assert found.tables == expected.tables
+
+
+@pytest.mark.parametrize("argv", [["--rank-without-labels"], ["--multi-scale", "--flip", "--saveres"]], ids=" ".join)
+def test_checkpoints_are_judged_as_on_the_cpu(case, tmp_path, tiny_checkpoint, as_on_a_gpu, argv):
+    models = tmp_path / "models"
+    models.mkdir()
+    for number in range(2):
+        shutil.copy(tiny_checkpoint, models / f"model_iter{number:06d}.pth")
+    found = case.on_ghost("cuda", *argv, "resume", models, program="test")
+    expected = case.on_cpu("cpu", *argv, "resume", models, program="test")
+    on_ghost, on_cpu = (
+        {name: data for name, data in contents(run.folder).items() if name.endswith((".csv", ".png"))}
+        for run in (found, expected)
+    )
+    assert on_ghost
+    assert on_ghost == on_cpu
+    places = {wait.partition(": ")[2] for wait in found.processes[0]["reports"][0]["waits"]}
+    assert "selftraining/ranking.py _readings" not in places
+    assert "evaluation/predictor.py _read" not in places
 
 
 def test_thresholds_of_the_cpus_own_way_differ_in_last_digits(case):
