@@ -1,6 +1,6 @@
 """Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from core.datasets.catalog import find_images, find_target_images, find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
-from core.evaluation.metrics import iou, joint_counts
+from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
 from core.evaluation.testing import find_checkpoints, folder_name
 from core.models import build_model
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import describe_device, memory_as_error, prepare_device
+from core.utils.devices import copy_to_host, describe_device, memory_as_error, prepare_device, to_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder
 from core.utils.logging import LOGGER, progress, start_logging
+from core.utils.threads import overlapped
 
 # signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
 # spread; chosen on four runs, and measured on others (README)
@@ -79,28 +80,45 @@ def measure(model: nn.Module, images: ImageSet, predictor: Predictor, config) ->
     Raises:
         UserError: an image that cannot be read.
     """
-    loader = full_view_loader(
-        images, [config.INPUT.INPUT_SIZE_TEST], config.TEST.BATCH_SIZE, config.DATALOADER.NUM_WORKERS
-    )
-    sums, shares, mean, pixels, labels = torch.zeros(3, dtype=torch.float64), 0, 0, 0, []
+    sums, shares, labels = 0.0, 0, []
+
+    def take(reading: Sequence[Callable[[], torch.Tensor]]) -> None:
+        nonlocal sums, shares
+        numbers, winner = (copied().numpy() for copied in reading)
+        sums, shares = sums + numbers, shares + value_counts(winner)
+        labels.append(png_bytes(winner))
+
     with evaluating(model):
-        for batch in progress(loader, f"looking at {images.name}"):
-            logits = predictor.logits(model, predictor.prepare(batch["views"][0]))
-            for index, log_probs in zip(batch["index"], logits.log_softmax(dim=1), strict=True):
-                classes = len(log_probs)
-                probs = log_probs.exp()
-                peak, winner = probs.max(dim=0)
-                rows = probs.flatten(1).T
-                points = draw_points(len(rows), config.SEED, index).to(rows.device)
-                density = snd_score(rows, points)
-                entropy = -(probs * log_probs).sum()
-                sums += torch.stack([peak.sum(), entropy, density * winner.numel()]).double().cpu()
-                shares = shares + torch.bincount(winner.flatten(), minlength=classes).cpu()
-                mean = mean + probs.sum(dim=(1, 2)).double().cpu()
-                pixels += winner.numel()
-                labels.append(png_bytes(winner.to(torch.uint8).cpu().numpy()))
-    confidence, entropy, density = (sums / pixels).tolist()
-    return Signals(confidence, entropy, density, shares.numpy() / pixels, mean.numpy() / pixels), labels
+        for _ in overlapped(take, _readings(model, images, predictor, config)):
+            pass
+    (confidence, entropy, density), mean = np.split(sums / shares.sum(), [3])
+    return Signals(float(confidence), float(entropy), float(density), shares[: len(mean)] / shares.sum(), mean), labels
+
+
+def _readings(
+    model: nn.Module, images: ImageSet, predictor: Predictor, config
+) -> Iterator[tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]]:
+    """Of every image, as functions that wait for their copies: the sums over its pixels of confidence, entropy, density
+    and of each class's probability, float64, and its h×w uint8 winning classes.
+    """
+    loader = full_view_loader(
+        images,
+        [config.INPUT.INPUT_SIZE_TEST],
+        config.TEST.BATCH_SIZE,
+        config.DATALOADER.NUM_WORKERS,
+        pin=predictor.device.type == "cuda",
+    )
+    for batch in progress(loader, f"looking at {images.name}"):
+        logits = predictor.logits(model, predictor.prepare(batch["views"][0]))
+        for index, log_probs in zip(batch["index"], logits.log_softmax(dim=1), strict=True):
+            probs = log_probs.exp()
+            peak, winner = probs.max(dim=0)
+            rows = probs.flatten(1).T
+            points = to_device(draw_points(len(rows), config.SEED, index), rows.device)
+            density = snd_score(rows, points) * winner.numel()
+            signals = torch.stack([peak.sum(), -(probs * log_probs).sum(), density])
+            numbers = torch.cat([signals, probs.sum(dim=(1, 2))]).double()
+            yield copy_to_host(numbers), copy_to_host(winner.to(torch.uint8))
 
 
 def agreement(first: Sequence[bytes], second: Sequence[bytes], num_classes: int) -> tuple[float, float]:
