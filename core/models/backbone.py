@@ -1,6 +1,5 @@
 """torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
 
-import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,9 +24,8 @@ class Remembered:
 
         A change by way of `.data` is not seen; optimisers, EMA and load_state_dict make none.
         """
-        state = [dtype, *((tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in tensors)]
-        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
-        if not same or state != self._state:
+        state = [dtype, *map(id, tensors), *[t._version for t in tensors], *[t.data_ptr() for t in tensors]]
+        if state != self._state:
             with torch.inference_mode(False), torch.no_grad():  # a training step may be the next to use it
                 self._tensors, self._state, self._value = tensors, state, make()
         return self._value
@@ -52,7 +50,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         """The C scales and C shifts of the map."""
         if torch.compiler.is_compiling():
             return self._scale_and_shift()
-        return self._map.of(self._scale_and_shift, self.weight, self.bias, self.running_mean, self.running_var)
+        return self._map.of(self._scale_and_shift, *self._buffers.values())
 
     def _scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         alive = self.running_var > 0
@@ -99,10 +97,11 @@ class FoldedConv2d(nn.Conv2d):
             return self._conv_forward(x, *self._folded())
         half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         weight, shift = self._folded() if self.weight.requires_grad else self._folded_once(half or self.weight.dtype)
-        if half is None or torch.is_grad_enabled() or not self._pointwise:
+        if half is None or torch.is_grad_enabled() or not self._pointwise or len(x) == 1:
             return self._conv_forward(x, weight, shift)
         # a matrix product, to which cuBLAS adds the shift on its way; cuDNN leaves that to a pass of its own, and for
-        # these convolutions, whose outputs are the largest, such passes took a sixth of a bf16 step on an H100
+        # these convolutions, whose outputs are the largest, such passes took a sixth of a bf16 step on an H100. What
+        # the host does more for it is hidden behind several images, but not behind one
         rows = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight.flatten(1), shift)
         return rows.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
 
