@@ -177,7 +177,7 @@ def test_a_run_goes_on_exactly_whatever_the_device(case, as_on_a_gpu, begun, con
     run = {"cuda": case.on_ghost, "cpu": case.on_cpu}
     run[begun]("other")
     found = run[continued]("other", "resume", "auto", options=longer)
-    assert len(rows_of(found.folder / "dtu_history.csv")) == 5
+    assert len(rows_of(found.folder / "dtu_history.csv")) == 4
     assert found.tables == expected.tables
 
 
