@@ -25,7 +25,7 @@ def test_the_rate_stays_0_beyond_max_iter():
 def descend(solver, loss):
     """One whole step of iteration 0."""
     solver.zero_gradients()
-    solver.backward(loss)
+    solver.backward(loss, torch.ones_like(loss))
     return solver.step(loss, 0)
 
 

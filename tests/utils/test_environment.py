@@ -29,7 +29,7 @@ def test_the_commit_is_that_of_the_folder_and_says_where_files_differ(tmp_path):
 
 
 def test_versions_and_device_are_noted():
-    found = describe_environment("python x.py", "cpu (1 threads)")
-    assert (found["command"], found["device"]) == ("python x.py", "cpu (1 threads)")
+    found = describe_environment("python x.py", "cpu (1 threads)", "float32")
+    assert [found[name] for name in ("command", "device", "precision")] == ["python x.py", "cpu (1 threads)", "float32"]
     assert found["torch"] == torch.__version__
     assert all(isinstance(value, str | int) for value in found.values())
