@@ -219,9 +219,10 @@ def anonymous(value, folder: Path):
         return [anonymous(inner, folder) for inner in value]
     if not isinstance(value, str):
         return value
-    text = one_line(value).replace(socket.gethostname(), "this machine")
+    text = one_line(value)
     for known in (folder, PROJECT):
         text = text.replace(f"{known}/", "")
+    text = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "this machine", text)
     return re.sub(r"(?<![\w.)>])/(?:[^\s/'\",;:]+/)+", "…/", text)
 
 
