@@ -27,7 +27,7 @@ from core.runs import CONFIG, ENVIRONMENT, LOG_PERIOD, RunOutput, check_folder, 
 from core.states import StateFolder, continued_config, find_start, flat_config
 from core.training import Training
 from core.utils import distributed, events
-from core.utils.devices import describe_device, describe_precision, memory_as_error, prepare_device
+from core.utils.devices import describe_device, describe_precision, device_errors, prepare_device
 from core.utils.environment import describe_environment
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
@@ -181,7 +181,7 @@ def run_training(kind: type[Experiment], config_file: str, options: Sequence[str
     ]
     command = shlex.join(map(str, words))
     restart = given != config.resume  # resume auto:FILE
-    with memory_as_error(config, training=True):
+    with device_errors(config, training=True):
         if continued:
             _continue_run(kind, config, skip_test, command)
         else:

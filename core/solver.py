@@ -33,6 +33,7 @@ class Solver:
         )
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+        norms = [norm for norm in norms if norm.weight is None or norm.weight.requires_grad]  # others are held still
         self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         device = self._parameters[0].device.type if self._parameters else "cpu"
         self._scaler = torch.amp.GradScaler(device, enabled=options.AMP == "fp16")

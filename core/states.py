@@ -20,7 +20,7 @@ FORMAT = 2  # 2: since 2026-11 pasted objects have rounded sizes; a run begun be
 FOLDER = "state"  # below OUTPUT_DIR
 AUTO = "auto"
 
-# options that may differ from the saved run's: none of them changes what it computes
+# options that may differ from the saved run's: none of them changes what it computes, but for a device's rounding
 FREE_KEYS = frozenset(
     {
         "OUTPUT_DIR",

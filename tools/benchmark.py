@@ -156,7 +156,7 @@ def bench_samples(bench: Bench) -> None:
 
 
 def bench_step(bench: Bench) -> None:
-    """A training step, the network passes in it, and what else there is beside its straightforward form."""
+    """A training step, the network passes in it, and what else there is."""
     predictor = bench.predictor
     folder = bench.folder / "step"
     folder.mkdir()

@@ -33,7 +33,7 @@ from core.evaluation.testing import find_checkpoint
 from core.models import build_model, log_dead_channels
 from core.selftraining.adaptation import warn_of_aspect
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import describe_device, memory_as_error, prepare_device
+from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, progress, start_logging
@@ -254,9 +254,10 @@ def predict(args: argparse.Namespace) -> None:
     if not args.overwrite:
         refuse_existing(claimed, "choose another -o, or give --overwrite")
         refuse_other_legend(out / LEGEND, legend)
-    device, model = prepare_device(config), build_model(config).requires_grad_(False)
-    load_checkpoint(model, checkpoint)
-    model.to(device)
+    with device_errors(config, training=False):
+        device, model = prepare_device(config), build_model(config).requires_grad_(False)
+        load_checkpoint(model, checkpoint)
+        model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     log_dead_channels(model)
     warn_of_aspect(images, config)
@@ -267,7 +268,7 @@ def predict(args: argparse.Namespace) -> None:
     studio = Studio(config, model, device, painter, values, args.flip, args.multi_scale, args.fps)
     for series in planned:
         start = time.monotonic()
-        with memory_as_error(config, training=False):
+        with device_errors(config, training=False):
             count = studio.run(series)
         seconds = time.monotonic() - start
         source = "images" if isinstance(series.source, ImageSet) else f"frames of {one_line(series.source)}"

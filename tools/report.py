@@ -26,7 +26,7 @@ from core.models import build_model
 from core.selftraining import ranking
 from core.selftraining.candidates import TABLE as CANDIDATES
 from core.selftraining.resampling import even_subsample
-from core.utils.devices import describe_device, memory_as_error, prepare_device
+from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from core.utils.logging import LOGGER, start_logging
@@ -380,7 +380,7 @@ def write_report(args: argparse.Namespace) -> None:
     run = Run.read(Path(words[0]), options)
     out = Path(args.out) if args.out else run.folder / FILE
     refuse_other_file(out)
-    with memory_as_error(run.config, training=False):
+    with device_errors(run.config, training=False):
         content = Report(run, None if args.no_images else args.images).html()
     make_folder(out.absolute().parent, "-o")
     write_text(out, content)

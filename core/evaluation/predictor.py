@@ -36,7 +36,7 @@ class Predictor:
         self._normalise, self._amp = Normalise(config.INPUT, device), config.SOLVER.AMP
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """B×3×H×W uint8 on the host → normalised network input on the device, channels last in memory."""
+        """B×3×H×W uint8, on the host or the device → normalised network input on the device, channels last."""
         return self._normalise(to_device(images, self.device))
 
     def precision(self) -> AbstractContextManager:

@@ -16,7 +16,7 @@ from core.models import build_model, log_dead_channels
 from core.models.compiling import check_compiler, compile_networks
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import describe_device, memory_as_error, prepare_device
+from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder, refuse_existing
 from core.utils.logging import LOGGER, start_logging
@@ -44,6 +44,11 @@ def evaluate_checkpoints(
     """
     start_logging()
     config = load_config(config_file, options)
+    with device_errors(config, training=False):
+        _evaluate(config, save, flip, multi_scale, label_ids, overwrite)
+
+
+def _evaluate(config, save: bool, flip: bool, multi_scale: bool, label_ids: str | None, overwrite: bool) -> None:
     checkpoints = distributed.from_main(lambda: find_checkpoints(config.resume))  # a run may be adding to them
     device = prepare_device(config)
     taxonomy = find_taxonomy(config)
@@ -85,8 +90,7 @@ def evaluate_checkpoints(
         log_dead_channels(model)
         for saver in savers[path]:
             LOGGER.info("predictions go to %s", saver.folder)
-        with memory_as_error(config, training=False):
-            scores = evaluator.run(model, partial(_save_all, savers[path]) if savers[path] else None)
+        scores = evaluator.run(model, partial(_save_all, savers[path]) if savers[path] else None)
         if scores is None:
             continue
         for line in report_lines(scores, taxonomy):

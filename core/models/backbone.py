@@ -22,16 +22,19 @@ class Remembered:
     def of(self, make: Callable[[], Any], *tensors: torch.Tensor, dtype: torch.dtype | None = None) -> Any:
         """`make()`, which depends on `tensors` and `dtype` alone and takes no gradient, or what it gave before.
 
-        A change by way of `.data` is not seen; optimisers, EMA and load_state_dict make none.
+        A change by way of `.data` is not seen; torch's optimisers, the EMA and load_state_dict make none.
         """
-        state = [dtype, *map(id, tensors), *[t._version for t in tensors], *[t.data_ptr() for t in tensors]]
+        try:
+            state = [dtype, *map(id, tensors), *[t._version for t in tensors], *[t.data_ptr() for t in tensors]]
+        except RuntimeError:  # made in inference mode, they do not tell when they change
+            return make()
         if state != self._state:
             with torch.inference_mode(False), torch.no_grad():  # a training step may be the next to use it
                 self._tensors, self._state, self._value = tensors, state, make()
         return self._value
 
-    def __deepcopy__(self, memo: dict) -> "Remembered":
-        return Remembered()  # a copy's tensors are others
+    def __reduce__(self) -> tuple:
+        return Remembered, ()  # the tensors of a copy, or of what is read from a pickle, are others
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):

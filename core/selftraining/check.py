@@ -11,6 +11,7 @@ import numpy as np
 
 from core.configs import load_config
 from core.configs.loading import default_output_dir
+from core.configs.node import Config
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.taxonomy import IGNORE
@@ -23,7 +24,7 @@ from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer, stored_probabilities
 from core.states import find_start
 from core.utils import distributed
-from core.utils.devices import memory_as_error, to_device
+from core.utils.devices import device_errors, to_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER, start_logging
 
@@ -45,11 +46,16 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
     config, continued = find_start(config, default_output_dir(config_file))
     if continued:
         raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")
+    with device_errors(config, training=True):
+        _try_out(config, skip_test)
+
+
+def _try_out(config: Config, skip_test: bool) -> None:
     experiment = Adaptation.load(config, skip_test)
     check_folder(config.OUTPUT_DIR)
     experiment.describe(skip_test)
     few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
-    with memory_as_error(config, training=True), tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
         trainer = replace(experiment, targets=experiment.targets.restricted(few)).trainer(Path(folder))
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)

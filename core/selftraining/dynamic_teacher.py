@@ -124,7 +124,7 @@ class DynamicTeacher:
         self._buffer: list[StoredBatch] = []
 
     def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str], probs: torch.Tensor) -> None:
-        """Score a batch with the student as it is, and remember both; only where DTU.DYNAMIC is set.
+        """Score what the student makes of a batch, and remember both; only where DTU.DYNAMIC is set.
 
         Args:
             images: B×3×H×W uint8 full views, on the device that scores them; they are kept.

@@ -21,7 +21,7 @@ from core.models import build_model
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import copy_to_host, describe_device, memory_as_error, prepare_device, to_device
+from core.utils.devices import copy_to_host, describe_device, device_errors, prepare_device, to_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder
 from core.utils.logging import LOGGER, progress, start_logging
@@ -220,13 +220,17 @@ def rank_checkpoints(config_file: str, options: Sequence[str]) -> None:
     if distributed.count() > 1:
         raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
     config = load_config(config_file, options)
+    with device_errors(config, training=False):
+        _rank_checkpoints(config)
+
+
+def _rank_checkpoints(config) -> None:
     checkpoints, device = find_checkpoints(config.resume), prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
     model = build_model(config).requires_grad_(False).to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("images: %d of %s, without labels", len(images), images.name)
-    with memory_as_error(config, training=False):
-        candidates = rank(config, model, checkpoints, images, len(taxonomy))
+    candidates = rank(config, model, checkpoints, images, len(taxonomy))
     path = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR") / f"{TABLE}{folder_name(images.name)}.csv"
     found = rows(candidates, taxonomy.names)
     table = Table(path, tuple(found[0]))

@@ -182,7 +182,7 @@ class Trainer(Training):
                 probs = warp_to_view(resize_logits(one, size), [view]).softmax(dim=1)
                 labels.append(torch.where(inside, select_pseudo_labels(probs, self.running_conf), IGNORE))
                 pairs.append(negative_pairs(probs, inside))
-                if shown is not None:
+                if shown is not None and part is parts[0]:
                     confidence.append(probs.amax(dim=1))
             labels, pairs = torch.cat(labels), torch.cat(pairs)
             if shown is not None and part is parts[0]:

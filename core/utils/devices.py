@@ -55,6 +55,8 @@ def choose_device(wanted: str) -> torch.device:
                 device = torch.device("cuda", torch.cuda.current_device())
             torch.cuda.set_device(device)  # streams, events and page-locked memory of this process belong to it
         torch.empty(1, device=device)
+    except torch.cuda.OutOfMemoryError:
+        raise  # it is there, but full
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"MODEL.DEVICE {wanted} is not available here ({reason}); use auto or cpu") from None
@@ -128,8 +130,8 @@ def _why_no_cuda() -> str:
 
 
 @contextmanager
-def memory_as_error(config, training: bool) -> Iterator[None]:
-    """Have memory that runs out on a device end in one line, which says what takes less.
+def device_errors(config, training: bool) -> Iterator[None]:
+    """Have what the device cannot do end in one line: memory that runs out, an operator that is not deterministic.
 
     Args:
         training: it is a run that trains; False: one that predicts.
@@ -139,6 +141,9 @@ def memory_as_error(config, training: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; cuDNN and the driver have messages only
+        if "deterministic" in str(error) and config.SOLVER.DETERMINISTIC:
+            reason = str(error).split(". ")[0]
+            raise UserError(f"SOLVER.DETERMINISTIC: {reason}; set it False, or use another network") from None
         if not isinstance(error, torch.cuda.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise UserError(f"{_memory_held()}; {_what_takes_less(config, training)}") from None
@@ -148,7 +153,7 @@ def _memory_held() -> str:
     try:
         free, total = torch.cuda.mem_get_info()
         own = torch.cuda.memory_reserved()
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         return "the device ran out of memory"
     others = max(total - free - own, 0)
     held = f"of {total / 1e9:.1f} GB this run holds {own / 1e9:.1f}, others {others / 1e9:.1f}"
@@ -161,15 +166,15 @@ def _what_takes_less(config, training: bool) -> str:
     if not training:
         return (
             f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, INPUT.INPUT_SIZE_TEST {full}, SOLVER.AMP {solver.AMP}: "
-            "a smaller batch or size or SOLVER.AMP bf16 takes less"
+            f"a smaller batch or size{' or SOLVER.AMP bf16' if solver.AMP == 'off' else ''} takes less"
         )
     sizes = f"TARGET_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.TARGET_INPUT_SIZE_TRAIN))}"
     if not config.DATASETS.TARGET_TRAIN:
         sizes = f"SOURCE_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.SOURCE_INPUT_SIZE_TRAIN))}"
+    half = ", set SOLVER.AMP bf16 (now off)" if solver.AMP == "off" else f" (SOLVER.AMP is {solver.AMP})"
     return (
-        f"raise SOLVER.ACCUMULATE (now {solver.ACCUMULATE}, of SOLVER.BATCH_SIZE {solver.BATCH_SIZE}), set SOLVER.AMP "
-        f"bf16 (now {solver.AMP}), or lower INPUT.INPUT_SIZE_TEST {full} and INPUT.{sizes}; what was saved is whole, "
-        "and `resume auto` goes on from it"
+        f"raise SOLVER.ACCUMULATE (now {solver.ACCUMULATE}, of SOLVER.BATCH_SIZE {solver.BATCH_SIZE}){half}, or lower "
+        f"INPUT.INPUT_SIZE_TEST {full} and INPUT.{sizes}; a saved state is whole: `resume auto` goes on from it"
     )
 
 
@@ -190,7 +195,8 @@ def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     event.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> torch.Tensor:
-        event.synchronize()
+        with torch.cuda.device(tensor.device):  # another thread's would be the first one
+            event.synchronize()
         return copy
 
     return wait

@@ -1,6 +1,7 @@
 """Frozen batch norm in the convolution before it: made anew when something has changed, and only then."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -106,3 +107,20 @@ def test_whole_weights_that_learn_nothing_are_kept_until_they_change():
     assert torch.equal(conv._folded_once(torch.bfloat16)[0], conv._folded()[0].bfloat16())
     conv._norm[0].running_var.add_(1)
     assert torch.equal(conv._folded_once(torch.bfloat16)[0], conv._folded()[0].bfloat16())
+
+
+def test_a_network_made_in_inference_mode_works():
+    """Its tensors do not tell when they change: the map is then made anew every time."""
+    with torch.inference_mode():
+        model = copy.deepcopy(network(0))
+    x = torch.randn(2, 3, 6, 7)
+    with torch.inference_mode():
+        assert torch.allclose(model(x).double(), expected(model, x), atol=1e-5)
+
+
+def test_what_is_remembered_is_no_part_of_a_pickle():
+    model, x = network(0), torch.randn(2, 3, 6, 7)
+    before = len(pickle.dumps(model))
+    model(x)
+    assert len(pickle.dumps(model)) == before
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))

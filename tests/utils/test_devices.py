@@ -10,6 +10,8 @@ import torch
 from core.configs import cfg
 from core.utils import devices, distributed
 from core.utils.errors import UserError
+from test import main as evaluate
+from train_TCR_DTU import main as adapt
 
 
 class Cuda:
@@ -299,7 +301,7 @@ OUT_OF_MEMORY = (
 def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(memory, error):
     config = cfg.clone()
     config.DATASETS.TARGET_TRAIN, config.SOLVER.BATCH_SIZE = "cityscapes_train", 8
-    with pytest.raises(UserError) as caught, devices.memory_as_error(config, training=True):
+    with pytest.raises(UserError) as caught, devices.device_errors(config, training=True):
         raise error
     line = str(caught.value)
     assert line.startswith("cuda:1 ran out of memory: of 80.0 GB this run holds 50.0, others 20.0; ")
@@ -319,7 +321,7 @@ def test_source_training_and_predictions_name_their_own_sizes(memory):
     config.DATASETS.TARGET_TRAIN = ""
     lines = []
     for training in (True, False):
-        with pytest.raises(UserError) as caught, devices.memory_as_error(config, training):
+        with pytest.raises(UserError) as caught, devices.device_errors(config, training):
             raise OUT_OF_MEMORY[0]
         lines.append(str(caught.value))
     assert "INPUT.SOURCE_INPUT_SIZE_TRAIN 1280×720" in lines[0]
@@ -335,13 +337,50 @@ def test_a_device_that_cannot_say_what_it_holds(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
     with (
         pytest.raises(UserError, match=r"^the device ran out of memory; "),
-        devices.memory_as_error(cfg.clone(), False),
+        devices.device_errors(cfg.clone(), False),
     ):
         raise OUT_OF_MEMORY[0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory"), UserError("a line")])
 def test_other_errors_are_left_alone(memory, error):
-    with pytest.raises(type(error)) as caught, devices.memory_as_error(cfg.clone(), training=True):
+    with pytest.raises(type(error)) as caught, devices.device_errors(cfg.clone(), training=True):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("program", ["test.py", "train_TCR_DTU.py --check", "ranking"])
+def test_a_full_device_is_one_line_while_the_network_is_loaded(
+    program, cityscapes_root, write_config, tiny_checkpoint, monkeypatch, capsys
+):
+    def full(*_args, **_named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    argv = ["-cfg", str(write_config(cityscapes_root)), "resume", str(tiny_checkpoint)]
+    monkeypatch.setattr("core.models.deeplab.Segmentor.to", full)
+    if program == "test.py":
+        code = evaluate(argv)
+    elif program == "ranking":
+        folder = cityscapes_root / "several"
+        folder.mkdir()
+        for number in (1, 2):
+            (folder / f"model_iter{number:06d}.pth").write_bytes(tiny_checkpoint.read_bytes())
+        code = evaluate(["--rank-without-labels", *argv[:3], str(folder)])
+    else:
+        code = adapt(["--check", *argv])
+    assert code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "ran out of memory" in error
+    assert error.count("\n") == 1
+
+
+def test_a_network_that_cannot_be_deterministic_is_one_line():
+    config = cfg.clone()
+    config.SOLVER.DETERMINISTIC = True
+    words = (
+        "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set …. You can turn"
+    )
+    message = r"^SOLVER\.DETERMINISTIC: adaptive_max_pool2d_backward_cuda does not have"
+    with pytest.raises(UserError, match=message), devices.device_errors(config, training=True):
+        raise RuntimeError(words)
