@@ -224,11 +224,11 @@ def test_parts_of_a_batch_have_no_statistics_of_the_whole(module, hint):
         check_whole_batches(nn.Sequential(module), config)
 
 
-def buffer_of(metric, probs=None):
-    """A DynamicTeacher whose process's part of every batch has these probabilities."""
+def buffer_of(metric):
+    """A DynamicTeacher that decides nothing."""
     options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric)
     network = nn.Linear(1, 1)
-    return DynamicTeacher(network, network, options, lambda _: probs, lambda _: None, seed=1)
+    return DynamicTeacher(network, network, options, lambda _: None, lambda _: None, seed=1)
 
 
 @pytest.mark.usefixtures("two")
@@ -237,8 +237,8 @@ def test_the_entropy_score_is_that_of_both_processes_pixels(monkeypatch):
     other = entropy_score(probs[5:])
     monkeypatch.setattr(distributed, "total", lambda tensor: tensor + other)
     monkeypatch.setattr(distributed, "agreed", lambda tensor: tensor)
-    teacher = buffer_of("ENT", probs[:5])
-    teacher.before_step(0, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
+    teacher = buffer_of("ENT")
+    teacher.before_step(0, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], probs[:5])
     monkeypatch.setattr(distributed, "gathered", lambda value: [value, value])
     (batch,) = teacher.state_dict()["buffer"]
     assert float(batch["score"]) == pytest.approx(float(entropy_score(probs)), rel=1e-12)
