@@ -179,6 +179,7 @@ class Trainer(Training):
             valid, pasted = (to_device(mask, self.device) for mask in (part.valid, part.pasted))
             labels, pairs, confidence = [], [], []
             for one, view, inside in zip(part_logits.split(1), part.views, valid.split(1), strict=True):
+                # resized again: kept since the running confidence was taken, the maps would be those of the whole batch
                 probs = warp_to_view(resize_logits(one, size), [view]).softmax(dim=1)
                 labels.append(torch.where(inside, select_pseudo_labels(probs, self.running_conf), IGNORE))
                 pairs.append(negative_pairs(probs, inside))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from test import main as evaluate
-from tests.ghost.ghosts import tables
+from tests.ghost.ghosts import SOURCE, tables
 from tests.helpers import PROJECT, contents, rows_of
 from train_src import main as train
 from train_TCR_DTU import main as adapt
@@ -17,13 +17,6 @@ from train_TCR_DTU import main as adapt
 pytestmark = pytest.mark.long
 
 ADAPTATION = {"SOLVER.STOP_ITER": 4}  # passes before training and after 2 iterations; queries after 2, 3 and 4
-SOURCE = {
-    "resume": "",
-    "MODEL.FREEZE_BN": False,
-    "DATASETS.TARGET_TRAIN": "",
-    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24),
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-}
 DSU_ON = {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
 PROGRAMS = {"train_TCR_DTU": adapt, "train_src": train, "test": evaluate}
 # of values of bf16 (8 bits) and fp16 (11 bits) that hundreds of roundings lie behind, which CPU and GPU make elsewhere

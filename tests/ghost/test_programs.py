@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from test import main as evaluate
+from tests.ghost.ghosts import SOURCE
 from tests.helpers import contents, read_checkpoint
 from tools.export import main as export
 from tools.predict import main as predict
@@ -23,15 +24,7 @@ PROGRAMS = {
     "tools.report": report,
     "tools.export": export,
 }
-SOURCE = {
-    "resume": "",
-    "MODEL.FREEZE_BN": False,
-    "DATASETS.TARGET_TRAIN": "",
-    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24),
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-    "SOLVER.CLASS_WEIGHTS": True,
-    "VIS.PERIOD": 2,
-}
+WATCHED_SOURCE = SOURCE | {"SOLVER.CLASS_WEIGHTS": True, "VIS.PERIOD": 2}
 ADAPTATION = {  # passes before training and after 2 iterations; queries after 2 and 3
     "SOLVER.STOP_ITER": 3,
     "VIS.PERIOD": 2,
@@ -59,7 +52,7 @@ def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config):
     make_gta5(root, 4)
     make_cityscapes(root, train=4, val=2)
     configs = {}
-    for name, options in (("source", SOURCE), ("adapted", ADAPTATION)):
+    for name, options in (("source", WATCHED_SOURCE), ("adapted", ADAPTATION)):
         own = {"DATASETS.ROOT": str(root)} | options
         configs[name] = write_config(tmp_path_factory.mktemp(name), **own)
 
