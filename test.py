@@ -8,10 +8,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from core.evaluation.testing import evaluate_checkpoints
-from core.selftraining.ranking import rank_checkpoints
+from core.programs.frame import config_parser, run_program
+from core.programs.ranking import rank_checkpoints
+from core.programs.testing import evaluate_checkpoints
 from core.utils.errors import UserError
-from core.utils.program import config_parser, run_program
 
 
 def main(argv: Sequence[str]) -> int:

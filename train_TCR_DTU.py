@@ -8,9 +8,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from core.programs.frame import config_parser, run_program
+from core.programs.preflight import check
 from core.selftraining.adaptation import adapt
-from core.selftraining.check import check
-from core.utils.program import config_parser, run_program
 
 
 def main(argv: Sequence[str]) -> int:

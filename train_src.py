@@ -7,8 +7,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from core.programs.frame import config_parser, run_program
 from core.sourcetraining.program import train_source
-from core.utils.program import config_parser, run_program
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,10 +14,10 @@ import torch
 
 from core.configs import cfg, load_config
 from core.models import build_model
+from core.programs.frame import resuming
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.checkpoints import save_checkpoint
-from core.utils.program import resuming
 from tests.helpers import PROJECT, Killed, contents, events_of, rows_of, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
@@ -269,7 +269,7 @@ def test_a_signal_stops_with_its_code_and_a_command_that_goes_on(begin, cityscap
 
 
 def test_a_signal_before_training_leaves_the_folder_free(begin, cityscapes_root, monkeypatch, capsys):
-    monkeypatch.setattr("core.experiment.load_model", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("core.runs.experiment.load_model", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert adapt(begin(**QUICK)) == 143
     assert "nothing was trained yet" in capsys.readouterr().err
     assert not (cityscapes_root / "out").exists()

@@ -8,7 +8,7 @@ from torch import nn
 
 from core.configs import cfg
 from core.models.deeplab import Segmentor
-from core.solver import Solver, poly_lr
+from core.runs.solver import Solver, poly_lr
 
 
 def test_poly_lr_of_hand_values():

@@ -33,13 +33,13 @@ from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.models.backbone import FoldedConv2d, FrozenBatchNorm
 from core.models.deeplab import Segmentor
-from core.runs import RunOutput
+from core.programs.frame import run_program
+from core.runs.output import RunOutput
 from core.selftraining.candidates import CandidatePass
 from core.selftraining.samples import Batch, Request, TargetSamples, collate_batch
 from core.selftraining.trainer import Trainer, part_losses, stored_probabilities
 from core.utils.devices import describe_device, prepare_device, recent_peak_memory, reset_peak_memory, to_device
 from core.utils.errors import UserError
-from core.utils.program import run_program
 from tools.benchmark_data import photograph, random_labels, write_generation
 
 ROOT = Path(__file__).resolve().parents[1]

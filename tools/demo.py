@@ -23,11 +23,11 @@ from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import Taxonomy
-from core.runs import CONFIG
+from core.programs.frame import Parser, run_program
+from core.runs.output import CONFIG
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing, write_json
-from core.utils.program import Parser, run_program
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains

@@ -27,14 +27,14 @@ from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
 from core.datasets.transforms import Normalise
 from core.evaluation.predictor import evaluating
-from core.evaluation.testing import find_checkpoint
 from core.models import build_model, log_dead_channels
 from core.models.inference import plain_copy
+from core.programs.frame import config_parser, run_program
+from core.programs.testing import find_checkpoint
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
 from core.utils.logging import LOGGER, start_logging
-from core.utils.program import config_parser, run_program
 
 EXAMPLE = (
     "python -m tools.export -cfg configs/camvid_day2dusk_dtst.yaml resume pretrain/camvid_day_r18.pth "

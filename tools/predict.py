@@ -29,8 +29,9 @@ from core.datasets.reader import ImageSet
 from core.datasets.video import open_video
 from core.evaluation.pictures import Painter, fitted, grey
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
-from core.evaluation.testing import find_checkpoint
 from core.models import build_model, log_dead_channels
+from core.programs.frame import config_parser, run_program
+from core.programs.testing import find_checkpoint
 from core.selftraining.adaptation import warn_of_aspect
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
@@ -38,7 +39,6 @@ from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, progress, start_logging
 from core.utils.movies import CONTAINERS, load_ffmpeg, movie
-from core.utils.program import config_parser, run_program
 
 EXAMPLE = (
     "python -m tools.predict -cfg configs/camvid_day2dusk_dtst.yaml resume pretrain/camvid_day_r18.pth "

@@ -23,14 +23,14 @@ from core.datasets.reader import ImageSet
 from core.evaluation.evaluator import table_row
 from core.evaluation.pictures import Painter
 from core.models import build_model
-from core.selftraining import ranking
+from core.programs import ranking
+from core.programs.frame import Parser, run_program
 from core.selftraining.candidates import TABLE as CANDIDATES
 from core.selftraining.resampling import even_subsample
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from core.utils.logging import LOGGER, start_logging
-from core.utils.program import Parser, run_program
 from tools import report_page as html
 from tools.report_figures import bands, curves, decisions
 from tools.report_run import Run, read_table

@@ -10,8 +10,8 @@ from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
-from core.evaluation.testing import find_checkpoints
-from core.runs import CONFIG, ENVIRONMENT, EVALUATION, METRICS
+from core.programs.testing import find_checkpoints
+from core.runs.output import CONFIG, ENVIRONMENT, EVALUATION, METRICS
 from core.selftraining import candidates
 from core.utils.errors import UserError
 

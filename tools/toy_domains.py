@@ -21,9 +21,9 @@ import numpy as np
 
 from core.datasets.cityscapes import label_path
 from core.datasets.images import write_label
+from core.programs.frame import Parser, run_program
 from core.utils.errors import UserError
 from core.utils.files import make_folder
-from core.utils.program import Parser, run_program
 from tools.toy_canvas import Tone
 from tools.toy_scenes import Style, draw_scene
 

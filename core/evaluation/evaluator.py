@@ -11,7 +11,7 @@ from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
-from core.states import fingerprint
+from core.runs.states import fingerprint
 from core.utils import distributed
 from core.utils.logging import progress
 from core.utils.threads import overlapped

@@ -12,7 +12,7 @@ from core.datasets.catalog import ImageSet, find_target_images
 from core.datasets.images import image_size
 from core.datasets.loading import PREFETCH_FACTOR
 from core.datasets.taxonomy import Taxonomy
-from core.experiment import Experiment, run_training
+from core.runs.experiment import Experiment, run_training
 from core.selftraining.trainer import Trainer
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER

@@ -6,7 +6,7 @@ import torch
 
 from core.datasets.taxonomy import IGNORE
 from core.models.label_maps import label_map
-from core.runs import RunOutput
+from core.runs.output import RunOutput
 from core.selftraining.dynamic_teacher import HISTORY_FIELDS
 from core.selftraining.samples import Batch
 

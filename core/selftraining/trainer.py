@@ -15,7 +15,8 @@ from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.predictor import Predictor
 from core.models.compiling import compile_networks
 from core.models.deeplab import resize_logits
-from core.runs import RunOutput
+from core.runs.loop import Training
+from core.runs.output import RunOutput
 from core.selftraining import candidates
 from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
 from core.selftraining.dynamic_teacher import DynamicTeacher
@@ -39,7 +40,6 @@ from core.selftraining.samples import (
     uniform_order,
 )
 from core.selftraining.views import warp_to_view
-from core.training import Training
 from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
 from core.utils.files import keep_rows

@@ -8,8 +8,8 @@ from typing import ClassVar
 from core.configs.node import Config
 from core.datasets.catalog import ImageSet, find_source_images
 from core.datasets.taxonomy import Taxonomy
-from core.experiment import Experiment, run_training
 from core.models.dsu import DSU
+from core.runs.experiment import Experiment, run_training
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.errors import UserError

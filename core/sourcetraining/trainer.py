@@ -12,11 +12,11 @@ from core.datasets.loading import Loader
 from core.datasets.taxonomy import IGNORE
 from core.models.compiling import compile_networks
 from core.models.deeplab import resize_logits
-from core.runs import RunOutput
+from core.runs.loop import Training
+from core.runs.output import RunOutput
 from core.sourcetraining.panels import batch_tiles
 from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
 from core.sourcetraining.statistics import LabelStatistics
-from core.training import Training
 from core.utils import distributed
 from core.utils.devices import to_device
 

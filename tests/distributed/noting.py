@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from core.training import Training
+from core.runs.loop import Training
 from core.utils import distributed
 
 run = Training.run

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from core import experiment
-from core.training import Training
+from core.runs import experiment
+from core.runs.loop import Training
 from core.utils import distributed
 
 MOMENTS = {"load": (experiment, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}

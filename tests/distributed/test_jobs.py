@@ -13,10 +13,10 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.experiment import check_division, check_whole_batches
 from core.models.dsu import DSU
+from core.runs.experiment import check_division, check_whole_batches
+from core.runs.states import fingerprint
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
-from core.states import fingerprint
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import read_checkpoint, rows_of

@@ -22,7 +22,7 @@ import torch
 from core.configs.loading import load_config
 from core.datasets.catalog import find_target_images, find_taxonomy
 from core.models import load_model
-from core.runs import RunOutput
+from core.runs.output import RunOutput
 from core.selftraining.samples import Request, collate_batch
 from core.selftraining.trainer import Trainer
 

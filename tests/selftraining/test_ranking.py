@@ -12,8 +12,7 @@ from core.configs import load_config
 from core.datasets.catalog import find_images
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.selftraining.dynamic_teacher import draw_points, snd_score
-from core.selftraining.ranking import (
+from core.programs.ranking import (
     RULE,
     agreement,
     entropy_of,
@@ -22,6 +21,7 @@ from core.selftraining.ranking import (
     measure,
     png_bytes,
 )
+from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate
 from tests.helpers import rows_of

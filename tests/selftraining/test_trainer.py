@@ -15,7 +15,7 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
-from core.runs import RunOutput
+from core.runs.output import RunOutput
 from core.selftraining.samples import Batch
 from core.selftraining.trainer import Trainer
 from core.selftraining.views import View

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from core.evaluation.testing import evaluate_checkpoints
+from core.programs.testing import evaluate_checkpoints
 from tests.helpers import contents, rows_of
 from tools.report import main as report
 from tools.report_figures import MAX_POINTS, thinned

@@ -11,11 +11,11 @@ from core.datasets.reader import ImageSet, label_table
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
-from core.runs import RunOutput
+from core.runs.output import RunOutput
+from core.runs.states import StateFolder
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.statistics import LabelStatistics
 from core.sourcetraining.trainer import SourceTrainer
-from core.states import StateFolder
 from tests.helpers import Killed
 
 STOP = 40

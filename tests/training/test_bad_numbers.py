@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from core.runs.states import StateFolder
 from core.selftraining.trainer import Trainer
-from core.states import StateFolder
 from core.utils.errors import UserError
 from tests.training.runs import KINDS, make_config, weights_of
 

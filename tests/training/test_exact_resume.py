@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.states import StateFolder
+from core.runs.states import StateFolder
 from core.utils.errors import UserError
 from tests.training.runs import KINDS, STOP, TABLES, adaptation, assert_same_run, go_on, make_config, run_until, source
 

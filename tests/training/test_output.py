@@ -9,8 +9,8 @@ import torch
 
 from core.datasets.taxonomy import CAMVID_11
 from core.evaluation.pictures import Painter
-from core.monitor import Monitor, remove_shown
-from core.runs import RunOutput, claimed_folder
+from core.runs.monitor import Monitor, remove_shown
+from core.runs.output import RunOutput, claimed_folder
 from tests.helpers import events_of
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.evaluation.metrics import Scores
-from core.states import StateFolder
+from core.runs.states import StateFolder
 from core.utils import signals
 from tests.helpers import Killed
 from tests.training.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until

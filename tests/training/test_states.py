@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.configs import cfg
-from core.states import FORMAT, StateFolder, continued_config, flat_config
+from core.runs.states import FORMAT, StateFolder, continued_config, flat_config
 from core.utils.errors import UserError
 from tests.training.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until, source
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.models.deeplab import Segmentor
-from core.states import StateFolder
+from core.runs.states import StateFolder
 from core.utils import files
 from core.utils.checkpoints import save_checkpoint
 from core.utils.errors import UserError

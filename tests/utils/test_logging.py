@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
+from core.programs.frame import config_parser, run_program
 from core.utils.errors import one_line
 from core.utils.logging import LOGGER, start_logging, stop_logging
-from core.utils.program import config_parser, run_program
 from core.utils.signals import Stopped
 
 NAME = "frames/a\nb\r\x1b[31m\u2028ü × 7.png"

@@ -5,8 +5,8 @@ import argparse
 import pytest
 import torch.distributed as dist
 
+from core.programs.frame import run_program
 from core.utils import distributed
-from core.utils.program import run_program
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from core.configs import cfg
+from core.programs.frame import Parser, run_program
 from core.utils.devices import prepare_device
 from core.utils.environment import PROJECT, find_commit
 from core.utils.errors import UserError, one_line
-from core.utils.program import Parser, run_program
 from tools.gpu_check import numbers, runs, speed
 from tools.gpu_check.workplace import Failed, Findings, Skipped, Workplace
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from core.models import load_model
-from core.states import StateFolder
+from core.runs.states import StateFolder
 from tools.gpu_check.workplace import (
     LIMIT,
     TINY,

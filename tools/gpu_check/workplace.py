@@ -19,7 +19,7 @@ from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images, find_taxonomy
 from core.models import build_model, load_model
-from core.runs import RunOutput
+from core.runs.output import RunOutput
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer
 from core.utils.checkpoints import save_checkpoint

@@ -22,10 +22,10 @@ from core.evaluation.predictor import Predictor
 from core.models import load_model, log_dead_channels
 from core.models.compiling import check_compiler
 from core.models.dsu import DSU
-from core.monitor import PANELS, TENSORBOARD, Monitor
-from core.runs import CONFIG, ENVIRONMENT, LOG_PERIOD, RunOutput, check_folder, claimed_folder
-from core.states import StateFolder, continued_config, find_start, flat_config
-from core.training import Training
+from core.runs.loop import Training
+from core.runs.monitor import PANELS, TENSORBOARD, Monitor
+from core.runs.output import CONFIG, ENVIRONMENT, LOG_PERIOD, RunOutput, check_folder, claimed_folder
+from core.runs.states import StateFolder, continued_config, find_start, flat_config
 from core.utils import distributed, events
 from core.utils.devices import describe_device, describe_precision, device_errors, prepare_device
 from core.utils.environment import describe_environment

@@ -15,14 +15,14 @@ from core.configs.node import Config
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.taxonomy import IGNORE
-from core.experiment import check_division
-from core.runs import check_folder, duration
+from core.runs.experiment import check_division
+from core.runs.output import check_folder, duration
+from core.runs.states import find_start
 from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
 from core.selftraining.candidates import FIRST_PASS_SIDE
 from core.selftraining.resampling import even_subsample
 from core.selftraining.samples import Batch, Request, collate_batch
 from core.selftraining.trainer import Trainer, stored_probabilities
-from core.states import find_start
 from core.utils import distributed
 from core.utils.devices import device_errors, to_device
 from core.utils.errors import UserError

@@ -16,8 +16,8 @@ from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
-from core.evaluation.testing import find_checkpoints, folder_name
 from core.models import build_model
+from core.programs.testing import find_checkpoints, folder_name
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint

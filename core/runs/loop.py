@@ -11,9 +11,9 @@ from torch import nn
 
 from core.datasets.catalog import ImageSet
 from core.evaluation.predictor import Predictor
-from core.runs import RunOutput
-from core.solver import Solver
-from core.states import FORMAT, fingerprint, flat_config
+from core.runs.output import RunOutput
+from core.runs.solver import Solver
+from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
 from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER

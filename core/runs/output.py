@@ -12,8 +12,8 @@ from torch import nn
 
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
-from core.monitor import Monitor, remove_shown
-from core.states import StateFolder
+from core.runs.monitor import Monitor, remove_shown
+from core.runs.states import StateFolder
 from core.utils import distributed, signals
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import peak_memory

@@ -1,0 +1,100 @@
+"""Optimiser and learning-rate schedule (DT-ST §4.1)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+CLASSIFIER_LR_FACTOR = 10
+
+
+def poly_lr(iteration: int, base_lr: float, max_iter: int, power: float = 0.9) -> float:
+    """base_lr · (1 − iteration / max_iter)^power, `iteration` counted from 0; 0 beyond `max_iter`."""
+    return base_lr * max(0.0, 1 - iteration / max_iter) ** power
+
+
+class Solver:
+    """SGD over `model.feature_extractor` at BASE_LR and `model.classifier` at ten times that, with the poly schedule.
+
+    Args:
+        model: with both attributes, on its device.
+        options: the config node SOLVER.
+    """
+
+    def __init__(self, model: nn.Module, options):
+        self.options = options
+        groups = [
+            {"params": list(model.feature_extractor.parameters()), "lr_factor": 1},
+            {"params": list(model.classifier.parameters()), "lr_factor": CLASSIFIER_LR_FACTOR},
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups, lr=options.BASE_LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
+        )
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+        norms = [norm for norm in norms if norm.weight is None or norm.weight.requires_grad]  # others are held still
+        self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        device = self._parameters[0].device.type if self._parameters else "cpu"
+        self._scaler = torch.amp.GradScaler(device, enabled=options.AMP == "fp16")
+        self.overflowed = False  # in the last step, the gradient of a finite loss did not fit fp16: the scale is halved
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def learning_rate(self, iteration: int) -> float:
+        """The backbone's rate in `iteration`, counted from 0."""
+        return poly_lr(iteration, self.options.BASE_LR, self.options.MAX_ITER, self.options.LR_POWER)
+
+    def remember_statistics(self) -> None:
+        """Before a forward in training mode: note the running statistics that it moves (none where they are frozen)."""
+        self._statistics = [(buffer, buffer.clone()) for buffer in self._running]
+
+    def zero_gradients(self) -> None:
+        """Before a step's first :meth:`backward`."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, output: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add to the parameters' gradients those of (a part of) a step's loss, whose gradient at `output` is given."""
+        output.backward(self._scaler.scale(gradient))
+
+    def step(self, loss: torch.Tensor, iteration: int) -> bool:
+        """One step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.
+
+        Args:
+            loss: the whole step's, a scalar.
+            iteration: counted from 0.
+        Returns:
+            False: the loss or the gradient is not finite. Then no parameter has moved, and running statistics are put
+            back to what they were at :meth:`remember_statistics`.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(iteration) * group["lr_factor"]
+        self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.options.CLIP_GRAD or math.inf)
+        # the one wait for the device in a step: whether the optimiser may act has to be known before it does
+        finite = bool(torch.isfinite(norm + loss.detach()))
+        if finite:
+            self.optimizer.step()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
+        scale = None if finite else self.loss_scale
+        self._scaler.update()
+        self.overflowed = not finite and 1 <= self.loss_scale < scale and bool(torch.isfinite(loss.detach()))
+        self._statistics = []
+        return finite
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before its backward: 1 but for fp16."""
+        return self._scaler.get_scale()
+
+    def state_dict(self) -> dict:
+        """The optimiser's, by parameter number, and the loss scale's."""
+        return self.optimizer.state_dict() | {"scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.optimizer.load_state_dict(state)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
