@@ -35,7 +35,7 @@ from core.models.backbone import FoldedConv2d, FrozenBatchNorm
 from core.models.deeplab import Segmentor
 from core.programs.frame import run_program
 from core.runs.output import RunOutput
-from core.selftraining.candidates import CandidatePass
+from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.samples import Batch, Request, TargetSamples, collate_batch
 from core.selftraining.trainer import Trainer, part_losses, stored_probabilities
 from core.utils.devices import describe_device, prepare_device, recent_peak_memory, reset_peak_memory, to_device

@@ -31,7 +31,7 @@ from core.evaluation.pictures import Painter, fitted, grey
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.models import build_model, log_dead_channels
 from core.programs.frame import config_parser, run_program
-from core.programs.testing import find_checkpoint
+from core.runs.resume import find_checkpoint
 from core.selftraining.adaptation import warn_of_aspect
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
@@ -243,7 +243,7 @@ def predict(args: argparse.Namespace) -> None:
     if not words:
         raise UserError("nothing to predict: give images, folders, glob patterns or videos; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
-    checkpoint, taxonomy = find_checkpoint(config.resume), find_taxonomy(config)
+    checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
     images, videos = find_inputs(words, leave_out=[out / kind for kind in KINDS])
     planned = plan_series(images, videos, out, args.container, args.save)
     if len(videos) or any(series.container != "png" for series in planned):

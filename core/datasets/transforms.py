@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -158,3 +159,17 @@ class Normalise:
         width = images.shape[-1]
         rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width))
         return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
+
+
+def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest resize of h×w uint8 to (H, W) by the floor rule, as everywhere in the passes."""
+    rows, columns = (nearest_index(n, length) for n, length in zip(labels.shape, size, strict=True))
+    if len(rows) < len(labels):
+        return labels.take(rows, axis=0).take(columns, axis=1)
+    return labels.take(columns, axis=1).take(rows, axis=0)
+
+
+def nearest_index(length: int, resized: int) -> np.ndarray:
+    """The `resized` positions, ascending, that F.interpolate's `nearest` reads along an axis of `length`."""
+    positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
+    return F.interpolate(positions, size=resized, mode="nearest").flatten().long().numpy()

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from core.configs import cfg, load_config
-from core.selftraining.adaptation import check_paste_lag
+from core.selftraining.trainer import check_paste_lag
 from core.utils.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

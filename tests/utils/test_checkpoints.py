@@ -16,9 +16,10 @@ from torch import nn
 from torchvision.models import resnet18
 
 from core.configs import cfg
-from core.models import build_model, load_model
+from core.models import build_model
 from core.models.backbone import FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
+from core.runs.resume import load_model
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights, read_tensors, save_checkpoint
 from core.utils.errors import UserError
 from tests.helpers import PROJECT

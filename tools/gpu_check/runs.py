@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from core.models import load_model
+from core.runs.resume import load_model
 from core.runs.states import StateFolder
 from tools.gpu_check.workplace import (
     LIMIT,
