@@ -5,7 +5,7 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def find_taxonomy(config) -> Taxonomy:
     if not found:
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
-            f"model's classes come from, one of {_known_names(config)}"
+            f"model's classes come from, one of {', '.join((*ENTRIES, *config.DATASETS.CUSTOM))}"
         )
     (first, taxonomy), *others = found.items()
     for where, other in others:
@@ -204,29 +204,25 @@ def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
     return chosen if len(set(chosen)) == len(chosen) else [f"{name}{ending}" for name in images.names]
 
 
-def check_custom(tree: Mapping, where: str) -> None:
-    """Raise UserError for the first mistake in DATASETS.CUSTOM, `where`: file and key of that section."""
-    for name, fields in tree.items():
-        parse_data_set(name, fields, where, ENTRIES)
-
-
 def _find_entry(config, key: str) -> tuple[Entry, str]:
     """The entry and the split that DATASETS.<key> names."""
     dataset, _, split = config.DATASETS[key].partition("_")
-    custom = config.DATASETS.CUSTOM
-    if dataset in custom:
-        taxonomy, reader = parse_data_set(dataset, custom[dataset], "DATASETS.CUSTOM", ENTRIES)
-        return Entry((taxonomy,), reader), split
-    if dataset not in ENTRIES:
+    entries = ENTRIES | _custom_entries(config)
+    if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
-            f"{_known_names(config)}, or {FOLDER_PREFIX}PATH"
+            f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH"
         )
-    return ENTRIES[dataset], split
+    return entries[dataset], split
 
 
-def _known_names(config) -> str:
-    return ", ".join((*ENTRIES, *config.DATASETS.CUSTOM))
+def _custom_entries(config) -> dict[str, Entry]:
+    """The data sets of DATASETS.CUSTOM; UserError for a mistake in any of them."""
+    entries = {}
+    for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):
+        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
+        entries[name] = Entry((taxonomy,), reader)
+    return entries
 
 
 def _find_folder(name: str, where: str) -> ImageSet:

@@ -11,7 +11,7 @@ from typing import Any
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, label_table, walk_files
 from core.datasets.taxonomy import COLOURS, IGNORE, STREET_SCENES, Taxonomy
-from core.utils.errors import UserError
+from core.utils.errors import UserError, shown
 
 MAX_CLASSES = 254
 REST = "rest"  # as `ignore`: every value that `labels` does not name
@@ -135,8 +135,8 @@ def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
     colours = {}
     for name, colour in _mapping(fields.get("colours", {}), f"{key}.colours").items():
         _require_class(name, names, f"{key}.colours")
-        if not _is_list(colour) or len(colour) != 3 or not all(_is_byte(value) for value in colour):
-            raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {_shown(colour)}")
+        if not isinstance(colour, list) or len(colour) != 3 or not all(_is_byte(value) for value in colour):
+            raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {shown(colour)}")
         colours[name] = tuple(colour)
     usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
     given["colours"] = usual | colours
@@ -170,11 +170,11 @@ def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict
             if value == IGNORE:
                 raise UserError(f"{key}.labels.{value}: {IGNORE} always means no class")
             _require_class(name, names, f"{key}.labels.{value}")
-    ignored = fields.get("ignore", ())
+    ignored = fields.get("ignore", [])
     if ignored == REST:
         return classes, [value for value in range(256) if value not in classes]
-    if not _is_list(ignored) or not all(_is_byte(value) for value in ignored):
-        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {_shown(ignored)}")
+    if not isinstance(ignored, list) or not all(_is_byte(value) for value in ignored):
+        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {shown(ignored)}")
     for value in ignored:
         if value in classes:
             raise UserError(f"{key}.ignore: {value} is the label value of {classes[value]!r}")
@@ -187,7 +187,7 @@ def _split(name: Any, tree: Any, key: str) -> Split:
     fields = _fields(tree, _SPLIT_FIELDS, ("images",), key)
     for field, value in fields.items():
         if not isinstance(value, str) or not value:
-            raise UserError(f"{key}.{field} must be text, not {_shown(value)}")
+            raise UserError(f"{key}.{field} must be text, not {shown(value)}")
     for field in ("pattern", "label_pattern"):
         pattern = fields.get(field, "*")
         if pattern.count("*") != 1:
@@ -217,18 +217,18 @@ def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) 
 
 def _mapping(value: Any, key: str) -> Mapping:
     if not isinstance(value, dict):
-        raise UserError(f"{key} must hold NAME: VALUE pairs, not {_shown(value)}")
+        raise UserError(f"{key} must hold NAME: VALUE pairs, not {shown(value)}")
     return value
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...]:
     """A list of names, none twice."""
-    if not _is_list(value):
-        raise UserError(f"{key} must be a list of names, not {_shown(value)}")
+    if not isinstance(value, list):
+        raise UserError(f"{key} must be a list of names, not {shown(value)}")
     seen = set()
     for name in value:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {_shown(name)}")
+            raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {shown(name)}")
         if name in seen:
             raise UserError(f"{key} names {name!r} twice")
         seen.add(name)
@@ -239,21 +239,11 @@ def _require_class(name: Any, names: Sequence[str], key: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{key}: {_shown(name)} is not one of the classes{hint}")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+        raise UserError(f"{key}: {shown(name)} is not one of the classes{hint}")
 
 
 def _is_byte(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 255
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, in one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _folder(root: Path, folder: str) -> Path:

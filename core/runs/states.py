@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import Config
 from core.utils import distributed
@@ -19,35 +20,6 @@ from core.utils.logging import LOGGER
 FORMAT = 2  # 2: since 2026-11 pasted objects have rounded sizes; a run begun before cannot be gone on with
 FOLDER = "state"  # below OUTPUT_DIR
 AUTO = "auto"
-
-# options that may differ from the saved run's: none of them changes what it computes, but for a device's rounding
-FREE_KEYS = frozenset(
-    {
-        "OUTPUT_DIR",
-        "resume",
-        "MODEL.WEIGHTS",
-        "MODEL.DEVICE",
-        "MODEL.COMPILE",
-        "DATASETS.ROOT",
-        "DATASETS.TARGET_LIST",  # the images' names are compared instead
-        "DATASETS.TT",
-        "DATASETS.II",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.SKIP_BAD_IMAGES",
-        "DATALOADER.CACHE",
-        "DATALOADER.CACHE_GB",
-        "SOLVER.STOP_ITER",  # may grow
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.KEEP_STATES",
-        "SOLVER.MAX_BAD_STEPS",
-        "SOLVER.ACCUMULATE",
-        "SOLVER.TF32",
-        "SOLVER.CUDNN_BENCHMARK",
-        "SOLVER.DETERMINISTIC",
-        "VIS.PERIOD",
-        "VIS.TENSORBOARD",
-    }
-)
 
 
 class StateFolder:
@@ -175,7 +147,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
         now, then = _plain(_value(config, key)), saved.get(key, _plain(_value(defaults, key)))
         if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then)):
             continue  # the folder may have moved
-        if key not in FREE_KEYS and now != then:
+        if not OPTIONS[key].free and now != then:
             raise UserError(
                 f"{key} is {now!r}, but the run to go on with has {then!r}: give that, or start another run"
             )

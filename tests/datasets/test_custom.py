@@ -350,7 +350,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("custom", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_every_mistake_is_one_line_with_file_and_key(load, custom, message):
     with pytest.raises(UserError, match=message) as caught:
-        load(custom)
+        find_taxonomy(load(custom, SOURCE_TRAIN="cityscapes_train"))  # although the run has no use for it
     assert "\n" not in str(caught.value)
     assert str(caught.value).split(": ")[0].endswith("some.yaml")
     assert len(str(caught.value)) < 400
@@ -432,15 +432,24 @@ def test_the_defaults_stay_empty_and_a_config_is_frozen_throughout(load):
         assert config.DATASETS.CUSTOM.warehouse.classes == tuple(CLASSES)
 
 
-def test_a_clone_still_checks_what_is_merged_into_it(load, tmp_path):
-    config = load(FULL).clone()
+def test_a_clone_still_knows_which_file_an_entry_comes_from(load, tmp_path):
+    config = load(FULL, SOURCE_TRAIN="warehouse_train").clone()
     config.defrost()
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": {"depot": {"clases": []}}}}))
-    with pytest.raises(UserError, match=r"more\.yaml: DATASETS\.CUSTOM\.depot\.clases is unknown"):
-        config.merge_from_file(str(tmp_path / "more.yaml"))
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": {"depot": WAREHOUSE}}}))
+    for fields, file in (({"clases": []}, "more"), (WAREHOUSE, "most")):
+        (tmp_path / f"{file}.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": {"depot": fields}}}))
     config.merge_from_file(str(tmp_path / "more.yaml"))
+    with pytest.raises(UserError, match=r"more\.yaml: DATASETS\.CUSTOM\.depot\.clases is unknown"):
+        find_taxonomy(config)
+    config.merge_from_file(str(tmp_path / "most.yaml"))
+    assert find_taxonomy(config).names == tuple(CLASSES)
     assert list(config.DATASETS.CUSTOM) == ["warehouse", "depot"]
+
+
+@pytest.mark.parametrize("value", ["2020-02-02", "!!set {a}", "!!binary aaaa", "[" * 40 + "]" * 40])
+def test_other_values_than_text_numbers_lists_and_sections_are_refused_at_once(tmp_path, value):
+    (tmp_path / "odd.yaml").write_text(f"DATASETS: {{CUSTOM: {{x: {{classes: {value}}}}}}}")
+    with pytest.raises(UserError, match=r"odd\.yaml: DATASETS\.CUSTOM may hold text, numbers, lists and NAME: VALUE"):
+        load_config(tmp_path / "odd.yaml")
 
 
 @pytest.mark.parametrize(
