@@ -109,7 +109,7 @@ class Config(CfgNode):
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
-        *parents, last = key.split(".")
+        *parents, last = names
         node = self.find(".".join(parents)) if parents else self
         node[last] = _convert(value, default, f"{where}: {key}")
 

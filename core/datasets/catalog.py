@@ -108,24 +108,16 @@ def find_images(config, key: str) -> ImageSet:
 
 
 def require_utf_8(paths: Sequence[Path], where: str) -> None:
-    """Raise UserError for the first name that is not UTF-8."""
+    """Raise UserError for the first name that is not UTF-8: it could be written to no log or index."""
     for path in paths:
-        if not _is_utf_8(path):
-            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it")
-
-
-def _is_utf_8(path: Path) -> bool:
-    """Whether the name can be written to a log or an index; bytes that are no text are lone surrogates in Python."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        try:
+            str(path).encode()  # bytes that are no text are lone surrogates in Python
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it") from None
 
 
 def _found_images(config, key: str) -> ImageSet:
-    name = config.DATASETS[key]
-    where = f"DATASETS.{key}"
+    name, where = config.DATASETS[key], f"DATASETS.{key}"
     if not name:
         unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
@@ -146,9 +138,8 @@ def find_target_images(config) -> ImageSet:
     """
     found = find_images(config, "TARGET_TRAIN")
     images = ImageSet(found.name, found.paths, found.names, skipped=_skipping(config))
-    if config.DATASETS.TARGET_LIST:
-        images = _restrict(images, Path(config.DATASETS.TARGET_LIST))
-    return images
+    list_file = config.DATASETS.TARGET_LIST
+    return _restrict(images, Path(list_file)) if list_file else images
 
 
 def find_test_images(config) -> ImageSet:
