@@ -363,27 +363,6 @@ def test_tensors_that_hold_no_numbers_of_their_own_are_named_and_never_filled_in
         load_checkpoint(make_tiny(seed=2), tmp_path / "odd.pth")
 
 
-# --- writing
-
-
-def test_a_failing_save_leaves_the_earlier_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.pth"
-    model = make_tiny()
-    save_checkpoint(model, path, 1)
-    before = path.read_bytes()
-    save = torch.save
-
-    def full_disk(content, file):
-        save({"iteration": 2}, file)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(UserError, match="No space"):
-        save_checkpoint(model, path, 2)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
-
-
 # --- where the weights of a run come from
 
 
