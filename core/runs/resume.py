@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import Config
 from core.models import build_model
@@ -22,35 +23,6 @@ from core.utils.errors import UserError
 from core.utils.locks import check_unlocked
 
 AUTO = "auto"
-
-# options that may differ from the saved run's: none of them changes what it computes, but for a device's rounding
-FREE_KEYS = frozenset(
-    {
-        "OUTPUT_DIR",
-        "resume",
-        "MODEL.WEIGHTS",
-        "MODEL.DEVICE",
-        "MODEL.COMPILE",
-        "DATASETS.ROOT",
-        "DATASETS.TARGET_LIST",  # the images' names are compared instead
-        "DATASETS.TT",
-        "DATASETS.II",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.SKIP_BAD_IMAGES",
-        "DATALOADER.CACHE",
-        "DATALOADER.CACHE_GB",
-        "SOLVER.STOP_ITER",  # may grow
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.KEEP_STATES",
-        "SOLVER.MAX_BAD_STEPS",
-        "SOLVER.ACCUMULATE",
-        "SOLVER.TF32",
-        "SOLVER.CUDNN_BENCHMARK",
-        "SOLVER.DETERMINISTIC",
-        "VIS.PERIOD",
-        "VIS.TENSORBOARD",
-    }
-)
 
 
 class Start(NamedTuple):
@@ -111,7 +83,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     for key, now in flat_config(config).items():
         if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
             continue  # the folder may have moved
-        if key not in FREE_KEYS and now != then[key]:
+        if not OPTIONS[key].free and now != then[key]:
             raise UserError(
                 f"{key} is {now!r}, but the run to go on with has {then[key]!r}: give that, or start another run"
             )

@@ -97,18 +97,12 @@ class StateFolder:
 
 def flat_config(config: Config) -> dict:
     """Every option by its full name, as a state keeps them."""
-    return {key: _plain(_value(config, key)) for key in config.flat_keys()}
+    return {key: _plain(config.find(key)) for key in config.flat_keys()}
 
 
 def fingerprint(names: Sequence[str]) -> str:
     """Changes with the names of the images or their order."""
     return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
-
-
-def _value(config: Config, key: str):
-    for name in key.split("."):
-        config = config[name]
-    return config
 
 
 def _iteration(path: Path) -> int:
