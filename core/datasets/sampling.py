@@ -4,7 +4,7 @@ A sample is a function of its request alone: the main process hands out requests
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from core.datasets.cache import open_cache
 from core.datasets.reader import ImageSet
+from core.datasets.skipping import BadImage
 from core.utils.devices import one_thread
 
 BLOCK = 500  # draws after which class-balanced drawing starts anew
@@ -102,10 +103,20 @@ class TrainingSamples(Dataset):
         return self.images.files(request.image, label=self.images.label_path is not None)
 
     def __getitem__(self, request: Request) -> dict:
-        with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self.skipped.first_good(
-                request.image, len(self.images), lambda image: self.make(replace(request, image=image))
-            )
+        count = len(self.images)
+        for tries in range(count):
+            try:
+                with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
+                    return self.make(replace(request, image=(request.image + tries) % count))
+            except BadImage as error:
+                self.skipped.tolerate(error)
+                if tries == count - 1:
+                    raise
+        raise ValueError("no image at all")
+
+    def cached(self, path: Path, purpose: Hashable, make: Callable[[Path], np.ndarray]) -> np.ndarray:
+        """`make(path)`, from the cache where there is one (see :meth:`ImageCache.get`)."""
+        return make(path) if self._cache is None else self._cache.get(path, purpose, make)
 
     @abstractmethod
     def make(self, request: Request) -> dict:

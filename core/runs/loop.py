@@ -197,15 +197,6 @@ class Training(ABC):
         last = self.accumulate - 1
         return [distributed.accumulating(self.parallel, part == last) for part in range(self.accumulate)]
 
-    def backward(self, output: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
-        """Add to the parameters' gradients what a part adds to the whole batch's.
-
-        Args:
-            output: the part's share of the loss, a scalar; with `gradient`, which is the loss's there, any tensor.
-        """
-        gradient = torch.ones_like(output) if gradient is None else gradient
-        self.solver.backward(output, gradient * distributed.count())  # the mean over the processes is to be their sum
-
     def refuse_step(self, loss: torch.Tensor, names: tuple[str, ...]) -> None:
         """A step's loss or gradient is not finite, and nothing was changed by it: log that, or stop the run.
 

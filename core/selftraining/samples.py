@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from core.datasets import transforms
-from core.datasets.geometry import View
 from core.datasets.images import read_image
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import Request, Stream, TensorBatch, TrainingSamples
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.datasets.transforms import View
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
 from core.selftraining.generations import Generation
 from core.selftraining.pseudo_labels import BETA
@@ -89,7 +89,7 @@ class TargetSamples(TrainingSamples):
 
     def _full_view(self, path: Path) -> torch.Tensor:
         size = self._input.INPUT_SIZE_TEST[::-1]
-        return transforms.to_tensor(self._cache.get(path, ("full view", size), self._decode_full))
+        return transforms.to_tensor(self.cached(path, ("full view", size), self._decode_full))
 
     def _decode_full(self, path: Path) -> np.ndarray:
         return _resized(read_image(path), self._input.INPUT_SIZE_TEST[::-1])
@@ -147,7 +147,7 @@ class TargetSamples(TrainingSamples):
         source = int(rng.choice(generation.candidates[drawn]))
         path, largest = self._paths[generation.names[source]], self._largest
         try:
-            image = self._cache.get(path, ("pasted from", largest), self._decode_bounded)
+            image = self.cached(path, ("pasted from", largest), self._decode_bounded)
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing

@@ -130,7 +130,7 @@ class Trainer(Training):
             with accumulating:
                 logits = self._student_logits(part)
                 losses, gradient = part_losses(logits, labels, pairs, pixels, negatives)
-                self.backward(logits, gradient)
+                self.solver.backward(logits, gradient)
             if shown is not None and part is parts[0]:
                 shown.update(labels=labels, logits=logits.detach())
             sums += torch.stack([*losses, (labels != IGNORE).sum() / pixels])

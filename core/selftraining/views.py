@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from core.datasets.geometry import View
+from core.datasets.transforms import View
 from core.models.deeplab import resize_logits
 
 __all__ = ["View", "warp_to_view"]

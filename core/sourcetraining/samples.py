@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from core.datasets import transforms
-from core.datasets.geometry import View
 from core.datasets.images import read_image
 from core.datasets.sampling import Request, TensorBatch, TrainingSamples, draw_images, uniform_order
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import IGNORE
+from core.datasets.transforms import View
 
 _SAMPLE, _DRAW = 0x5353, 0x5344  # first keys of independent random streams
 WHOLE = (1.0, 1.0)  # INPUT_SCALES_TRAIN that means: the whole image at the training size, no crop
@@ -38,7 +38,7 @@ class SourceSamples(TrainingSamples):
     def make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
         path = self.images.paths[request.image]
-        image = transforms.to_tensor(self._cache.get(path, "image", read_image))
+        image = transforms.to_tensor(self.cached(path, "image", read_image))
         label = torch.from_numpy(self.images.read_label(request.image))
         if label.shape != image.shape[1:]:
             raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)

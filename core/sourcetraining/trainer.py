@@ -103,7 +103,7 @@ class SourceTrainer(Training):
                 logits = self.predictor.logits(self.parallel, self.predictor.prepare(part.images))
                 logits = resize_logits(logits, target.shape[-2:])
                 loss = cross_entropy_sum(logits, target, self.class_weights) / count.to(logits.dtype)
-                self.backward(loss)
+                self.solver.backward(loss)
             total += loss.detach()
         loss = distributed.total(total).to(loss.dtype)
         stepped = self.solver.step(loss, self.iteration)

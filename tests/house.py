@@ -1,6 +1,7 @@
 """The house in numbers: lines and levels of packages, arrows and circles between them, files that an image meets.
 
-Imports are read, not run; for the last, one image is trained on, from its file to a moved weight.
+Run as `python -m tests.house`. Imports are read, not run; for the last, an image is trained on, from its file to a moved
+weight.
 """
 
 import argparse
@@ -14,6 +15,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+
+from core.configs import cfg
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import TensorBatch
+from core.datasets.taxonomy import CAMVID_11
+from core.models import build_model
+from core.selftraining.samples import PasteRequest
+from core.selftraining.trainer import Trainer
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("train_TCR_DTU.py", "train_src.py", "test.py")
@@ -99,13 +109,15 @@ def upward(graph: Graph) -> list[str]:
 
 
 def files_met(work: Callable[[], object], root: Path = PROJECT) -> list[str]:
-    """Files of core of which a function runs while `work` does."""
+    """Files of core with a function that is handed, or gives, an image or a map while `work` runs."""
     met, prefix = set(), f"{root / 'core'}/"
 
-    def note(frame, _event, _argument) -> None:
+    def note(frame, event: str, argument: object) -> None:
         name = frame.f_code.co_filename
-        if name.startswith(prefix):
-            met.add(name.removeprefix(f"{root}/"))
+        if name.startswith(prefix) and event in ("call", "return"):
+            values = frame.f_locals.values() if event == "call" else [argument]
+            if any(map(_holds_a_map, list(values))):
+                met.add(name.removeprefix(f"{root}/"))
 
     sys.setprofile(note)
     try:
@@ -115,15 +127,22 @@ def files_met(work: Callable[[], object], root: Path = PROJECT) -> list[str]:
     return sorted(met)
 
 
-def path_of_an_image() -> list[str]:
-    """The files that a target image and what is pasted into it meet, from their files to the weights that they move."""
-    from core.configs import cfg
-    from core.datasets.reader import ImageSet
-    from core.datasets.taxonomy import CAMVID_11
-    from core.models import build_model
-    from core.selftraining.samples import PasteRequest
-    from core.selftraining.trainer import Trainer
+def _holds_a_map(value: object) -> bool:
+    """Whether it is an array or tensor of at least 64 values in rows and columns, or holds one."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim > 1 and int(np.prod(value.shape)) >= 64
+    if isinstance(value, TensorBatch):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | tuple) and any(map(_holds_a_map, value))
 
+
+def path_of_an_image() -> list[str]:
+    """The files that a target image and what is pasted into it meet, from disk to the student's weights.
+
+    Whether the teacher follows is another matter, and dynamic_teacher.py's; it is not asked here.
+    """
     with tempfile.TemporaryDirectory() as folder:
         names, rng = ("a.png", "b.png"), np.random.default_rng(0)
         for name in names:
@@ -133,7 +152,7 @@ def path_of_an_image() -> list[str]:
         config.OUTPUT_DIR, config.MODEL.NAME, config.MODEL.NUM_CLASSES = folder, "deeplab_resnet18", 11
         config.INPUT.INPUT_SIZE_TEST, config.INPUT.TARGET_INPUT_SIZE_TRAIN = (128, 64), (96, 48)
         config.DATALOADER.NUM_WORKERS, config.VIS.PERIOD, config.SOLVER.BATCH_SIZE = 0, 0, 2
-        config.TCR.MIX_CLASSES = CAMVID_11.names
+        config.TCR.MIX_CLASSES, config.DTU.DYNAMIC = CAMVID_11.names, False
         images = ImageSet("frames", tuple(Path(folder) / name for name in names), names)
         trainer = Trainer(config, build_model(config), images, CAMVID_11)
         generation = str(trainer.candidate_pass.run(trainer.teacher, 0).folder)
@@ -151,7 +170,7 @@ def lines_of(package: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Print all of it; returns 1 where there is a circle or an arrow upwards."""
-    parser = argparse.ArgumentParser(prog="python -m tools.house", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.house", description=__doc__)
     parser.parse_args(argv)
     graph = imports()
     packages = between_packages(graph)
