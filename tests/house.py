@@ -1,7 +1,7 @@
 """The house in numbers: lines and levels of packages, arrows and circles between them, files that an image meets.
 
-Run as `python -m tests.house`. Imports are read, not run; for the last, an image is trained on, from its file to a moved
-weight.
+Run as `python -m tests.house`. Imports are read, not run; for the last, an image is trained on, from its file to a
+moved weight.
 """
 
 import argparse
