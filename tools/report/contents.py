@@ -260,11 +260,12 @@ class Report:
     def agreement(self, shown: Sequence[dict]) -> Table:
         """Of the later ones, how well they agree with the one before; without rows where there are none."""
         later = [row for row in shown if row[f"consistency_{self.names[0]}"]]
-        ious = [[float(row[f"consistency_{name}"]) for name in self.names] for row in later]
-        rows = [(name, *map(_percent, values)) for name, values in zip(self.names, zip(*ious), strict=False)]
-        occurring = [[value for value in values if value > 0] for values in ious]
-        if later:
-            rows.append(("mean of classes", *(_percent(sum(v) / max(len(v), 1)) for v in occurring)))
+        if not later:
+            return Table((), ())
+        ious = np.array([[float(row[f"consistency_{name}"]) for row in later] for name in self.names])
+        rows = [(name, *map(_percent, values)) for name, values in zip(self.names, ious, strict=True)]
+        means = ious.sum(0) / (ious > 0).sum(0).clip(1)  # of the classes that occur
+        rows.append(("mean of classes", *map(_percent, means)))
         return Table(("mean IoU, %", *map(_generation, later)), rows, strong=len(self.names))
 
     def shares(self, shown: Sequence[dict]) -> Table:

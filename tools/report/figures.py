@@ -19,9 +19,17 @@ _SETTINGS = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), _LINE),
     **dict.fromkeys(("axes.spines.left", "axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
-    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.linewidth": 0.8,
-    "font.family": ["sans-serif"], "font.size": 10, "legend.fontsize": 9, "lines.linewidth": 1.8,
-    "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
+    "font.family": ["sans-serif"],
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
 }
 Curve = tuple[Sequence[float], Sequence[float]]
 

@@ -14,16 +14,16 @@ from PIL import Image
 
 from core.configs import load_config
 from core.datasets.cityscapes import LABEL_IDS
-from core.datasets.palettes import colour_blind_palette
 from core.datasets.taxonomy import CITYSCAPES_19
-from core.datasets.video import open_video
 from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
-from core.utils.movies import movie
 from test import main as evaluate
-from tools.predict import main as predict
+from tools.predict.__main__ import main as predict
+from tools.predict.movies import movie
+from tools.predict.palettes import colour_blind_palette
+from tools.predict.video import open_video
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 ALL = "colour,overlay,label-ids,confidence,side-by-side"
 SIZES = {"a.png": (64, 128), "day/b.png": (50, 128), "day/c.png": (64, 100)}  # (h, w)
 
@@ -182,7 +182,7 @@ def test_a_video_becomes_a_video_and_pictures_on_demand(done, tmp_path, draw_sce
     assert "7 frames" in done(video, "TEST.BATCH_SIZE", "3")
     assert files_below(tmp_path / "out") == ["legend.png", "side-by-side/drive.mp4"]
     with open_video(tmp_path / "out/side-by-side/drive.mp4") as made:
-        shown = list(made._frames)
+        shown = list(made.frames)
         assert (made.fps, made.count, len(shown)) == (10, 7, 7)
     for scene, frame in zip(scenes, shown, strict=True):
         assert np.abs(frame[:64, :128].astype(int) - scene).mean() < 12
@@ -198,7 +198,7 @@ def test_images_become_one_movie(done, tmp_path, frames, container):
     done(frames, "--as", container, "--save", "overlay,confidence", "--fps", "4")
     assert files_below(tmp_path / "out") == [f"confidence.{container}", "legend.png", f"overlay.{container}"]
     with open_video(tmp_path / f"out/overlay.{container}") as made:
-        first, second, third = made._frames
+        first, second, third = made.frames
         assert made.fps == 4
     done(frames)
     assert np.abs(first.astype(int) - read(tmp_path / "out/overlay/a.png")).mean() < 12
