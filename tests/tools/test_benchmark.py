@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import benchmark
+from tools.benchmark import stages
+from tools.benchmark.__main__ import main
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ["MODEL.NAME", "deeplab_resnet18", "INPUT.INPUT_SIZE_TEST", "(96, 48)"]
@@ -15,10 +16,10 @@ SMALL += ["INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)"]
 
 
 def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "IMAGE_SIZE", (640, 320))
-    monkeypatch.setattr(benchmark, "PASS_IMAGES", 4)
+    monkeypatch.setattr(stages, "IMAGE_SIZE", (640, 320))
+    monkeypatch.setattr(stages, "PASS_IMAGES", 4)
     table = tmp_path / "table.json"
-    assert benchmark.main(["--repeats", "1", "--device", "cpu", "--json", str(table), *SMALL]) == 0
+    assert main(["--repeats", "1", "--device", "cpu", "--json", str(table), *SMALL]) == 0
     rows = json.loads(table.read_text())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2
@@ -27,7 +28,7 @@ def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys)
         assert row["seconds"] > 0 < row["limit_seconds"]
         assert row["ratio"] == pytest.approx(row["seconds"] / row["limit_seconds"])
     text = "\n".join(lines)
-    stages = (
+    named = (
         "samples from a cache",
         "training step",
         "DTU query of 9",
@@ -35,7 +36,7 @@ def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys)
         "evaluation, per image",
         "resume",
     )
-    assert not [stage for stage in stages if stage not in text]
+    assert not [stage for stage in named if stage not in text]
 
 
 def test_an_unknown_stage_is_one_line():

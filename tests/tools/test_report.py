@@ -10,10 +10,9 @@ import pytest
 
 from core.programs.testing import evaluate_checkpoints
 from tests.helpers import contents, rows_of
-from tools.report import main as report
-from tools.report_figures import MAX_POINTS, thinned
-from tools.report_page import text
-from tools.report_views import extremes
+from tools.report.__main__ import main as report
+from tools.report.figures import MAX_POINTS, thinned
+from tools.report.views import extremes
 from train_TCR_DTU import main as train
 
 STOP = 6
@@ -122,7 +121,7 @@ def test_candidates_are_those_of_every_generation(page, run):
 
 def test_without_images_no_model_is_touched(run, tmp_path, monkeypatch):
     folder, labelled = run
-    monkeypatch.setattr("tools.report.build_model", None)
+    monkeypatch.setattr("tools.report.contents.build_model", None)
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("state", "*.pth", "candidates"))
     assert report([str(tmp_path / "run"), "--no-images", "-o", str(tmp_path / "new/page.html")]) == 0
     headings = References((tmp_path / "new/page.html").read_text(encoding="utf-8")).headings

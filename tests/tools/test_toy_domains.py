@@ -11,16 +11,9 @@ from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import TOY_14
 from core.utils.errors import UserError
 from tests.helpers import PROJECT, contents
-from tools.toy_domains import (
-    COUNTS,
-    DOMAINS,
-    SOURCE_CAMERA,
-    TARGET_CAMERA,
-    blend_cameras,
-    draw_domains,
-    draw_image,
-    main,
-)
+from tools.toy_domains.__main__ import main
+from tools.toy_domains.domains import DAYLIGHT, DOMAINS
+from tools.toy_domains.drawing import COUNTS, draw_domains, draw_image
 
 FEW = {"toy_source": {"train": 3, "val": 1}, "toy_target": {"train": 2, "val": 1}}
 SMALL = (128, 64)
@@ -105,10 +98,11 @@ def test_domains_look_different_but_hold_the_same(sample):
     assert np.abs(shares[0] - shares[1]).max() < 0.08
 
 
-def test_cameras_blend_from_source_to_target_and_beyond():
-    assert blend_cameras(SOURCE_CAMERA, TARGET_CAMERA, 0) == SOURCE_CAMERA
-    half, double = (blend_cameras(SOURCE_CAMERA, TARGET_CAMERA, share) for share in (0.5, 2))
-    assert SOURCE_CAMERA.noise[1] < half.noise[1] < TARGET_CAMERA.noise[1] < double.noise[1]
+def test_cameras_blend_from_daylight_to_the_targets_and_beyond():
+    dusk = DOMAINS["toy_target"].camera
+    assert DAYLIGHT.towards(dusk, 0) == DAYLIGHT
+    half, double = (DAYLIGHT.towards(dusk, share) for share in (0.5, 2))
+    assert DAYLIGHT.noise[1] < half.noise[1] < dusk.noise[1] < double.noise[1]
 
 
 def test_colours_do_not_give_the_classes_away(sample):
@@ -174,7 +168,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tools.toy_domains.write_label", fail)
+    monkeypatch.setattr("tools.toy_domains.drawing.write_label", fail)
     with pytest.raises(UserError, match="No space left on device"):
         draw_domains(tmp_path / "toy", 1, FEW, SMALL, workers=1)
     assert not contents(tmp_path)

@@ -22,8 +22,9 @@ from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 from tools.report.figures import Curve, bands, curves, decisions
-from tools.report.run import Run, read_table
+from tools.report.run import Run
 from tools.report.views import Observation, Viewer, extremes
+from tools.tables import read_table
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 

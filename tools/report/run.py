@@ -1,7 +1,5 @@
 """What a run folder holds, read for tools.report: tables, config, environment, checkpoints."""
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from core.programs.testing import find_checkpoints
 from core.runs.output import CONFIG, ENVIRONMENT, EVALUATION, METRICS
 from core.selftraining import candidates
 from core.utils.errors import UserError
+from tools.tables import read_table
 
 HISTORY = "dtu_history.csv"
 
@@ -54,16 +53,6 @@ class Run:
     def done(self) -> int:
         """Iterations that the tables know of."""
         return int(self.metrics[-1]["iteration"]) if self.metrics else 0
-
-
-def read_table(path: Path) -> list[dict]:
-    """The whole rows of a CSV, which a run may be writing to; empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-    return [row for row in rows if None not in row and None not in row.values()]
 
 
 def _read_environment(folder: Path) -> dict:
