@@ -1,16 +1,13 @@
 """The benchmark for real, on small images."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers import start
 from tools.benchmark import stages
 from tools.benchmark.__main__ import main
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ["MODEL.NAME", "deeplab_resnet18", "INPUT.INPUT_SIZE_TEST", "(96, 48)"]
 SMALL += ["INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)"]
 
@@ -40,8 +37,7 @@ def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys)
 
 
 def test_an_unknown_stage_is_one_line():
-    command = [sys.executable, "-m", "tools.benchmark", "--stages", "samples,stepp"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    done = start("-m", "tools.benchmark", "--stages", "samples,stepp")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: --stages stepp: no such stage; there are samples, step, networks, sweeps, start"

@@ -1,8 +1,5 @@
 """The toy domains: Cityscapes' layout and labels, the same files from the same seed, and a shift between the two."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -10,7 +7,7 @@ from core.datasets.cityscapes import IMAGES, LABEL_IDS, label_path
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import TOY_14
 from core.utils.errors import UserError
-from tests.helpers import PROJECT, contents
+from tests.helpers import contents
 from tools.toy_domains.__main__ import main
 from tools.toy_domains.domains import DAYLIGHT, DOMAINS
 from tools.toy_domains.drawing import COUNTS, draw_domains, draw_image
@@ -173,13 +170,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         draw_domains(tmp_path / "toy", 1, FEW, SMALL, workers=1)
     assert not contents(tmp_path)
     assert not list((tmp_path / "toy").iterdir())
-
-
-def test_module_runs_as_a_program():
-    command = [sys.executable, "-m", "tools.toy_domains", "--help"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert "toy_source" in done.stdout
 
 
 def test_default_counts():
