@@ -2,7 +2,6 @@
 
 import importlib
 import shutil
-import subprocess
 from types import SimpleNamespace
 
 import cv2
@@ -64,7 +63,7 @@ def in_process(monkeypatch):
         name = f"{words.pop(0)}.__main__" if name == "-m" else name
         return SimpleNamespace(returncode=importlib.import_module(name).main(words))
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.mark.usefixtures("in_process")
