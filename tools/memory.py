@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tools.tables import read_table
+from tools.tables import last_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 300
@@ -104,9 +104,9 @@ def watch_run(config: Path, metrics: Path) -> list[Sample]:
 def watch(run: subprocess.Popen, metrics: Path) -> Iterator[Sample]:
     """Looks at a process and its descendants until it ends."""
     while run.poll() is None:
-        memory, rows = tree_memory(run.pid), read_table(metrics)
+        memory = tree_memory(run.pid)
         if memory:
-            yield Sample(int(rows[-1]["iteration"]) if rows else 0, len(memory), sum(memory.values()))
+            yield Sample(last_iteration(metrics), len(memory), sum(memory.values()))
         time.sleep(PERIOD)
 
 
