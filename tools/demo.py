@@ -23,7 +23,7 @@ from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, out
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import Taxonomy
 from core.programs.frame import Parser, run_program
-from core.runs.output import CONFIG
+from core.runs.folder import CONFIG
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing, write_json

@@ -30,7 +30,7 @@ from core.evaluation.predictor import evaluating
 from core.models import build_model, log_dead_channels
 from core.models.inference import plain_copy
 from core.programs.frame import config_parser, run_program
-from core.programs.testing import find_checkpoint
+from core.runs.resume import find_checkpoint
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
@@ -198,7 +198,7 @@ def export(args: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"--format {args.format} needs more packages: pip install {' '.join(missing)}")
     config = load_config(args.config_file, args.options)
-    checkpoint, taxonomy = find_checkpoint(config.resume), find_taxonomy(config)
+    checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
     path = Path(args.out or Path(config.OUTPUT_DIR) / f"{checkpoint.stem}{form.ending}")
     if os.path.lexists(path) and not args.overwrite:
         raise UserError(f"{path} is already there: choose another -o, or give --overwrite")

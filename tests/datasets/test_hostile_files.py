@@ -1,5 +1,6 @@
 """Files made to do harm, or that only look like images: refused in one line, without waiting, before memory is used."""
 
+import io
 import os
 import resource
 import socket
@@ -15,8 +16,7 @@ from PIL import Image
 
 from core.configs import cfg
 from core.datasets.catalog import find_source_images, find_target_images, find_test_images
-from core.datasets.headers import MAX_PIXELS
-from core.datasets.images import image_size, read_image, read_label, read_red_channel
+from core.datasets.images import MAX_PIXELS, image_size, read_image, read_label, read_red_channel
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import walk_files
 from core.datasets.skipping import BadImage
@@ -40,6 +40,11 @@ def png_bomb(colour_type=2):
 def with_size(ending, width, height):
     """A small image whose header is made to claim another size."""
     data = bytearray(cv2.imencode(f".{ending}", np.full((16, 16, 3), 90, np.uint8))[1].tobytes())
+    if ending == "webp":  # of an animation: a single picture must be as large as it says
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")])
+        data = bytearray(file.getvalue())
+        data[24:30] = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     if ending == "jpg":
         start = data.index(b"\xff\xc0") + 5
         data[start : start + 4] = struct.pack(">HH", height, width)
@@ -53,7 +58,7 @@ BOMBS = {
     "palette.png": png_bomb(3),
     "jpg": with_size("jpg", SIDE, SIDE),
     "bmp": with_size("bmp", SIDE, SIDE),
-    "webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + 2 * struct.pack("<I", SIDE - 1)[:3],
+    "webp": with_size("webp", SIDE, SIDE),
 }
 
 

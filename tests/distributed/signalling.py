@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from core.runs import experiment
+from core.runs import loop
 from core.runs.loop import Training
 from core.utils import distributed
 
-MOMENTS = {"load": (experiment, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
+MOMENTS = {"load": (loop, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
 place, name = MOMENTS[sys.argv[1]]
 function = getattr(place, name)
 

@@ -14,7 +14,8 @@ from core.datasets.catalog import ImageSet
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.dsu import DSU
-from core.runs.experiment import check_division, check_whole_batches
+from core.runs.loop import check_whole_batches
+from core.runs.start import check_division
 from core.runs.states import fingerprint
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
 from core.utils import distributed
@@ -228,7 +229,7 @@ def buffer_of(metric):
     """A DynamicTeacher that decides nothing."""
     options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric)
     network = nn.Linear(1, 1)
-    return DynamicTeacher(network, network, options, lambda _: None, lambda _: None, seed=1)
+    return DynamicTeacher(network, network, options, None, 1, None, seed=1)
 
 
 @pytest.mark.usefixtures("two")

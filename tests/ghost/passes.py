@@ -5,8 +5,9 @@ import time
 from published import IMAGE, begin, ghostlib, published, torch, waits_of, write
 from timed import begin_clock, clock_arguments, timed
 
-import core.selftraining.candidates as candidates
+import core.selftraining.candidate_pass as candidates
 from core.evaluation.predictor import Predictor
+from core.selftraining.generations import delete_generations
 
 IMAGES = 16
 
@@ -71,7 +72,7 @@ def main():
         for name, before in (("first", None), ("later", previous)):
             made, threads.seconds = {}, dict.fromkeys(threads.seconds, 0.0)
             if before is None:
-                candidates.delete_generations(work.folder, set())
+                delete_generations(work.folder, set())
             with ghostlib.recording() as events:
                 found = timed(lambda: made.update(run=work.run(model, 0, before)))  # noqa: B023 - called at once
             previous = made["run"]

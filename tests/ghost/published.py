@@ -21,9 +21,8 @@ import torch
 
 from core.configs.loading import load_config
 from core.datasets.catalog import find_target_images, find_taxonomy
-from core.models import load_model
-from core.runs.output import RunOutput
-from core.selftraining.samples import Request, collate_batch
+from core.runs.resume import load_model
+from core.selftraining.samples import PasteRequest
 from core.selftraining.trainer import Trainer
 
 REPO = sys.path[0]
@@ -74,6 +73,7 @@ def published(amp, options):
             "SOLVER.MAX_BAD_STEPS": 1000,
             "DATASETS.TARGET_TRAIN": f"folder:{folder}",
             "DATASETS.TEST": "",
+            "OUTPUT_DIR": folder,
             "MODEL.WEIGHTS": "",
             "MODEL.DEVICE": "cuda:0",
             "TCR.PASTE": False,
@@ -91,12 +91,10 @@ def published(amp, options):
 @contextmanager
 def training(amp, options):
     """(trainer, a batch in page-locked memory), after two steps."""
-    with published(amp, options) as (config, taxonomy, images, model, folder):
-        (folder / "out").mkdir()
-        output = RunOutput(folder / "out", taxonomy, 10**6, 10**6, torch.device(config.MODEL.DEVICE))
-        trainer = Trainer(config, model, images, taxonomy, output)
-        samples = [trainer.samples[Request(n % len(images), n)] for n in range(config.SOLVER.BATCH_SIZE)]
-        batch = collate_batch(samples).pin_memory()
+    with published(amp, options) as (config, taxonomy, images, model, _):
+        trainer = Trainer(config, model, images, taxonomy)
+        samples = [trainer.samples[PasteRequest(n % len(images), n)] for n in range(config.SOLVER.BATCH_SIZE)]
+        batch = trainer.samples.collate(samples).pin_memory()
         for _ in range(2):
             trainer.train_step(batch)
         yield trainer, batch

@@ -33,13 +33,13 @@ CONTINUED = {"resume": "auto", "SOLVER.STOP_ITER": 5}
 ADAPT = 2  # its position among the commands
 MAY_WAIT = {  # functions of core
     "datasets/transforms.py __init__",  # before the run begins
-    "models/build.py load_model",
+    "runs/resume.py load_model",
     "models/backbone.py dead_channels",
     "solver.py step",  # in every step: whether it was finite
     "selftraining/dynamic_teacher.py _rescore",
     "utils/devices.py wait",  # for a copy that was begun earlier
-    "selftraining/panels.py _host",
-    "runs.py _log_means",  # a row of a table, every 20 iterations
+    "runs/panels.py _host",
+    "runs/output.py _log_means",  # a row of a table, every 20 iterations
     "states.py _plain",
     "utils/checkpoints.py <dictcomp>",
 }

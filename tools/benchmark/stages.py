@@ -21,10 +21,10 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.backbone import FoldedConv2d, FrozenBatchNorm
 from core.models.deeplab import Segmentor
-from core.runs.output import RunOutput
-from core.selftraining.candidates import CandidatePass
-from core.selftraining.samples import Batch, Request, TargetSamples, collate_batch
-from core.selftraining.trainer import Trainer, part_losses, stored_probabilities
+from core.selftraining.candidate_pass import CandidatePass
+from core.selftraining.dynamic_teacher import class_probabilities
+from core.selftraining.samples import Batch, PasteRequest, TargetSamples
+from core.selftraining.trainer import Trainer, part_losses
 from core.utils.devices import to_device
 from tools.benchmark.bench import Bench, Row, changed, compute_threads
 from tools.benchmark.data import random_labels, write_generation
@@ -45,8 +45,8 @@ def bench_samples(bench: Bench) -> None:
 
     def make(samples: TargetSamples) -> None:
         for number in (next(numbers) for _ in range(rounds)):
-            request = Request(number % len(paths), number, str(generation), (1 / len(classes),) * len(classes))
-            batch = collate_batch([samples[request]])
+            request = PasteRequest(number % len(paths), number, str(generation), (1 / len(classes),) * len(classes))
+            batch = samples.collate([samples[request]])
             bench.predictor.prepare(batch.full)
             bench.predictor.prepare(batch.student)
 
@@ -64,10 +64,11 @@ def bench_samples(bench: Bench) -> None:
 
 def bench_step(bench: Bench) -> None:
     """A training step, the network passes in it, and what else there is."""
-    predictor, folder = bench.predictor, bench.folder / "step"
-    folder.mkdir()
-    output = RunOutput(folder, bench.taxonomy, 10**6, 10**6, bench.device)
-    trainer = Trainer(bench.config, bench.model(), bench.images, bench.taxonomy, output)
+    predictor, config = bench.predictor, bench.config.clone()
+    config.defrost()
+    config.OUTPUT_DIR = str(bench.folder / "step")
+    Path(config.OUTPUT_DIR).mkdir()
+    trainer = Trainer(config, bench.model(), bench.images, bench.taxonomy)
     trainer.generation = trainer.candidate_pass.run(trainer.teacher, 0)
     batch = next(trainer.batches(range(1)))
     student, teacher = trainer.student, trainer.teacher
@@ -85,7 +86,7 @@ def bench_step(bench: Bench) -> None:
         return bench.measure(stage, action, "forward alone", partial(forward, model, images))
 
     learn, by_teacher = partial(learn_once, predictor, student, view), partial(forward, teacher, full)
-    score = partial(stored_probabilities, predictor, student, len(batch.full), batch.full)
+    score = partial(class_probabilities, predictor, student, [full])
     maps = by_teacher(), forward(student, view)
     passes = [
         beside_forward("student, forward and backward", learn, student, view),
@@ -117,7 +118,7 @@ def bench_query(bench: Bench, trainer: Trainer, batch: Batch, forward: Callable)
     """A query of the dynamic teacher over as many batches as settle it."""
     teacher, options = trainer.dynamic_teacher, bench.config.DTU
     full = to_device(batch.full, bench.device)
-    probs = stored_probabilities(trainer.predictor, trainer.student, len(full), full)
+    probs = class_probabilities(trainer.predictor, trainer.student, [trainer.predictor.prepare(full)])
     for _ in range(options.Query_START):
         teacher.before_step(0, full, batch.names, probs)
     stored = teacher.state_dict()

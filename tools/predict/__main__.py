@@ -17,11 +17,11 @@ from core.configs.loading import split_options
 from core.datasets.catalog import find_label_values, find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
+from core.datasets.sizes import warn_of_aspect
 from core.evaluation.pictures import Painter
 from core.models import build_model, log_dead_channels
 from core.programs.frame import config_parser, run_program
-from core.programs.testing import find_checkpoint
-from core.selftraining.adaptation import warn_of_aspect
+from core.runs.resume import find_checkpoint
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
@@ -47,7 +47,7 @@ def predict(args: argparse.Namespace) -> None:
     if not words:
         raise UserError("nothing to predict: give images, folders, glob patterns or videos; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
-    checkpoint, taxonomy = find_checkpoint(config.resume), find_taxonomy(config)
+    checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
     images, videos = find_inputs(words, leave_out=[out / kind for kind in KINDS])
     planned = plan_series(images, videos, out, args.container, args.save)
     if len(videos) or any(series.container != "png" for series in planned):
@@ -64,7 +64,7 @@ def predict(args: argparse.Namespace) -> None:
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     log_dead_channels(model)
-    warn_of_aspect(images, config)
+    warn_of_aspect(images, config.INPUT)
     make_folder(out, "-o")
     with replacing(out / LEGEND) as temporary:
         temporary.write_bytes(legend)

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from core.datasets.headers import MAX_PIXELS
+from core.datasets.images import MAX_PIXELS
 from core.datasets.loading import collate_full_views, full_view
 from core.utils.errors import UserError
 from tools.predict.movies import load_ffmpeg

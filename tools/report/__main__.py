@@ -16,7 +16,7 @@ import jinja2
 
 from core.configs.loading import split_options
 from core.programs.frame import Parser, run_program
-from core.selftraining.candidates import TABLE
+from core.runs.folder import CANDIDATES
 from core.utils.devices import device_errors
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
@@ -56,7 +56,7 @@ def page(report: Report) -> str:
     run, title = report.run, report.run.folder.resolve().name
     template = environment.get_template("page.html")
     text = template.render(
-        report=report, run=run, data=run.config.DATASETS, title=title, mark=MARK, candidates_table=TABLE
+        report=report, run=run, data=run.config.DATASETS, title=title, mark=MARK, candidates_table=CANDIDATES
     )
     return "".join(c for c in text if c.isprintable() or c == "\n")  # without what no XML file may hold
 

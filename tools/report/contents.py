@@ -12,12 +12,12 @@ from torch import nn
 
 from core.datasets.catalog import find_images, find_test_images
 from core.datasets.reader import ImageSet
+from core.datasets.sampling import even_subsample
 from core.evaluation.evaluator import table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.programs import ranking
-from core.selftraining.resampling import even_subsample
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER

@@ -8,13 +8,10 @@ from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
-from core.programs.testing import find_checkpoints
-from core.runs.output import CONFIG, ENVIRONMENT, EVALUATION, METRICS
-from core.selftraining import candidates
+from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
+from core.runs.resume import checkpoints_in
 from core.utils.errors import UserError
 from tools.tables import read_table
-
-HISTORY = "dtu_history.csv"
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,9 @@ class Run:
         if not (folder / METRICS).is_file():
             raise UserError(f"{folder}: its run has no {METRICS} yet; the first rows come after 20 iterations")
         config = load_config(folder / CONFIG, options)
-        checkpoints = find_checkpoints(str(folder)) if [*folder.glob("model_iter*.pth")] else []
-        names = (METRICS, EVALUATION, HISTORY, candidates.TABLE)
-        tables = [read_table(folder / name) for name in names]
-        return cls(folder, config, find_taxonomy(config), *tables, checkpoints, _read_environment(folder))
+        tables = [read_table(folder / name) for name in (METRICS, EVALUATION, HISTORY, CANDIDATES)]
+        found = checkpoints_in(folder), _read_environment(folder)
+        return cls(folder, config, find_taxonomy(config), *tables, *found)
 
     @property
     def done(self) -> int:

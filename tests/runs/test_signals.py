@@ -10,7 +10,7 @@ from core.evaluation.metrics import Scores
 from core.runs.states import StateFolder
 from core.utils import signals
 from tests.helpers import Killed
-from tests.training.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until
+from tests.runs.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until
 
 
 class SelfEvaluation:
@@ -59,7 +59,7 @@ def test_a_signal_ends_the_step_and_saves_the_state(tmp_path, pictures, straight
 def test_more_signals_do_not_disturb_the_saving(tmp_path, pictures):
     """A cluster may repeat itself."""
     trainer = adaptation(tmp_path / "out", pictures, make_config())
-    make, write = trainer.samples._make, trainer.output.states.write
+    make, write = trainer.samples.make, trainer.output.states.write
 
     def signalled(request):
         if request.position == 2 * 3:
@@ -70,21 +70,21 @@ def test_more_signals_do_not_disturb_the_saving(tmp_path, pictures):
         send(signal.SIGTERM)
         return write(state)
 
-    trainer.samples._make, trainer.output.states.write = signalled, signalled_again
+    trainer.samples.make, trainer.output.states.write = signalled, signalled_again
     stopped(trainer, signal.SIGUSR1)
     assert StateFolder(tmp_path / "out").newest()[1]["iteration"] == 3
 
 
 def test_a_signal_while_a_batch_is_waited_for_saves_what_is_done(tmp_path, pictures, straight):
     trainer = adaptation(tmp_path / "out", pictures, make_config())
-    make = trainer.samples._make
+    make = trainer.samples.make
 
     def signalled(request):
         if request.position == 2 * 21:
             send(signal.SIGUSR1)
         return make(request)
 
-    trainer.samples._make = signalled
+    trainer.samples.make = signalled
     stopped(trainer, signal.SIGUSR1)
     trainer, begun = go_on(adaptation, tmp_path / "out", pictures, make_config())
     assert begun == 21

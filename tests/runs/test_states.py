@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from core.configs import cfg
-from core.runs.states import FORMAT, StateFolder, continued_config, flat_config
+from core.runs.resume import continued_config
+from core.runs.states import FORMAT, StateFolder, flat_config
 from core.utils.errors import UserError
-from tests.training.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until, source
+from tests.runs.runs import KINDS, adaptation, assert_same_run, go_on, make_config, run_until, source
 
 
 @pytest.mark.parametrize(("keep", "states", "generations"), [(1, [40], [2]), (3, [24, 32, 40], [1, 2])])
@@ -54,11 +55,11 @@ def test_a_state_from_before_pasted_sizes_were_rounded_is_refused(tmp_path, pict
 
 def test_bad_images_that_were_done_without_stay_counted(tmp_path, pictures):
     trainer = source(tmp_path / "out", pictures, make_config())
-    trainer._images.skipped.paths.append("bad.png")
+    trainer.images.skipped.paths.append("bad.png")
     run_until(trainer, 9)
     again = source(tmp_path / "out", pictures, make_config())
     again.load_state_dict(StateFolder(tmp_path / "out").newest()[1])
-    assert again._images.skipped.paths == again.samples.skipped.paths == ["bad.png"]
+    assert again.images.skipped.paths == again.samples.skipped.paths == ["bad.png"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.runs import KINDS, make_config
+from tests.runs.runs import KINDS, make_config
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from core.datasets.taxonomy import IGNORE
-from core.selftraining.panels import batch_tiles, record_decision
+from core.runs.panels import adaptation_tiles
 from core.selftraining.samples import Batch
 
 HEIGHT, WIDTH = 16, 24
@@ -32,7 +32,7 @@ def test_the_tiles_are_the_tensors_of_the_first_image_with_a_paste():
     confidence = torch.rand(2, HEIGHT, WIDTH, generator=generator)
     logits = torch.zeros(2, 5, 2, 3)
     logits[1, 3] = 1
-    title, tiles = batch_tiles(batch, teacher, confidence, labels, logits)
+    title, tiles = adaptation_tiles(batch, teacher, confidence, labels, logits)
     assert title == f"{100 * (labels[1] != IGNORE).float().mean():.0f} % labelled · second.png"
     view, by_teacher, pasted, learnt, prediction, sure = (content for _, content in tiles)
     assert (by_teacher == teacher[1].numpy()).all()
@@ -55,29 +55,5 @@ def test_without_a_paste_the_first_image_is_shown():
     batch = make_batch()
     batch.pasted.fill_(IGNORE)
     labels = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.int64)
-    title, _ = batch_tiles(batch, labels, torch.ones(2, HEIGHT, WIDTH), labels, torch.zeros(2, 5, 2, 3))
+    title, _ = adaptation_tiles(batch, labels, torch.ones(2, HEIGHT, WIDTH), labels, torch.zeros(2, 5, 2, 3))
     assert title == "100 % labelled · first.png"
-
-
-def test_decisions_are_recorded_and_shown():
-    class Output:
-        rows, shown = (), ()
-
-        def append(self, table, _, row):
-            self.rows += ((table, row),)
-
-        def show(self, iteration, values):
-            self.shown += ((iteration, values),)
-
-    output = Output()
-    row = {"iteration": 9, "decision": "improved", "batches": 9, "mean_before": 2.0, "mean_after": 2.5}
-    record_decision(output, row)
-    record_decision(output, {"iteration": 12, "decision": "forced", "batches": 33, "scored": 0})
-    record_decision(output, {"iteration": 24, "decision": "fixed"})
-    assert [table for table, _ in output.rows] == ["dtu_history.csv"] * 3
-    assert output.rows[0][1] is row
-    assert output.shown == (
-        (9, {"teacher/decision": 1, "teacher/interval": 9, "teacher/score_change": 0.5}),
-        (12, {"teacher/decision": 2, "teacher/interval": 33}),
-        (24, {"teacher/decision": 3}),
-    )

@@ -8,7 +8,7 @@ import torch
 from core.runs.states import StateFolder
 from core.selftraining.trainer import Trainer
 from core.utils.errors import UserError
-from tests.training.runs import KINDS, make_config, weights_of
+from tests.runs.runs import KINDS, make_config, weights_of
 
 
 def spoil(trainer, iterations, what):

@@ -1,4 +1,4 @@
-"""What is shown of an adaptation while it runs: the panel of one iteration, and the dynamic teacher's decisions."""
+"""What a panel shows of one iteration, by its title and tiles (see :meth:`core.evaluation.pictures.Painter.panel`)."""
 
 import cv2
 import numpy as np
@@ -6,22 +6,19 @@ import torch
 
 from core.datasets.taxonomy import IGNORE
 from core.models.label_maps import label_map
-from core.runs.output import RunOutput
-from core.selftraining.dynamic_teacher import HISTORY_FIELDS
-from core.selftraining.samples import Batch
 
-DECISIONS = ("refused", "improved", "forced", "fixed")  # by their numbers in TensorBoard
 _CUTOUT, _OUTLINE = 127, 255  # grey levels
 
 
-def batch_tiles(
-    batch: Batch, teacher: torch.Tensor, confidence: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
+def adaptation_tiles(
+    batch, teacher: torch.Tensor, confidence: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
 ) -> tuple[str, list[tuple[str, np.ndarray]]]:
-    """Title and tiles of a panel (see :meth:`Painter.panel`): what the student saw and learnt of one image.
+    """What the student saw and learnt of one image.
 
     It is the first image with a paste, or else the first.
 
     Args:
+        batch: of :mod:`core.selftraining.samples`.
         teacher: B×h×w int64 pseudo-labels before pasting, 255 = none.
         confidence: B×h×w floats, probability of the teacher's winning class.
         labels: B×h×w int64, what was learnt.
@@ -42,7 +39,7 @@ def batch_tiles(
     ]
 
 
-def _student_view(batch: Batch, shown: int) -> np.ndarray:
+def _student_view(batch, shown: int) -> np.ndarray:
     """h×w×3: cut-out pixels grey, as the network sees them, and a line around what was pasted."""
     view = np.array(_host(batch.student[shown]).transpose(1, 2, 0), order="C")  # a copy, to draw into
     view[_host(batch.dropped[shown])] = _CUTOUT
@@ -55,12 +52,15 @@ def _host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def record_decision(output: RunOutput, row: dict) -> None:
-    """A decision of the dynamic teacher, into its history and TensorBoard."""
-    output.append("dtu_history.csv", HISTORY_FIELDS, row)
-    shown = {"decision": DECISIONS.index(row["decision"])}
-    if "batches" in row:
-        shown["interval"] = row["batches"]  # one is stored in every iteration since the last move
-    if "mean_after" in row:
-        shown["score_change"] = row["mean_after"] - row["mean_before"]
-    output.show(row["iteration"], {f"teacher/{name}": value for name, value in shown.items()})
+def source_tiles(batch, logits: torch.Tensor) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """The first image of source training.
+
+    Args:
+        batch: of :mod:`core.sourcetraining.samples`.
+        logits: B×C×H×W of the model, before it learnt from the batch.
+    """
+    return batch.names[0], [
+        ("image", batch.images[0].permute(1, 2, 0).numpy()),
+        ("label", batch.labels[0].numpy()),
+        ("prediction", _host(logits[0].argmax(dim=0).to(torch.uint8))),
+    ]

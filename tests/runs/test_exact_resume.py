@@ -12,7 +12,7 @@ import torch
 
 from core.runs.states import StateFolder
 from core.utils.errors import UserError
-from tests.training.runs import KINDS, STOP, TABLES, adaptation, assert_same_run, go_on, make_config, run_until, source
+from tests.runs.runs import KINDS, STOP, TABLES, adaptation, assert_same_run, go_on, make_config, run_until, source
 
 
 @pytest.mark.parametrize("kind", KINDS)

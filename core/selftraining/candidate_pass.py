@@ -1,39 +1,28 @@
-"""Candidate generations: the labels of one pass of the teacher over the target images (DT-ST §3.3, method §6).
+"""One pass of the teacher over the target images, which makes a generation of candidates (DT-ST §3.3, method §6)."""
 
-A generation is an immutable folder `g0000`, `g0001`, …:
-
-    index.json       per image: name, size, classes present, classes that may be pasted, classes masked as a whole;
-                     per class: threshold, pixels, and from the second pass on the mean consistency
-    labels/*.png     the unmasked labels, 8-bit class indices
-    masked/*.png     first pass only: the same with the unsure pixels set to 255
-
-It is written as `g0001.partial`, synced to disk and renamed when complete.
-"""
-
-import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.datasets.catalog import ImageSet
 from core.datasets.images import read_label, write_label
 from core.datasets.loading import full_view_loader
+from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import IGNORE
+from core.datasets.transforms import nearest_index, nearest_labels
 from core.evaluation.metrics import joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
+from core.selftraining.generations import FORMAT, Generation, file_name
 from core.selftraining.resampling import (
     MIN_CLASS_PIXELS,
     ConfidenceRanks,
@@ -44,78 +33,11 @@ from core.utils import distributed
 from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.files import partial_path, replacing_folder, write_json, writing
-from core.utils.logging import LOGGER, progress
+from core.utils.logging import progress
 from core.utils.threads import overlapped
 
-FORMAT = 1
-TABLE = "candidates.csv"  # in OUTPUT_DIR: a row per generation, which outlives it
-PER_CLASS = (
-    "offering",  # images that offer the class for pasting
-    "threshold",  # of confidence in the first pass, of consistency later
-    "share",  # of the pixels
-    "consistency",  # mean over the images that have any
-)
 FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
-
 SEEN_WITHIN = 120.0  # seconds after which what one machine has made is there for the others
-
-
-class Generation:
-    """One complete generation, for reading.
-
-    Args:
-        folder: …/candidates/g0000.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            raise ValueError(f"{self.folder}: format {index['format']} is not {FORMAT}")
-        self.number: int = index["generation"]
-        self.iteration: int = index["iteration"]
-        self.num_classes: int = index["num_classes"]
-        self.thresholds: list[float] = index["thresholds"]
-        self.pixels: list[int] | None = index.get("pixels")  # an older index lacks it and
-        self.consistency: list[float] | None = index.get("consistency")  # this, which the first pass lacks, too
-        self._images: list[dict] = index["images"]
-        self._pixelwise: bool = index["pixelwise"]
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The images' names, in the order of every other member."""
-        return [image["name"] for image in self._images]
-
-    @cached_property
-    def presence(self) -> np.ndarray:
-        """N×C bool: classes with at least 50 pixels, at the image's own size, of the unmasked labels."""
-        return self._table("present")
-
-    @cached_property
-    def candidates(self) -> tuple[np.ndarray, ...]:
-        """Per class, the images that hold at least 50 pixels of it in their candidate labels."""
-        return tuple(np.flatnonzero(column) for column in self._table("candidates").T)
-
-    def labels(self, image: int) -> np.ndarray:
-        """Unmasked labels of one image, h×w uint8, at the size they are stored in."""
-        return read_label(self.folder / "labels" / _file_name(image))
-
-    def candidate_labels(self, image: int) -> np.ndarray:
-        """Labels with what is unsure (pixels in the first pass, whole classes later) set to 255, h×w uint8."""
-        if self._pixelwise:
-            return read_label(self.folder / "masked" / _file_name(image))
-        kept = np.arange(256, dtype=np.uint8)
-        kept[self._images[image]["masked"]] = IGNORE
-        return cv2.LUT(self.labels(image), kept)
-
-    def _table(self, key: str) -> np.ndarray:
-        table = np.zeros((len(self), self.num_classes), bool)
-        for row, image in zip(table, self._images, strict=True):
-            row[image[key]] = True
-        return table
 
 
 class CandidatePass:
@@ -206,7 +128,7 @@ class CandidatePass:
                 with writing(folder):
                     file.write(confidence.tobytes())
                     file.flush()
-                    write_label(folder / "labels" / _file_name(index), stored)
+                    write_label(folder / "labels" / file_name(index), stored)
 
             self._sweep(teacher, read, take)
 
@@ -214,7 +136,7 @@ class CandidatePass:
             with spill.open("rb") as file:
                 for index, shape in enumerate(shapes, first):
                     confidence = np.fromfile(file, np.float32, count=shape[0] * shape[1]).reshape(shape)
-                    yield index, read_label(folder / "labels" / _file_name(index)), confidence
+                    yield index, read_label(folder / "labels" / file_name(index)), confidence
 
         ranks.upper_counts = distributed.total_array(ranks.upper_counts)
         ranks.locate(self._topk)
@@ -228,7 +150,7 @@ class CandidatePass:
                 known = np.minimum(labels, self.num_classes - 1)
                 masked = np.where(confidence < thresholds[known], np.uint8(IGNORE), labels)
                 with writing(folder):
-                    write_label(folder / "masked" / _file_name(index), masked)
+                    write_label(folder / "masked" / file_name(index), masked)
                 entry = entries[index - first]
                 entry["candidates"] = present_classes(resized_counts(masked, tuple(entry["size"]), self.num_classes))
         spill.unlink()
@@ -249,7 +171,7 @@ class CandidatePass:
             table.append(agreement(pairs, self.num_classes))
             stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
             with writing(folder):
-                write_label(folder / "labels" / _file_name(index), stored)
+                write_label(folder / "labels" / file_name(index), stored)
             entry = self._entry(index, size, pairs.sum(1))
             entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
             entries.append(entry)
@@ -327,45 +249,6 @@ def wait_for(path: Path) -> None:
             os.listdir(path.parent)  # has some file systems look again
 
 
-def delete_generations(folder: str | Path, needed: Container[str]) -> None:
-    """Remove the generations in `folder` whose names are not `needed`; nothing may read from them any more."""
-    for path in Path(folder).glob("g[0-9]*"):
-        if path.name not in needed:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def log_candidates(generation: Generation, names: Sequence[str], paste_classes: Sequence[int], seconds: float) -> None:
-    """One line: how many images offer each paste class; and one more, at the first pass, where none offers any."""
-    offers = ", ".join(f"{names[c]} {len(generation.candidates[c])}" for c in paste_classes)
-    LOGGER.info(
-        "candidate pass g%04d: %d images in %.1f s; images to paste from: %s",
-        generation.number,
-        len(generation),
-        seconds,
-        offers or "not asked for",
-    )
-    if paste_classes and generation.number == 0 and not any(len(generation.candidates[c]) for c in paste_classes):
-        LOGGER.info("no paste class has a candidate: training goes on without pasting")
-
-
-def table_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Columns of :func:`table_row`; `names`: of the classes."""
-    return ("iteration", "generation", "images", *(f"{key}_{name}" for key in PER_CLASS for name in names))
-
-
-def table_row(generation: Generation, names: Sequence[str]) -> dict:
-    """A generation as one row of the run's table: per class :data:`PER_CLASS`, an empty cell for what it lacks."""
-    pixels = np.asarray(generation.pixels, np.float64)
-    values = {
-        "offering": [len(images) for images in generation.candidates],
-        "threshold": [f"{value:.6f}" for value in generation.thresholds],
-        "share": [f"{value:.6f}" for value in pixels / max(pixels.sum(), 1)],
-        "consistency": [f"{value:.6f}" for value in generation.consistency or ()],
-    }
-    row = {"iteration": generation.iteration, "generation": generation.number, "images": len(generation)}
-    return row | {f"{key}_{name}": value for key in PER_CLASS for name, value in zip(names, values[key], strict=False)}
-
-
 def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) on which the first pass samples an H×W image: its own aspect, short side 256 (256×512 where 2:1)."""
     scale = FIRST_PASS_SIDE / min(size)
@@ -408,20 +291,6 @@ def _resize_weights(length: int, resized: int) -> torch.Tensor:
     return F.interpolate(weights, size=(resized, length), mode="bilinear", align_corners=True)[0, 0]
 
 
-def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest resize of h×w uint8 to (H, W) by the floor rule, as everywhere in the passes."""
-    rows, columns = (nearest_index(n, length) for n, length in zip(labels.shape, size, strict=True))
-    if len(rows) < len(labels):
-        return labels.take(rows, axis=0).take(columns, axis=1)
-    return labels.take(columns, axis=1).take(rows, axis=0)
-
-
-def nearest_index(length: int, resized: int) -> np.ndarray:
-    """The `resized` positions, ascending, that F.interpolate's `nearest` reads along an axis of `length`."""
-    positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
-    return F.interpolate(positions, size=resized, mode="nearest").flatten().long().numpy()
-
-
 def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:
     """Pixels of each class (C int64) in an h×w label map once it is resized, nearest, to (H, W)."""
     rows, columns = (
@@ -442,7 +311,3 @@ def _selected(labels: np.ndarray, wanted: np.ndarray, axis: int) -> np.ndarray:
 def present_classes(counts: np.ndarray) -> list[int]:
     """Classes with at least 50 pixels."""
     return np.flatnonzero(np.asarray(counts) >= MIN_CLASS_PIXELS).tolist()
-
-
-def _file_name(image: int) -> str:
-    return f"{image:06d}.png"

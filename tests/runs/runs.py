@@ -11,7 +11,6 @@ from core.datasets.reader import ImageSet, label_table
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
-from core.runs.output import RunOutput
 from core.runs.states import StateFolder
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.statistics import LabelStatistics
@@ -27,7 +26,7 @@ def make_config(**options):
     config.INPUT.INPUT_SIZE_TEST, config.INPUT.TARGET_INPUT_SIZE_TRAIN = (64, 32), (48, 32)
     config.INPUT.SOURCE_INPUT_SIZE_TRAIN, config.INPUT.INPUT_SCALES_TRAIN = (48, 32), (0.75, 1.25)
     config.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = 0.5
-    config.DATALOADER.NUM_WORKERS = 0
+    config.DATALOADER.NUM_WORKERS, config.VIS.PERIOD, config.VIS.TENSORBOARD = 0, 0, False
     config.SOLVER.BASE_LR, config.SOLVER.MAX_ITER, config.SOLVER.BATCH_SIZE = 0.01, 50, 2
     config.SOLVER.STOP_ITER, config.SOLVER.CHECKPOINT_PERIOD = STOP, 8
     config.TCR.UPDATE_FREQUENCY, config.TCR.PASTE_LAG, config.TCR.MIX_CLASSES = 15, 3, CITYSCAPES_19.names
@@ -51,8 +50,7 @@ def make_model(classes=19):
 def adaptation(folder, pictures, config, evaluator=None):
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
     images = ImageSet("folder:pictures", pictures, tuple(path.name for path in pictures), skipped=skipped)
-    output = output_of(folder, config, CITYSCAPES_19, evaluator)
-    return Trainer(config, make_model(), images, CITYSCAPES_19, output)
+    return Trainer(in_folder(config, folder), make_model(), images, CITYSCAPES_19, evaluator)
 
 
 def source(folder, pictures, config):
@@ -60,14 +58,14 @@ def source(folder, pictures, config):
     table = label_table(taxonomy, dict(enumerate(taxonomy.names)), ())
     images = ImageSet("things_train", pictures, tuple(path.name for path in pictures), label_path, table)
     statistics = LabelStatistics(np.full((5, 3), 64), ())
-    return SourceTrainer(config, make_model(3), images, statistics, output_of(folder, config, taxonomy))
+    return SourceTrainer(in_folder(config, folder), make_model(3), images, taxonomy, statistics=statistics)
 
 
-def output_of(folder, config, taxonomy, evaluator=None):
+def in_folder(config, folder):
     folder.mkdir(exist_ok=True)
-    solver, cpu = config.SOLVER, torch.device("cpu")
-    period = (solver.STOP_ITER, solver.CHECKPOINT_PERIOD)
-    return RunOutput(folder, taxonomy, *period, cpu, evaluator, solver.KEEP_STATES)
+    config = config.clone()
+    config.OUTPUT_DIR = str(folder)
+    return config
 
 
 KINDS = {"adaptation": adaptation, "source": source}
