@@ -11,8 +11,8 @@ from test import main as evaluate
 from tests.ghost.ghosts import SOURCE
 from tests.helpers import contents, read_checkpoint
 from tools.export import main as export
-from tools.predict import main as predict
-from tools.report import main as report
+from tools.predict.__main__ import main as predict
+from tools.report.__main__ import main as report
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 

@@ -24,7 +24,8 @@ from tools.gpu_check.workplace import (
     program_of,
     rows_of,
 )
-from tools.memory import last_iteration, tree_memory
+from tools.memory import tree_memory
+from tools.tables import last_iteration
 
 CHOOSE = (
     "import sys, torch; from core.utils.devices import choose_device; d = choose_device(sys.argv[1]); "

@@ -5,9 +5,9 @@ import resource
 import numpy as np
 import pytest
 
-from core.datasets.video import open_video
 from core.utils.errors import UserError
-from core.utils.movies import movie
+from tools.predict.movies import movie
+from tools.predict.video import open_video
 
 
 def frames(count, height, width):

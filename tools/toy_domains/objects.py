@@ -5,10 +5,9 @@ Every function draws one thing on a canvas at x, z (m) and picks what it looks l
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from tools.toy_canvas import Canvas, Colour, Spot, Tone, paint, shade
+from tools.toy_domains.canvas import Canvas, Colour, Spot, Tone, paint, shade
 
 _SKIN = Tone((0.04, 0.09), (0.25, 0.6), (0.35, 0.9))
 _HAIR = Tone((0.05, 0.12), (0.1, 0.6), (0.05, 0.5))
@@ -74,8 +73,7 @@ def _draw_board(spot: Spot, rng: np.random.Generator, height: float, radius: flo
 def draw_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A traffic light: a dark case with three lamps, one of them lit, on a pole."""
     spot, height = canvas.at(x, z), rng.uniform(2.3, 3.4)
-    width, tall = rng.uniform(0.42, 0.56), rng.uniform(1.15, 1.4)
-    pole = _METAL.pick(rng)
+    width, tall, pole = rng.uniform(0.42, 0.56), rng.uniform(1.15, 1.4), _METAL.pick(rng)
     _draw_pole(spot, height + 0.2, rng.uniform(0.24, 0.32), pole)
     places = [(0.0, height)]
     if rng.random() < 0.35:  # a second one hangs over the lane
@@ -310,17 +308,6 @@ def draw_truck(canvas: Canvas, rng: np.random.Generator, x: float, z: float, yaw
                 frame.panel(side, (0.8, 0.95), (0.08, 0.2), (235, 235, 215))
                 frame.panel(side, (0.25, 0.75), (0.12, 0.38), _DARK)
 
-    # the farther of the two comes first
-    order = (draw_cab, draw_cargo) if np.cos(yaw) > 0 else (draw_cargo, draw_cab)
-    for draw in order:
+    for draw in (draw_cab, draw_cargo) if np.cos(yaw) > 0 else (draw_cargo, draw_cab):  # the farther one first
         draw()
     frame.hubs(wheels, half - 0.05, 0.48)
-
-
-def draw_shade(canvas: Canvas, x: float, z: float, width: float) -> None:
-    """The soft dark patch below someone who stands at x, z."""
-    spot = canvas.at(x, z)
-    centre, axes = (round(spot.column), round(spot.row)), (width * spot.scale / 2, 0.18 * width * spot.scale)
-    mask = np.zeros(canvas.label.shape, np.uint8)
-    cv2.ellipse(mask, centre, tuple(max(1, round(axis)) for axis in axes), 0, 0, 360, 1, -1)
-    canvas.blend(mask > 0, (15, 15, 20), 0.4)

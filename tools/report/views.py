@@ -18,7 +18,7 @@ from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.checkpoints import load_checkpoint
 from core.utils.logging import progress
 
-WIDTH = 400  # px of a picture
+WIDTH = 400  # px, at most, of a picture; and its height
 _QUALITY = 82  # JPEG
 
 
@@ -66,21 +66,18 @@ class Viewer:
 
     def pictures(self, checkpoints: Sequence[Path], indices: Sequence[int], painter: Painter) -> list[list[bytes]]:
         """JPEG files of each image: as it is, then every checkpoint's overlay, then the label's where there is one."""
-        overlays = []
-        for checkpoint in checkpoints:
-            overlays.append([prediction for _, prediction, _ in self._predictions(checkpoint, indices, False)])
+        maps = [[classes for _, classes, _ in self._predictions(path, indices, False)] for path in checkpoints]
         found = []
         for place, index in enumerate(indices):
             image = read_image(self.images.paths[index])
-            layers = [maps[place] for maps in overlays]
+            layers = [of_checkpoint[place] for of_checkpoint in maps]
             if self.images.label_path is not None:
                 layers.append(self.images.read_label(index))
-            size = fitted_size(image.shape[:2])
+            scale = min(WIDTH / max(image.shape), 1)
+            size = [max(round(length * scale), 1) for length in image.shape[1::-1]]
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            drawn = [
-                painter.overlay(small, cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST)) for layer in layers
-            ]
-            found.append([jpeg_bytes(picture) for picture in (small, *drawn)])
+            layers = [cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST) for layer in layers]
+            found.append([jpeg_bytes(small), *(jpeg_bytes(painter.overlay(small, layer)) for layer in layers)])
         return found
 
     @torch.inference_mode()
@@ -97,8 +94,7 @@ class Viewer:
             for batch in progress(loader, checkpoint.name):
                 predicted = self._predictor.predict(self._model, batch, flip=False, confidence=confidence)
                 for position, reading in zip(batch["index"], predicted, strict=True):
-                    prediction, sure = reading()
-                    yield indices[position], prediction, sure
+                    yield indices[position], *reading()
 
 
 def extremes(values: np.ndarray, count: int) -> tuple[list[int], list[int]]:
@@ -106,12 +102,6 @@ def extremes(values: np.ndarray, count: int) -> tuple[list[int], list[int]]:
     order = [int(index) for index in np.argsort(values, kind="stable") if np.isfinite(values[index])]
     low = order[: min(count, -(-len(order) // 2))]
     return low, order[::-1][: min(count, len(order) - len(low))]
-
-
-def fitted_size(shape: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of an (H, W) picture once it is at most WIDTH wide and high."""
-    scale = min(WIDTH / max(shape), 1)
-    return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
 
 
 def jpeg_bytes(picture: np.ndarray) -> bytes:

@@ -3,15 +3,15 @@
 A scene is painted from far to near, so that what is near hides what is far and every label is exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from core.datasets.cityscapes import LABEL_IDS
-from tools import toy_objects as things
-from tools.toy_canvas import FAR, Canvas, Colour, Tone, View, paint, shade
+from tools.toy_domains import objects as things
+from tools.toy_domains.canvas import FAR, Canvas, Colour, Tone, View, paint, shade
 
 _PANES = Tone((0.5, 0.66), (0.05, 0.35), (0.12, 0.45))
 _PANE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -26,6 +26,19 @@ _GRAIN = {
     "sky": (0.0, 0.0),
 }
 _OTHER_GRAIN = (0.03, 0.04)
+# Share of the scenes that hold a thing at all, before anything hides it; least and greatest number of it in those.
+THINGS = {
+    "car": (0.92, 1, 6),
+    "truck": (0.27, 1, 1),
+    "person": (0.6, 1, 5),
+    "rider": (0.25, 1, 2),
+    "bicycle": (0.08, 1, 2),  # without a rider
+    "light": (0.34, 1, 2),
+    "sign": (0.55, 1, 3),
+    "lamp": (0.6, 1, 3),
+    "tree": (0.75, 1, 5),
+    "fence": (0.32, 1, 2),  # on each side
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,7 @@ class Style:
         lit: share of windows with the light on.
         distance: factor on the distances of people, vehicles and furniture: above 1 makes them smaller.
         grain: factor on the textures' strength.
-        shares: share of the scenes that hold the class at all, before anything hides it.
-        counts: least and greatest number of the things in a scene that holds them.
+        things: as THINGS, all of them.
     """
 
     buildings: Tone
@@ -52,33 +64,7 @@ class Style:
     lit: float = 0.03
     distance: float = 1.0
     grain: float = 1.0
-    shares: dict[str, float] = field(
-        default_factory=lambda: {
-            "car": 0.92,
-            "truck": 0.27,
-            "person": 0.6,
-            "rider": 0.25,
-            "bicycle": 0.08,  # without a rider
-            "light": 0.34,
-            "sign": 0.55,
-            "lamp": 0.6,
-            "tree": 0.75,
-            "fence": 0.32,
-        }
-    )
-    counts: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {
-            "car": (1, 6),
-            "truck": (1, 1),
-            "person": (1, 5),
-            "rider": (1, 2),
-            "bicycle": (1, 2),
-            "light": (1, 2),
-            "sign": (1, 3),
-            "lamp": (1, 3),
-            "tree": (1, 5),
-        }
-    )
+    things: Mapping[str, tuple[float, int, int]] = field(default_factory=lambda: THINGS)
 
 
 @dataclass(frozen=True)
@@ -225,7 +211,8 @@ def _strip(view: View, left: float, right: float, near: float, far: float) -> np
 
 def _draw_walls(canvas: Canvas, rng: np.random.Generator, style: Style, street: Street) -> None:
     """What borders the sidewalks: houses, hedges with trees, fences; sections are drawn from far to near."""
-    fenced = rng.random() < style.shares["fence"]
+    share, least, most = style.things["fence"]
+    fenced = rng.random() < share
     open_share = rng.uniform(0.1, 0.7)
     for k, side in enumerate((-1, 1)):
         edges = [_NEAR + rng.uniform(0, 4)]
@@ -234,7 +221,7 @@ def _draw_walls(canvas: Canvas, rng: np.random.Generator, style: Style, street: 
         sections = list(zip([_NEAR, *edges[:-1]], edges, strict=True))
         kinds = [_draw_hedge if rng.random() < open_share else _draw_building for _ in sections]
         if fenced:
-            for index in rng.choice(range(1, 4), rng.integers(1, 3), replace=False):
+            for index in rng.choice(range(1, 4), rng.integers(least, most + 1), replace=False):
                 kinds[index] = _draw_fence
         for (near, far), draw in reversed(list(zip(sections, kinds, strict=True))):
             draw(canvas, rng, style, street.walls[k], side, near, min(far, FAR))
@@ -257,11 +244,6 @@ def _fill_wall(
     np.copyto(canvas.depth, depth[None], where=canvas.mask(polygon))
 
 
-def _fill_end(canvas: Canvas, left: float, right: float, z: float, tall: float, colour: Colour, name: str) -> None:
-    """Fill the end of a wall's section, which faces the camera."""
-    canvas.fill_world([(left, 0, z), (right, 0, z), (right, tall, z), (left, tall, z)], colour, name)
-
-
 def _draw_building(
     canvas: Canvas, rng: np.random.Generator, style: Style, x: float, side: int, near: float, far: float
 ) -> None:
@@ -275,7 +257,8 @@ def _draw_building(
         ridge = [(x, tall, near), (x + broad / 2, tall + 2.5, near), (x + broad / 2, tall + 2.5, far), (x, tall, far)]
         canvas.fill_world(ridge, roof, "building")
         canvas.fill_world([ridge[0], ridge[1], (x + broad, tall, near)], end, "building")
-    _fill_end(canvas, x, x + broad, near, tall, end, "building")
+    facing = [(x, 0, near), (x + broad, 0, near), (x + broad, tall, near), (x, tall, near)]
+    canvas.fill_world(facing, end, "building")
     _fill_wall(canvas, _wall(canvas, x, near, far, 0, tall), front, "building", x, near, far)
     canvas.fill(_wall(canvas, x, near, far, tall - 0.4, tall), roof if gable else shade(front, 0.75))
     _draw_windows(canvas, rng, style, (x, near, far), (storeys, storey))
@@ -317,11 +300,8 @@ def _draw_hedge(
     for z in sorted(rng.uniform(max(near, 6), max(far, 7), rng.integers(1, 5)), reverse=True):
         things.draw_tree(canvas, rng, x + side * rng.uniform(1.5, 4), z, style.leaves)
     colour, tall = style.leaves.pick(rng), rng.uniform(1.7, 3.2)
-    canvas.fill_world(
-        [(x, 0, near), (x + side * 6, 0, near), (x + side * 6, tall, near), (x, tall, near)],
-        shade(colour, 0.8),
-        "vegetation",
-    )
+    facing = [(x, 0, near), (x + side * 6, 0, near), (x + side * 6, tall, near), (x, tall, near)]
+    canvas.fill_world(facing, shade(colour, 0.8), "vegetation")
     z = np.linspace(far, near, 9)
     top = tall + rng.uniform(-0.25, 0.25, 9)
     outline = [(x, 0, near), (x, 0, far), *zip(np.full(9, x), top, z, strict=True)]
@@ -354,10 +334,10 @@ def _plan(canvas: Canvas, rng: np.random.Generator, style: Style, street: Street
 
     def place(kind: str, choose: Callable, room: float, draw: Callable) -> None:
         """Find free places by `choose() -> (x, z, further arguments)` for as many things as the style wants."""
-        if rng.random() >= style.shares[kind]:
+        share, least, most = style.things[kind]
+        if rng.random() >= share:
             return
-        low, high = style.counts[kind]
-        for _ in range(rng.integers(low, high + 1)):
+        for _ in range(rng.integers(least, most + 1)):
             for _ in range(8):
                 x, z, *more = choose()
                 if all(np.hypot(x - a, z - b) > room + r for a, b, r in taken):
@@ -388,12 +368,7 @@ def _plan(canvas: Canvas, rng: np.random.Generator, style: Style, street: Street
     place("car", lambda: _choose_lane(rng, street, depth(7.5, 26), 0.12), 2.3, things.draw_car)
     place("lamp", beside(0.08, 0.4, 5.5, 16), 0.6, things.draw_lamp)
     place("person", walker, 0.5, things.draw_person)
-    place(
-        "tree",
-        lambda: (*beside(0.35, 0.9, 10, 45)(), style.leaves),
-        1.0,
-        things.draw_tree,
-    )
+    place("tree", lambda: (*beside(0.35, 0.9, 10, 45)(), style.leaves), 1.0, things.draw_tree)
     return planned
 
 
@@ -415,11 +390,8 @@ def _draw_hood(canvas: Canvas, rng: np.random.Generator) -> None:
     """The hood of the car that carries the camera: unlabelled."""
     view = canvas.view
     centre, axes = (view.width // 2, view.height), (view.width // 2, max(2, int(view.height * rng.uniform(0.02, 0.05))))
-    mask = np.zeros(canvas.label.shape, np.uint8)
-    cv2.ellipse(mask, centre, axes, 0, 180, 360, 1, -1)
-    canvas.image[mask > 0] = np.uint8(shade(paint(rng), 0.5))
-    canvas.label[mask > 0] = 0
-    canvas.depth[mask > 0] = 1
+    mask = cv2.ellipse(np.zeros(canvas.label.shape, np.uint8), centre, axes, 0, 180, 360, 1, -1) > 0
+    canvas.image[mask], canvas.label[mask], canvas.depth[mask] = np.uint8(shade(paint(rng), 0.5)), 0, 1
 
 
 def _add_grain(canvas: Canvas, rng: np.random.Generator, style: Style) -> np.ndarray:

@@ -6,9 +6,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from core.datasets.video import open_video
 from core.utils.errors import UserError
-from core.utils.movies import movie
+from tools.predict.movies import movie
+from tools.predict.video import open_video
 
 
 def scene(number, height=48, width=64):

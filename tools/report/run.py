@@ -1,7 +1,5 @@
 """What a run folder holds, read for tools.report: tables, config, environment, checkpoints."""
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +8,10 @@ from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
-from core.programs.testing import find_checkpoints
-from core.runs.output import CONFIG, ENVIRONMENT, EVALUATION, METRICS
-from core.selftraining import candidates
+from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
+from core.runs.resume import checkpoints_in
 from core.utils.errors import UserError
-
-HISTORY = "dtu_history.csv"
+from tools.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -45,25 +41,14 @@ class Run:
         if not (folder / METRICS).is_file():
             raise UserError(f"{folder}: its run has no {METRICS} yet; the first rows come after 20 iterations")
         config = load_config(folder / CONFIG, options)
-        checkpoints = find_checkpoints(str(folder)) if [*folder.glob("model_iter*.pth")] else []
-        names = (METRICS, EVALUATION, HISTORY, candidates.TABLE)
-        tables = [read_table(folder / name) for name in names]
-        return cls(folder, config, find_taxonomy(config), *tables, checkpoints, _read_environment(folder))
+        tables = [read_table(folder / name) for name in (METRICS, EVALUATION, HISTORY, CANDIDATES)]
+        found = checkpoints_in(folder), _read_environment(folder)
+        return cls(folder, config, find_taxonomy(config), *tables, *found)
 
     @property
     def done(self) -> int:
         """Iterations that the tables know of."""
         return int(self.metrics[-1]["iteration"]) if self.metrics else 0
-
-
-def read_table(path: Path) -> list[dict]:
-    """The whole rows of a CSV, which a run may be writing to; empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-    return [row for row in rows if None not in row and None not in row.values()]
 
 
 def _read_environment(folder: Path) -> dict:

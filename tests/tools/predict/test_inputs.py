@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from core.datasets.inputs import find_inputs
 from core.utils.errors import UserError
+from tools.predict.inputs import find_inputs
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from core.datasets.palettes import as_seen, colour_blind_palette, distances
 from core.datasets.taxonomy import STREET_SCENES, Taxonomy
+from tools.predict.palettes import as_seen, colour_blind_palette, distances
 
 NORMAL, PROTANOPIA, DEUTERANOPIA, TRITANOPIA = range(4)
 

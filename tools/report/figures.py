@@ -15,27 +15,21 @@ _THEME = (
     "@media (prefers-color-scheme:dark){:root{--ink:#b4bec8;--line:#39424b}}</style>"
 )
 _SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), _LINE),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
     "font.family": ["sans-serif"],
     "font.size": 10,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
 }
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -95,8 +89,6 @@ def thinned(values: Sequence) -> Sequence:
 def _empty() -> tuple:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.grid(visible=False, axis="x")
-    axes.spines["left"].set_visible(False)
     axes.set_xlabel("iteration")
     return figure, axes
 
