@@ -90,7 +90,7 @@ class Report:
         if not self.ranking and len(run.checkpoints) > 1:
             self.ranking = self._rank(model, images)
         viewer = Viewer(config, model, images, len(self.names))
-        source = Path(config.resume) if config.resume else None
+        source = source_checkpoint(config)
         if source is not None and not source.is_file():
             self.missing.append(f"The source model {source} is not there any more.")
             source = None
