@@ -1,16 +1,12 @@
 """Requests to stop: at once or deferred, once or twice, heard by programs only."""
 
 import os
-import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
-import torch
 
 from core.utils import signals
-from core.utils.seeding import random_states, restore_random_states, seed_step
 
 HANDLERS = [signal.getsignal(number) for number in signals.SIGNALS]
 
@@ -131,28 +127,3 @@ def test_a_forked_process_leaves_signals_to_its_parent():
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-# --- random states ---------------------------------------------------------------------------------------------------
-
-
-def test_random_states_come_back_through_a_file(tmp_path):
-    def draw():
-        return [torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist()]  # noqa: NPY002
-
-    torch.save(random_states(), tmp_path / "states.pth")
-    first, second = draw(), draw()
-    restore_random_states(torch.load(tmp_path / "states.pth", weights_only=True))
-    assert [draw(), draw()] == [first, second]
-    assert first != second
-
-
-def test_what_a_step_draws_depends_on_seed_and_iteration_only():
-    def drawn(seed, iteration):
-        seed_step(seed, iteration)
-        return torch.rand(4).tolist()
-
-    first = drawn(1, 5)
-    torch.rand(9)
-    assert drawn(1, 5) == first
-    assert first not in (drawn(1, 6), drawn(2, 5))
