@@ -7,21 +7,14 @@ import pytest
 from core.utils.errors import UserError
 from tools.predict.inputs import find_inputs
 
+FILES = ("b/2.PNG", "b/1.jpg", "b/c/3.webp", "b/c/clip.mp4", "b/notes.txt", "b/.hidden.png", "a/1.jpg", "x[1].bmp")
+
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """The current folder, with files in it."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "b/2.PNG",
-        "b/1.jpg",
-        "b/c/3.webp",
-        "b/c/clip.mp4",
-        "b/notes.txt",
-        "b/.hidden.png",
-        "a/1.jpg",
-        "x[1].bmp",
-    ):
+    for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path

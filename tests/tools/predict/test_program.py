@@ -23,6 +23,7 @@ from tools.predict.palettes import colour_blind_palette
 from tools.predict.video import open_video
 
 ALL = "colour,overlay,label-ids,confidence,side-by-side"
+IMAGE = "{root}/frames/a.png"
 SIZES = {"a.png": (64, 128), "day/b.png": (50, 128), "day/c.png": (64, 100)}  # (h, w)
 
 
@@ -110,8 +111,8 @@ def test_every_kind_of_picture_shows_the_networks_prediction(tmp_path, frames, c
             assert (legend == colour).all(-1).sum() >= 100
 
 
-@pytest.mark.parametrize("flags", [[], ["--flip", "--multi-scale"]])
-def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames, config, flags, capfd):
+def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames, config, capfd):
+    flags = ("--flip", "--multi-scale")
     done(frames, *flags, "--save", "colour,confidence")
     argv = ["-cfg", str(config), "--saveres", *flags, "DATASETS.TEST", f"folder:{frames}"]
     assert evaluate([*argv, "OUTPUT_DIR", str(tmp_path / "test")]) == 0
@@ -121,12 +122,6 @@ def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames,
         assert (tmp_path / "out/colour" / name).read_bytes() == (tmp_path / "test/inference/frames" / name).read_bytes()
         confidences.append(read(tmp_path / "out/confidence" / name).mean() / 255)
     assert 1 / 19 < np.mean(confidences) < 1
-
-
-def test_colours_for_the_colour_blind(done, tmp_path, frames):
-    done(frames, "--colour-blind")
-    with Image.open(tmp_path / "out/colour/a.png") as picture:
-        assert (np.reshape(picture.getpalette()[: 3 * 19], (19, 3)) == colour_blind_palette(CITYSCAPES_19)[:19]).all()
 
 
 def test_nothing_is_overwritten_without_being_told(done, tmp_path, frames, config, capfd):
@@ -144,6 +139,8 @@ def test_nothing_is_overwritten_without_being_told(done, tmp_path, frames, confi
     assert files_below(tmp_path / "out/colour") == ["a.png", "b.png", "c.png"]
     done(frames / "a.png", "--overwrite", "--colour-blind")
     assert (tmp_path / "out/overlay/a.png").read_bytes() != before["overlay/a.png"]
+    with Image.open(tmp_path / "out/colour/a.png") as picture:
+        assert (np.reshape(picture.getpalette()[: 3 * 19], (19, 3)) == colour_blind_palette(CITYSCAPES_19)[:19]).all()
 
 
 def test_an_output_folder_among_the_inputs_is_not_an_input(done, tmp_path, frames):
@@ -247,41 +244,39 @@ def refused(tmp_path, config, capfd, recwarn):
         (["{root}/empty"], ["empty", "no image or video", ".png", ".mp4"]),
         (["{root}/frames/note.txt"], ["note.txt", "not an image or video"]),
         (["{root}/frames/lost.png"], ["lost.png", "links to nothing"]),
-        (["{root}/frames/a.png", "MODEL.DEVCE", "cpu"], ["MODEL.DEVCE", "did you mean MODEL.DEVICE?"]),
-        (["{root}/frames/a.png", "TEST.BATCH_SIZE"], ["TEST.BATCH_SIZE", "KEY VALUE"]),
-        (["{root}/frames/a.png", "TEST.BATCH_SIZE", "0"], ["TEST.BATCH_SIZE", "at least 1"]),
-        (["{root}/frames/a.png", "resume", "{root}/none.pth"], ["none.pth", "does not exist"]),
-        (["{root}/frames/a.png", "resume", ""], ["no checkpoint", "resume FILE"]),
-        (["{root}/frames/a.png", "resume", "{root}/empty"], ["empty", "model_iter"]),
-        (["{root}/frames/a.png", "resume", "{root}/frames/a.png"], ["a.png", "not a checkpoint"]),
-        (["{root}/frames/a.png", "--save", "colour,depth"], ["'depth'", "overlay", "--help"]),
-        (["{root}/frames/a.png", "--save", ""], ["--save", "overlay"]),
-        (["{root}/frames/a.png", "--as", "avi"], ["--as", "gif", "--help"]),
-        (["{root}/frames/a.png", "--fps", "0"], ["--fps", "0"]),
-        (["{root}/frames/a.png", "--fps", "nan"], ["--fps", "nan"]),
-        (["{root}/frames/a.png", "--as", "mp4", "--save", "label-ids"], ["label-ids", "--as png"]),
+        # beside an image that could be predicted: the config's options, …
+        ([IMAGE, "MODEL.DEVCE", "cpu"], ["MODEL.DEVCE", "did you mean MODEL.DEVICE?"]),
+        ([IMAGE, "TEST.BATCH_SIZE"], ["TEST.BATCH_SIZE", "KEY VALUE"]),
+        ([IMAGE, "TEST.BATCH_SIZE", "0"], ["TEST.BATCH_SIZE", "at least 1"]),
+        ([IMAGE, "MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "'gpu'"]),
+        # … the checkpoint, …
+        ([IMAGE, "resume", "{root}/none.pth"], ["none.pth", "does not exist"]),
+        ([IMAGE, "resume", ""], ["no checkpoint", "resume FILE"]),
+        ([IMAGE, "resume", "{root}/empty"], ["empty", "model_iter"]),
+        ([IMAGE, "resume", "{root}/run"], ["one checkpoint", "run/model_iter000010.pth"]),
+        ([IMAGE, "resume", IMAGE], ["a.png", "not a checkpoint"]),
+        # … and what is to be written
+        ([IMAGE, "--save", "colour,depth"], ["'depth'", "overlay", "--help"]),
+        ([IMAGE, "--save", ""], ["--save", "overlay"]),
+        ([IMAGE, "--as", "avi"], ["--as", "gif", "--help"]),
+        ([IMAGE, "--fps", "0"], ["--fps", "0"]),
+        ([IMAGE, "--fps", "nan"], ["--fps", "nan"]),
+        ([IMAGE, "--as", "mp4", "--save", "label-ids"], ["label-ids", "--as png"]),
         (["{root}/frames/text.mp4", "--save", "label-ids"], ["label-ids", "--as png"]),
-        (["{root}/frames/a.png", "-o", "{root}/tiny.yaml"], ["tiny.yaml", "cannot be written"]),
-        (["{root}/frames/a.png", "MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "'gpu'"]),
+        ([IMAGE, "-o", "{root}/tiny.yaml"], ["tiny.yaml", "cannot be written"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_mistakes(refused, tmp_path, frames, argv, parts):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    for number in (7, 10):
+        (tmp_path / f"run/model_iter{number:06d}.pth").touch()
     (frames / "note.txt").write_text("no image")
     (frames / "text.mp4").write_text("no video")
     (frames / "lost.png").symlink_to("nowhere.png")
     line = refused(*argv)
     assert not [part for part in parts if part not in line], line
-
-
-def test_a_folder_of_checkpoints_is_too_many(refused, tmp_path, frames):
-    (tmp_path / "run").mkdir()
-    for number in (7, 10):
-        (tmp_path / f"run/model_iter{number:06d}.pth").touch()
-    line = refused(frames / "a.png", "resume", tmp_path / "run")
-    assert "one checkpoint" in line
-    assert "run/model_iter000010.pth" in line
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,9 @@ def test_batches_hold_every_frame_in_order(video):
         batches = list(opened.batches([(32, 24), (16, 12)], 3))
     assert [batch["index"] for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     for batch in batches:
-        assert [tuple(views.shape) for views in batch["views"]] == [
-            (len(batch["index"]), 3, 24, 32),
-            (len(batch["index"]), 3, 12, 16),
-        ]
-        assert batch["size"] == [(48, 64)] * len(batch["index"])
+        count = len(batch["index"])
+        assert [tuple(views.shape) for views in batch["views"]] == [(count, 3, 24, 32), (count, 3, 12, 16)]
+        assert batch["size"] == [(48, 64)] * count
         for index, image in zip(batch["index"], batch["image"], strict=True):
             assert np.abs(image.astype(int) - scene(index))[:, :28].max() < 12  # colours survive there and back
             assert np.abs(image.astype(int) - scene(index))[:, 36:].max() < 12
