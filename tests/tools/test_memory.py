@@ -14,17 +14,17 @@ def made_up(level):
     return [Sample(n, 3, round(level(n) * 1e6)) for n in range(0, 301, 10)]
 
 
-def test_flat_memory_does_not_grow():
-    assert growth(made_up(lambda n: 900 if n >= 50 else 300), 300) == pytest.approx(0)
-
-
-def test_a_leak_shows_in_per_cent():
-    assert growth(made_up(lambda n: 1000 + n), 300) == pytest.approx(100 * (1275 / 1070 - 1))
-
-
-def test_a_peak_in_between_or_of_a_moment_is_no_growth():
-    samples = made_up(lambda n: 5000 if n == 200 else 1000)
-    assert growth([*samples, Sample(300, 9, 10**10)], 300) == pytest.approx(0)
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (made_up(lambda n: 900 if n >= 50 else 300), 0),  # flat once it has begun
+        (made_up(lambda n: 1000 + n), 100 * (1275 / 1070 - 1)),  # a leak
+        (made_up(lambda n: 5000 if n == 200 else 1000), 0),  # a peak in between, …
+        ([*made_up(lambda n: 1000), Sample(300, 9, 10**10)], 0),  # … and of a moment
+    ],
+)
+def test_growth_in_per_cent(samples, expected):
+    assert growth(samples, 300) == pytest.approx(expected)
 
 
 def test_a_run_that_is_too_short_says_nothing():
