@@ -1,24 +1,19 @@
 """The check of a GPU, without one: its report, and what it compares by."""
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import PROJECT
 from tools.gpu_check import main, runner
 from tools.gpu_check.numbers import relative_error
 from tools.gpu_check.runner import Check, anonymous
 from tools.gpu_check.runs import differences, last_state
 from tools.gpu_check.speed import group_of
 from tools.gpu_check.workplace import TINY, Failed, Skipped, Workplace
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def fine(bench, found):
@@ -55,14 +50,13 @@ def checks(monkeypatch):
     return use
 
 
-def test_without_a_device_it_is_one_line():
-    command = [sys.executable, "-m", "tools.gpu_check", "--quick"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: there is no CUDA device to check (")
-    assert done.stdout == ""
+def test_without_a_device_it_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("No CUDA GPUs are available.\nmore")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert main(["--quick"]) == 1
+    assert capsys.readouterr() == ("", "error: there is no CUDA device to check (No CUDA GPUs are available)\n")
 
 
 @pytest.mark.parametrize("programs", [False, True])
@@ -91,7 +85,7 @@ def test_a_line_and_an_entry_for_every_check(checks, tmp_path, capsys, programs)
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
 
 
-def test_the_report_holds_what_is_done_so_far(checks, tmp_path, capsys):
+def test_the_report_holds_what_is_done_so_far_and_must_be_writable(checks, tmp_path, capsys):
     report = tmp_path / "gpu.json"
     seen = []
 
@@ -102,10 +96,7 @@ def test_the_report_holds_what_is_done_so_far(checks, tmp_path, capsys):
     assert main(["--json", str(report)]) == 0
     assert seen == [[], ["looking", "fine"]]
     assert not list(tmp_path.glob("*.partial"))
-
-
-def test_a_report_that_cannot_be_written_is_one_line(checks, tmp_path, capsys):
-    checks(fine)
+    capsys.readouterr()
     assert main(["--json", str(tmp_path / "none/gpu.json")]) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: --json ")
@@ -121,31 +112,22 @@ def test_some_checks_only(checks, capsys):
     assert capsys.readouterr().err == "error: --only swift: no such check; there are fine, wrong, broken\n"
 
 
-def test_the_slow_ones_are_for_who_has_time_or_names_them(checks, monkeypatch):
-    checks(fine, wrong)
+def test_the_slow_ones_are_for_who_has_time_or_names_them_and_some_for_real_devices(checks, monkeypatch, capsys):
+    checks(fine, wrong, real=True)
     monkeypatch.setattr(runner, "SLOW", ("wrong",))
     assert main(["--quick"]) == 0
     assert main([]) == main(["--quick", "--only", "wrong"]) == 1
-
-
-def test_the_exit_code_stays_one_that_a_shell_takes_for_it(checks, capsys):
-    checks(*[wrong] * 130, programs=True)
-    assert main([]) == 125
-
-
-def test_a_traceback_only_where_it_is_asked_for(checks, capsys):
-    checks(broken)
-    main([])
-    assert capsys.readouterr().err == ""
-    main(["--verbose"])
-    assert "in broken" in capsys.readouterr().err
-
-
-def test_on_a_simulated_device_some_mean_nothing(checks, monkeypatch, capsys):
-    checks(wrong, real=True)
     monkeypatch.setenv("DTST_SIMULATED", "1")
     assert main([]) == 0
     assert "skip  wrong: not on a simulated device" in capsys.readouterr().out
+
+
+def test_the_exit_code_stays_one_that_a_shell_takes_for_it_and_tracebacks_come_where_asked_for(checks, capsys):
+    checks(*[broken] * 130, programs=True)
+    assert main([]) == 125
+    assert capsys.readouterr().err == ""
+    main(["--verbose", "--only", "broken"])
+    assert "in broken" in capsys.readouterr().err
 
 
 def test_paths_of_this_machine_are_cut_and_others_stay(tmp_path):
@@ -189,9 +171,9 @@ def test_a_program_with_another_exit_code_fails_with_its_last_line(tmp_path):
 def test_a_stopped_run_that_goes_on_ends_as_a_whole_one(tmp_path):
     """By what the check of determinism is made of, on the CPU."""
     bench = Workplace(tmp_path, quick=True)
-    options = {"MODEL__NAME": TINY, "MODEL__DEVICE": "cpu", "SOLVER__STOP_ITER": 4}
-    bench.run(bench.command("whole", **options), bench.command("stopped", what="stop:2", **options), codes=[0, 143])
-    assert last_state(tmp_path / "stopped")["iteration"] == 2
+    options = {"MODEL__NAME": TINY, "MODEL__DEVICE": "cpu", "SOLVER__STOP_ITER": 2}
+    bench.run(bench.command("whole", **options), bench.command("stopped", what="stop:1", **options), codes=[0, 143])
+    assert last_state(tmp_path / "stopped")["iteration"] == 1
     bench.run(bench.command("stopped", **options, resume="auto"))
     whole, stopped = (last_state(tmp_path / name) for name in ("whole", "stopped"))
     assert differences(whole, stopped) == []
