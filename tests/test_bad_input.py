@@ -214,12 +214,12 @@ def test_a_truncated_download_is_no_checkpoint(refused, cityscapes_root, tiny_ch
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_checkpoint_of_another_number_of_classes(refused, tiny_checkpoint, program):
     message = refused(["MODEL.NUM_CLASSES", "16"], PROGRAMS[program])
-    assert_holds(message, tiny_checkpoint.name, "conv2d_list.0.weight", "19×512×3×3", "16×512×3×3", "MODEL.NUM_CLASSES")
+    assert_holds(message, tiny_checkpoint.name, "conv2d_list.0.weight", "19×64×3×3", "16×64×3×3", "MODEL.NUM_CLASSES")
 
 
-def test_a_checkpoint_of_another_backbone(refused, tiny_checkpoint):
-    message = refused(["MODEL.NAME", "deeplab_resnet34"])
-    assert_holds(message, tiny_checkpoint.name, "missing", "backbone.layer1.2.conv1.weight", "MODEL.NAME")
+def test_a_checkpoint_of_another_backbone(refused, resnet18):
+    message = refused(["MODEL.NAME", "deeplab_resnet34"], resume=resnet18["resume"])
+    assert_holds(message, Path(resnet18["resume"]).name, "missing", "backbone.layer1.2.conv1.weight", "MODEL.NAME")
 
 
 def test_imagenet_weights_that_are_not_there(refused):

@@ -15,6 +15,7 @@ from core.selftraining.candidates import Generation
 from core.utils import distributed
 from tests.distributed.hooks import note_networks
 from tests.helpers import contents, read_checkpoint, rows_of
+from tests.networks import TINY
 
 
 def last_state(folder):
@@ -97,9 +98,8 @@ def test_adaptation_with_four_processes(adapt_with):
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_resnet_in_single_precision_stays_near(adapt_with, tiny_checkpoint, processes):
-    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
-    network |= {"SOLVER.BASE_LR": 1e-4}
+def test_a_resnet_in_single_precision_stays_near(adapt_with, resnet18, processes):
+    network = resnet18 | {"MODEL.FREEZE_BN": True, "SOLVER.BASE_LR": 1e-4}
     reference, _ = adapt_with("one", 1, **network)
     run, _ = adapt_with("several", processes, **network)
     one, several = weights(reference, "student"), weights(run, "student")
@@ -130,7 +130,7 @@ def test_source_training_with_dsu_over_the_whole_batch(alone, finish, config, tm
 
 def test_evaluation_in_shares(alone, finish, config, cityscapes_root, tiny_checkpoint, make_cityscapes):
     make_cityscapes(cityscapes_root, val=5)
-    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
+    network = {"MODEL.NAME": TINY, "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
     network |= {"DATASETS.TEST": "cityscapes_val", "TEST.BATCH_SIZE": 2}
     alone("test", "-cfg", config("one", **network), "--saveres")
     job = finish(2, "test", "-cfg", config("two", **network), "--saveres")

@@ -14,7 +14,9 @@ def waits_in(figures, place):
 
 def test_a_step_launches_little_and_waits_once(bf16):
     assert bf16["step"]["launches"] <= 2700
-    assert bf16["step"]["waits"] == {"streamSync: core/solver.py step < core/selftraining/trainer.py train_step": 1}
+    assert bf16["step"]["waits"] == {
+        "streamSync: core/runs/solver.py step < core/selftraining/trainer.py train_step": 1
+    }
 
 
 def test_a_query_waits_for_its_scores_in_groups(bf16):

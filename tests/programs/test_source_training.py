@@ -26,7 +26,7 @@ TINY = {
     "INPUT.INPUT_SIZE_TEST": (64, 32),
     "SOLVER.BASE_LR": 1e-3,
 }
-DSU_ON = {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
+DSU_ON = {"MODEL.NAME": "deeplab_resnet18", "MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,7 @@ def test_checkpoints_have_the_published_format(run):
 def test_adaptation_and_evaluation_start_from_it_with_frozen_batch_norm(run, root, tmp_path, write_config, capsys):
     options = {
         "DATASETS.ROOT": str(root),
+        "MODEL.NAME": "deeplab_resnet18",
         "resume": str(run.out / "model_iter000004.pth"),
         "SOLVER.STOP_ITER": 1,
         "TCR.RESAMPLE": False,
@@ -191,11 +192,11 @@ def test_the_same_seed_repeats_it_with_any_number_of_workers_and_evaluations(run
 def test_without_dsu_training_differs_and_no_line_speaks_of_it(trained):
     losses = {}
     for name, options in (
-        ("off", {}),
-        ("on", DSU_ON | {"MODEL.UNCERTAINTY": 1.0}),
-        ("positions only", {"MODEL.POS": (0, 1)}),
+        ("off", {"MODEL.UNCERTAINTY": 0, "MODEL.POS": ()}),
+        ("on", {"MODEL.UNCERTAINTY": 1.0}),
+        ("positions only", {"MODEL.UNCERTAINTY": 0, "MODEL.POS": (0, 1)}),
     ):
-        out, log = trained(name, ["--skip-test"], **options, **{"SOLVER.STOP_ITER": 1})
+        out, log = trained(name, ["--skip-test"], **DSU_ON | options | {"SOLVER.STOP_ITER": 1})
         losses[name] = rows_of(out / "metrics.csv")[0]["loss"]
         assert any("DSU with probability" in line for line in log) == (name == "on")
         assert any("no evaluation: --skip-test" in line for line in log)
@@ -208,7 +209,7 @@ def test_a_batch_of_one_is_told_that_dsu_never_acts(trained):
     assert len([line for line in log if "a batch of one" in line]) == 1
 
 
-def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, capsys, monkeypatch):
+def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, resnet18, capsys, monkeypatch):
     found, step = [], Trainer.train_step
 
     def watched(trainer, batch):
@@ -223,7 +224,7 @@ def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, cap
 
     monkeypatch.setattr(Trainer, "train_step", watched)
     options = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
-    config = write_config(tmp_path, **{"DATASETS.ROOT": str(root)}, **options, **DSU_ON)
+    config = write_config(tmp_path, **{"DATASETS.ROOT": str(root)}, **options, **resnet18 | DSU_ON)
     assert adapt(["-cfg", str(config), "--skip-test"]) == 0
     assert found == ["stepped"]
     assert "MODEL.UNCERTAINTY is for source training: no DSU here" in capsys.readouterr().out
@@ -290,7 +291,10 @@ def refused(tmp_path, make_cityscapes, make_gta5, write_config, capfd, monkeypat
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ({"MODEL.FREEZE_BN": True}, ["MODEL.FREEZE_BN True", "MODEL.WEIGHTS", "resume"]),
+        (
+            {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True},
+            ["MODEL.FREEZE_BN True", "MODEL.WEIGHTS", "resume"],
+        ),
         ({"DATASETS.SOURCE_TRAIN": ""}, ["DATASETS.SOURCE_TRAIN is empty"]),
         ({"DATASETS.SOURCE_TRAIN": "gta6_train"}, ["DATASETS.SOURCE_TRAIN 'gta6_train'", "gta5"]),
         ({"DATASETS.SOURCE_TRAIN": "gta5_val"}, ["gta5_val", "gta5_train"]),
