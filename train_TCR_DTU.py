@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from core.programs.frame import config_parser, run_program
 from core.programs.preflight import check
-from core.selftraining.adaptation import adapt
+from core.runs.start import run_training
+from core.selftraining.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +29,10 @@ def main(argv: Sequence[str]) -> int:
     )
 
     def body(args: Namespace) -> None:
-        (check if args.check else adapt)(args.config_file, args.options, skip_test=args.skip_test)
+        if args.check:
+            check(args.config_file, args.options, args.skip_test)
+        else:
+            run_training(Trainer, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

@@ -8,7 +8,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from core.programs.frame import config_parser, run_program
-from core.sourcetraining.program import train_source
+from core.runs.start import run_training
+from core.sourcetraining.trainer import SourceTrainer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
 
     def body(args: Namespace) -> None:
-        train_source(args.config_file, args.options, skip_test=args.skip_test)
+        run_training(SourceTrainer, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

@@ -1,103 +1,117 @@
-"""Every option with its default, unit and meaning. Sizes are (width, height) in pixels.
+"""Every option with its default, the values it may have, and its meaning. Sizes are (width, height) in pixels.
 
-The keys, spelling included, are those of the DT-ST release, so that its yaml files work as they are.
+The keys, spelling included, are those of the DT-ST release, so that its yaml files work as they are. An option that is
+`free` may have another value where a run goes on: it does not change what is computed, but for a device's rounding.
 """
 
+from typing import Any, NamedTuple
+
+from core.configs import rules
 from core.configs.node import Config, OpenConfig
-from core.datasets.catalog import check_custom
+from core.configs.rules import Rule, above, at_least, one_of, within
+
+
+class Facts(NamedTuple):
+    """What is known of an option beside its default."""
+
+    rule: Rule | None
+    free: bool
+
 
 cfg = Config()
+OPTIONS: dict[str, Facts] = {}  # by full name
 
-cfg.OUTPUT_DIR = ""  # where a run writes; empty: results/<config name>
-cfg.resume = ""  # checkpoint to start from; auto, auto:FILE, a run's folder: go on with it; test: checkpoint or folder
-cfg.SEED = 1  # of every random draw of a run
 
-cfg.MODEL = Config()
-cfg.MODEL.NAME = "deeplab_resnet101"  # deeplab_resnet18 | 34 | 50 | 101; module:function: a network of your own
-cfg.MODEL.NUM_CLASSES = 19
-cfg.MODEL.WEIGHTS = ""  # ImageNet weights (torchvision's resnet*.pth), used only without `resume`; empty: random
-cfg.MODEL.FREEZE_BN = False  # batch norm as a fixed affine map, in a network of your own, too
-cfg.MODEL.DEVICE = "auto"  # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 …
-cfg.MODEL.COMPILE = False  # networks compiled by torch when first used; needs a C++ compiler, on a GPU Triton
-cfg.MODEL.UNCERTAINTY = 0.0  # probability of DSU at each position of POS (source training only; Li et al., 2022)
-cfg.MODEL.POS = ()  # 0 after conv1, 1 after maxpool, 2 … 5 after layer1 … layer4
+def option(key: str, default: Any, rule: Rule | None = None, free: bool = False) -> None:
+    """Add an option to :data:`cfg` and :data:`OPTIONS`; its values have the type of its default."""
+    section, _, name = key.rpartition(".")
+    node = cfg.setdefault(section, Config()) if section else cfg
+    node[name] = default
+    OPTIONS[key] = Facts(rule, free)
 
-cfg.DATASETS = Config()
-cfg.DATASETS.ROOT = "datasets"  # the folder that holds the data sets' folders
-cfg.DATASETS.SOURCE_TRAIN = ""  # <data set>_<split>; in adaptation only its class names are used
-cfg.DATASETS.SOURCE_SAMPLING = "auto"  # balanced: images drawn class-balanced | uniform | auto: balanced for gta5
-cfg.DATASETS.TARGET_TRAIN = ""  # unlabelled images to adapt to: <data set>_<split>, or folder:PATH
-cfg.DATASETS.TEST = ""  # labelled images to evaluate on; empty: no evaluation
-cfg.DATASETS.TT = ""  # of the release; means TARGET_TRAIN
-cfg.DATASETS.II = ""  # of the release; means TARGET_TRAIN
-cfg.DATASETS.TARGET_LIST = ""  # text file naming the target images to use, one a line; empty: all
-cfg.DATASETS.CUSTOM = OpenConfig(check_custom)  # own data sets by name, as datasets/README.md describes them
 
-cfg.DATALOADER = Config()
-cfg.DATALOADER.NUM_WORKERS = 4  # processes that prepare samples; 0: in the main process
-cfg.DATALOADER.CACHE = ""  # folder for decoded training images, which are then mapped into memory; empty: none
-cfg.DATALOADER.CACHE_GB = 50.0  # what that folder may come to hold, in 2^30 bytes; the rest is decoded every time
-cfg.DATALOADER.SKIP_BAD_IMAGES = 0  # bad image or label files that a training does without; one more, and it stops
+option("OUTPUT_DIR", "", free=True)  # where a run writes; empty: results/<config name>
+option("resume", "", free=True)  # checkpoint to start from; auto, auto:FILE, a run's folder: go on; test: or a folder
+option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
-cfg.INPUT = Config()
-cfg.INPUT.SOURCE_INPUT_SIZE_TRAIN = (1280, 720)
-cfg.INPUT.TARGET_INPUT_SIZE_TRAIN = (1024, 512)  # the student's crop
-cfg.INPUT.INPUT_SIZE_TEST = (1024, 512)  # the full view: teacher, candidate passes, evaluation
-cfg.INPUT.INPUT_SCALES_TRAIN = (1.0, 1.0)  # range of the random rescaling before the crop
-cfg.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = 0.0
-cfg.INPUT.BRIGHTNESS = 0.0  # colour jitter, torchvision's definition
-cfg.INPUT.CONTRAST = 0.0
-cfg.INPUT.SATURATION = 0.0
-cfg.INPUT.HUE = 0.0
-cfg.INPUT.GRAYSCALE_PROB = 0.0  # source training: share of images turned grey
-cfg.INPUT.IGNORE_LABEL = 255
-cfg.INPUT.PIXEL_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 … 1
-cfg.INPUT.PIXEL_STD = (0.229, 0.224, 0.225)
-cfg.INPUT.TO_BGR255 = False  # feed BGR in 0 … 255 (minus mean, over std), for Caffe-style weights
+option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own
+option("MODEL.NUM_CLASSES", 19, within(2, 254))
+option("MODEL.WEIGHTS", "", free=True)  # ImageNet weights (torchvision's), used without `resume`; empty: random
+option("MODEL.FREEZE_BN", False)  # batch norm as a fixed affine map, in a network of your own, too
+option("MODEL.DEVICE", "auto", free=True)  # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 …
+option("MODEL.COMPILE", False, free=True)  # networks compiled by torch; needs a C++ compiler, on a GPU Triton
+option("MODEL.UNCERTAINTY", 0.0, within(0, 1))  # probability of DSU (Li et al., 2022) at each of POS; source training
+option("MODEL.POS", (), rules.POSITIONS)  # 0 after conv1, 1 after maxpool, 2 … 5 after layer1 … layer4
 
-cfg.DTU = Config()
-cfg.DTU.DYNAMIC = True  # False: one EMA step every FIX_ITERATION iterations
-cfg.DTU.FIX_ITERATION = 12
-cfg.DTU.EMA_WEIGHT = 0.99  # share of the teacher that an EMA step keeps
-cfg.DTU.PROXY_METRIC = "SND"  # SND | ENT: how the student is scored without labels
-cfg.DTU.Query_START = 9  # stored batches before the student is first re-scored
-cfg.DTU.Query_STEP = 3  # further batches between two re-scorings
-cfg.DTU.META_MAX_UPDATE = 30  # more stored batches than this at a query: the teacher moves without being asked
+option("DATASETS.ROOT", "datasets", free=True)  # the folder that holds the data sets' folders
+option("DATASETS.SOURCE_TRAIN", "")  # <data set>_<split>; in adaptation only its class names are used
+# balanced: images drawn class-balanced | uniform | auto: balanced for gta5
+option("DATASETS.SOURCE_SAMPLING", "auto", one_of("auto", "balanced", "uniform"))
+option("DATASETS.TARGET_TRAIN", "")  # unlabelled images to adapt to: <data set>_<split>, or folder:PATH
+option("DATASETS.TEST", "")  # labelled images to evaluate on; empty: no evaluation
+option("DATASETS.TT", "", free=True)  # of the release; means TARGET_TRAIN
+option("DATASETS.II", "", free=True)  # of the release; means TARGET_TRAIN
+option("DATASETS.TARGET_LIST", "", free=True)  # text file of the images to use, which must stay the same; empty: all
+option("DATASETS.CUSTOM", OpenConfig())  # own data sets by name, as datasets/README.md describes them
 
-cfg.TCR = Config()
-cfg.TCR.RESAMPLE = True  # False: training images are drawn uniformly
-cfg.TCR.PASTE = True  # False: no copy-paste
-cfg.TCR.TOPK_CANDIDATE = 0.5  # share of each class's pixels (later: images) below its threshold
-cfg.TCR.UPDATE_FREQUENCY = 3000  # iterations between two candidate passes
-cfg.TCR.MIX_SAMPLING = "confidence"  # confidence: paste classes ∝ 1 − running confidence | uniform
-cfg.TCR.MIX_CLASSES = ()  # names of the classes to paste; empty: the data set's own list
-cfg.TCR.PASTE_LAG = 16  # iterations after which the running confidence reaches the loader's workers
-cfg.TCR.PASTE_MAX_RATIO = 1.6  # images larger than this times the full view are scaled down before instances are cut
-cfg.TCR.MAX_PASS_IMAGES = 0  # bound of a candidate pass: an even, seeded subsample of the images; 0: all
+option("DATALOADER.NUM_WORKERS", 4, at_least(0), free=True)  # processes that prepare samples; 0: in the main process
+option("DATALOADER.CACHE", "", free=True)  # folder for decoded training images, then mapped into memory; empty: none
+option("DATALOADER.CACHE_GB", 50.0, at_least(0), free=True)  # what it may hold, in 2^30 bytes; the rest is decoded
+option("DATALOADER.SKIP_BAD_IMAGES", 0, at_least(0), free=True)  # bad image or label files to do without
 
-cfg.SOLVER = Config()
-cfg.SOLVER.BASE_LR = 0.02  # of the backbone; the classifier has ten times that
-cfg.SOLVER.LR_METHOD = "poly"
-cfg.SOLVER.LR_POWER = 0.9
-cfg.SOLVER.MOMENTUM = 0.9
-cfg.SOLVER.WEIGHT_DECAY = 5e-4
-cfg.SOLVER.MAX_ITER = 16000  # at which the learning rate would reach 0
-cfg.SOLVER.STOP_ITER = 10000  # at which training stops
-cfg.SOLVER.BATCH_SIZE = 16  # images per iteration, those of all processes
-cfg.SOLVER.ACCUMULATE = 1  # parts that each process makes of its images, one after the other; needs less memory
-cfg.SOLVER.CHECKPOINT_PERIOD = 1000  # iterations between two checkpoints (and evaluations)
-cfg.SOLVER.KEEP_STATES = 2  # newest states kept, to go on from by `resume auto`
-cfg.SOLVER.MAX_BAD_STEPS = 0  # steps with a loss or gradient that is not finite, to be skipped in a run before it stops
-cfg.SOLVER.CLIP_GRAD = 0.0  # bound of the gradient's norm over all parameters; 0: none
-cfg.SOLVER.CLASS_WEIGHTS = False  # source training: pixels count by 1/√(frequency of their class)
-cfg.SOLVER.AMP = "off"  # off | bf16 | fp16 (with a loss scaler): mixed precision of the networks
-cfg.SOLVER.TF32 = True  # on a GPU networks may round float32 to TF32 in convolutions; False: true float32
-cfg.SOLVER.CUDNN_BENCHMARK = False  # on a GPU cuDNN tries its algorithms out, half a minute a run
-cfg.SOLVER.DETERMINISTIC = False  # on a GPU the same bits in every run, for some speed; no CUDNN_BENCHMARK then
+option("INPUT.SOURCE_INPUT_SIZE_TRAIN", (1280, 720), rules.SIZE)
+option("INPUT.TARGET_INPUT_SIZE_TRAIN", (1024, 512), rules.SIZE)  # the student's crop
+option("INPUT.INPUT_SIZE_TEST", (1024, 512), rules.SIZE)  # the full view: teacher, candidate passes, evaluation
+option("INPUT.INPUT_SCALES_TRAIN", (1.0, 1.0), rules.SCALES)  # range of the random rescaling before the crop
+option("INPUT.HORIZONTAL_FLIP_PROB_TRAIN", 0.0, within(0, 1))
+option("INPUT.BRIGHTNESS", 0.0, at_least(0))  # colour jitter, torchvision's definition
+option("INPUT.CONTRAST", 0.0, at_least(0))
+option("INPUT.SATURATION", 0.0, at_least(0))
+option("INPUT.HUE", 0.0, within(0, 0.5))
+option("INPUT.GRAYSCALE_PROB", 0.0, within(0, 1))  # source training: share of images turned grey
+option("INPUT.IGNORE_LABEL", 255, rules.IGNORE_LABEL)
+option("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), rules.COLOUR)  # of RGB in 0 … 1
+option("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), rules.DIVISORS)
+option("INPUT.TO_BGR255", False)  # feed BGR in 0 … 255 (minus mean, over std), for Caffe-style weights
 
-cfg.VIS = Config()
-cfg.VIS.PERIOD = 200  # iterations between two panels, OUTPUT_DIR/panels/*.png; 0: none
-cfg.VIS.TENSORBOARD = True  # write OUTPUT_DIR/tensorboard, if the package is there
+option("DTU.DYNAMIC", True)  # False: one EMA step every FIX_ITERATION iterations
+option("DTU.FIX_ITERATION", 12, at_least(1))
+option("DTU.EMA_WEIGHT", 0.99, within(0, 1))  # share of the teacher that an EMA step keeps
+option("DTU.PROXY_METRIC", "SND", one_of("SND", "ENT"))  # how the student is scored without labels
+option("DTU.Query_START", 9, at_least(1))  # stored batches before the student is first re-scored
+option("DTU.Query_STEP", 3, at_least(1))  # further batches between two re-scorings
+option("DTU.META_MAX_UPDATE", 30, at_least(1))  # more stored batches at a query: the teacher moves unasked
 
-cfg.TEST = Config()
-cfg.TEST.BATCH_SIZE = 1  # images per forward of evaluation and candidate pass
+option("TCR.RESAMPLE", True)  # False: training images are drawn uniformly
+option("TCR.PASTE", True)  # False: no copy-paste
+option("TCR.TOPK_CANDIDATE", 0.5, within(0, 1))  # share of each class's pixels (later: images) below its threshold
+option("TCR.UPDATE_FREQUENCY", 3000, at_least(2))  # iterations between two candidate passes
+option("TCR.MIX_SAMPLING", "confidence", one_of("confidence", "uniform"))  # paste classes: ∝ 1 − running confidence
+option("TCR.MIX_CLASSES", ())  # names of the classes to paste; empty: the data set's own list
+option("TCR.PASTE_LAG", 16, at_least(1))  # iterations after which the running confidence reaches the loader's workers
+option("TCR.PASTE_MAX_RATIO", 1.6, above(0))  # × the full view: larger images are scaled down to it before they are cut
+option("TCR.MAX_PASS_IMAGES", 0, at_least(0))  # bound of a candidate pass: an even, seeded subsample; 0: all images
+
+option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone; the classifier has ten times that
+option("SOLVER.LR_METHOD", "poly", one_of("poly"))
+option("SOLVER.LR_POWER", 0.9, at_least(0))
+option("SOLVER.MOMENTUM", 0.9, at_least(0))
+option("SOLVER.WEIGHT_DECAY", 5e-4, at_least(0))
+option("SOLVER.MAX_ITER", 16000, at_least(1))  # at which the learning rate would reach 0
+option("SOLVER.STOP_ITER", 10000, at_least(1), free=True)  # at which training stops; of a run that goes on, only later
+option("SOLVER.BATCH_SIZE", 16, at_least(1))  # images per iteration, those of all processes
+option("SOLVER.ACCUMULATE", 1, at_least(1), free=True)  # parts that a process makes of its images, to need less memory
+option("SOLVER.CHECKPOINT_PERIOD", 1000, at_least(1), free=True)  # iterations between two checkpoints (and evaluations)
+option("SOLVER.KEEP_STATES", 2, at_least(1), free=True)  # newest states kept, to go on from by `resume auto`
+option("SOLVER.MAX_BAD_STEPS", 0, at_least(0), free=True)  # steps without a finite loss and gradient to be skipped
+option("SOLVER.CLIP_GRAD", 0.0, at_least(0))  # bound of the gradient's norm over all parameters; 0: none
+option("SOLVER.CLASS_WEIGHTS", False)  # source training: pixels count by 1/√(frequency of their class)
+option("SOLVER.AMP", "off", one_of("off", "bf16", "fp16"))  # mixed precision of the networks; fp16 with a loss scaler
+option("SOLVER.TF32", True, free=True)  # on a GPU convolutions may round float32 to TF32; False: true float32
+option("SOLVER.CUDNN_BENCHMARK", False, free=True)  # on a GPU cuDNN tries its algorithms out, half a minute a run
+option("SOLVER.DETERMINISTIC", False, free=True)  # on a GPU the same bits in every run; no CUDNN_BENCHMARK then
+
+option("VIS.PERIOD", 200, at_least(0), free=True)  # iterations between two panels, OUTPUT_DIR/panels/*.png; 0: none
+option("VIS.TENSORBOARD", True, free=True)  # write OUTPUT_DIR/tensorboard, if the package is there
+
+option("TEST.BATCH_SIZE", 1, at_least(1))  # images per forward of evaluation and candidate pass

@@ -4,14 +4,14 @@ import difflib
 import os
 import warnings
 from ast import literal_eval
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
-from core.utils.errors import UserError
+from core.utils.errors import UserError, shown
 
 # keys of the DT-ST release that nothing reads: an old yaml may set them
 OBSOLETE_KEYS = frozenset(
@@ -27,6 +27,7 @@ OBSOLETE_KEYS = frozenset(
 MAX_CHARACTERS = 2**18  # of a yaml file
 MAX_VALUES = 100_000  # in a yaml file, those that it repeats by reference counted each time
 MAX_NUMBER = 2**63 - 1
+MAX_DEPTH = 20  # of sections and lists in an open section
 _SPELLED_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -46,8 +47,7 @@ class Config(CfgNode):
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"config {path} is no config: it has more than {MAX_CHARACTERS} characters")
         tree = _read_yaml(text, f"config {path}")
-        if tree is None:
-            tree = {}
+        tree = {} if tree is None else tree
         if not isinstance(tree, dict):
             raise UserError(f"config {path} must hold KEY: VALUE pairs, not a {type(tree).__name__}")
         self._merge_tree(tree, str(path), ())
@@ -75,7 +75,7 @@ class Config(CfgNode):
         for name, value in tree.items():
             path = (*parents, str(name))
             key = ".".join(path)
-            node = self._find(key)
+            node = self.find(key)
             if value is None and isinstance(node, Config):
                 continue  # a section whose options are all commented out
             if isinstance(node, OpenConfig):
@@ -85,7 +85,8 @@ class Config(CfgNode):
             else:
                 self._set(key, value, where)
 
-    def _find(self, key: str) -> Any:
+    def find(self, key: str) -> Any:
+        """The option (or section) of that full name; None if there is none."""
         node = self
         for name in key.split("."):
             if not isinstance(node, Config) or name not in node:
@@ -98,9 +99,9 @@ class Config(CfgNode):
             return
         names = key.split(".")
         for section in (".".join(names[:end]) for end in range(1, len(names) + 1)):
-            if isinstance(self._find(section), OpenConfig):
+            if isinstance(self.find(section), OpenConfig):
                 raise UserError(f"{where}: {key} cannot be set alone; give {section} in a yaml file")
-        default = self._find(key)
+        default = self.find(key)
         if default is None:
             keys = {name.lower(): name for name in self.flat_keys()}
             near = [keys[name] for name in difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.0)]
@@ -108,37 +109,40 @@ class Config(CfgNode):
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
-        *parents, last = key.split(".")
-        node = self._find(".".join(parents)) if parents else self
+        *parents, last = names
+        node = self.find(".".join(parents)) if parents else self
         node[last] = _convert(value, default, f"{where}: {key}")
 
 
 class OpenConfig(Config):
-    """A section whose content is the user's own; it comes from yaml files only.
+    """A section whose content is the user's own; it comes from yaml files only, and is checked by whoever reads it."""
 
-    Args:
-        check: check(content, where) raises UserError for content that makes no sense.
-    """
-
-    def __init__(self, check: Callable[[Mapping, str], None]):
+    def __init__(self):
         super().__init__()
-        self.__dict__["check"] = check  # beside the options, as yacs keeps its own state
+        self.__dict__["origins"] = {}  # beside the options, as yacs keeps its own state
 
     def merge(self, tree: Any, where: str) -> None:
         """Add what a yaml file holds for this section (`where`: file and key). Raises UserError."""
         if not isinstance(tree, dict):
             raise UserError(f"{where} must hold NAME: VALUE pairs, not {shown(tree)}")
-        self.__dict__["check"](tree, where)
-        self.update(_as_options(tree))
+        self.update(_as_options(tree, where))
+        self.__dict__["origins"].update(dict.fromkeys(tree, where))
+
+    def written(self, key: str) -> Iterator[tuple[Any, Any, str]]:
+        """(name, what yaml gave for it, where this section stands: file and `key`) of every entry."""
+        for name, value in self.items():
+            yield name, _plain(value), self.__dict__["origins"].get(name, key)
 
 
-def _as_options(value: Any) -> Any:
+def _as_options(value: Any, where: str, depth: int = 0) -> Any:
     """What yaml reads, with sections that can be frozen and lists that cannot change."""
+    if depth > MAX_DEPTH or not isinstance(value, dict | list | str | int | float | None):
+        raise UserError(f"{where} may hold text, numbers, lists and NAME: VALUE pairs, not {shown(value)}")
     if isinstance(value, dict):
         node = Config()
-        node.update({name: _as_options(inner) for name, inner in value.items()})
+        node.update({name: _as_options(inner, where, depth + 1) for name, inner in value.items()})
         return node
-    return tuple(map(_as_options, value)) if isinstance(value, list | tuple) else value
+    return tuple(_as_options(inner, where, depth + 1) for inner in value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
@@ -177,15 +181,6 @@ def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(node)]
-
-
-def shown(value: Any, length: int = 60) -> str:
-    """A value for a message, cut to `length` characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of thousands of digits
-        text = f"a {type(value).__name__} too long to show"
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _convert(value: Any, default: Any, where: str) -> Any:

@@ -17,17 +17,10 @@ from core.utils.files import make_folder, writing
 GIGABYTE = 1 << 30
 
 
-def open_cache(config) -> "ImageCache | NoCache":
-    """What DATALOADER.CACHE says."""
+def open_cache(config) -> "ImageCache | None":
+    """What DATALOADER.CACHE says; None: no cache."""
     options = config.DATALOADER
-    return ImageCache(options.CACHE, int(options.CACHE_GB * GIGABYTE)) if options.CACHE else NoCache()
-
-
-class NoCache:
-    """Makes everything anew."""
-
-    def get(self, path: Path, purpose: Hashable, make: Callable[[Path], np.ndarray]) -> np.ndarray:
-        return make(path)
+    return ImageCache(options.CACHE, int(options.CACHE_GB * GIGABYTE)) if options.CACHE else None
 
 
 class ImageCache:

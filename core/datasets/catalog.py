@@ -5,7 +5,7 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def find_taxonomy(config) -> Taxonomy:
     if not found:
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
-            f"model's classes come from, one of {_known_names(config)}"
+            f"model's classes come from, one of {', '.join((*ENTRIES, *config.DATASETS.CUSTOM))}"
         )
     (first, taxonomy), *others = found.items()
     for where, other in others:
@@ -108,24 +108,16 @@ def find_images(config, key: str) -> ImageSet:
 
 
 def require_utf_8(paths: Sequence[Path], where: str) -> None:
-    """Raise UserError for the first name that is not UTF-8."""
+    """Raise UserError for the first name that is not UTF-8: it could be written to no log or index."""
     for path in paths:
-        if not _is_utf_8(path):
-            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it")
-
-
-def _is_utf_8(path: Path) -> bool:
-    """Whether the name can be written to a log or an index; bytes that are no text are lone surrogates in Python."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        try:
+            str(path).encode()  # bytes that are no text are lone surrogates in Python
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it") from None
 
 
 def _found_images(config, key: str) -> ImageSet:
-    name = config.DATASETS[key]
-    where = f"DATASETS.{key}"
+    name, where = config.DATASETS[key], f"DATASETS.{key}"
     if not name:
         unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
@@ -146,9 +138,8 @@ def find_target_images(config) -> ImageSet:
     """
     found = find_images(config, "TARGET_TRAIN")
     images = ImageSet(found.name, found.paths, found.names, skipped=_skipping(config))
-    if config.DATASETS.TARGET_LIST:
-        images = _restrict(images, Path(config.DATASETS.TARGET_LIST))
-    return images
+    list_file = config.DATASETS.TARGET_LIST
+    return _restrict(images, Path(list_file)) if list_file else images
 
 
 def find_test_images(config) -> ImageSet:
@@ -204,29 +195,25 @@ def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
     return chosen if len(set(chosen)) == len(chosen) else [f"{name}{ending}" for name in images.names]
 
 
-def check_custom(tree: Mapping, where: str) -> None:
-    """Raise UserError for the first mistake in DATASETS.CUSTOM, `where`: file and key of that section."""
-    for name, fields in tree.items():
-        parse_data_set(name, fields, where, ENTRIES)
-
-
 def _find_entry(config, key: str) -> tuple[Entry, str]:
     """The entry and the split that DATASETS.<key> names."""
     dataset, _, split = config.DATASETS[key].partition("_")
-    custom = config.DATASETS.CUSTOM
-    if dataset in custom:
-        taxonomy, reader = parse_data_set(dataset, custom[dataset], "DATASETS.CUSTOM", ENTRIES)
-        return Entry((taxonomy,), reader), split
-    if dataset not in ENTRIES:
+    entries = ENTRIES | _custom_entries(config)
+    if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
-            f"{_known_names(config)}, or {FOLDER_PREFIX}PATH"
+            f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH"
         )
-    return ENTRIES[dataset], split
+    return entries[dataset], split
 
 
-def _known_names(config) -> str:
-    return ", ".join((*ENTRIES, *config.DATASETS.CUSTOM))
+def _custom_entries(config) -> dict[str, Entry]:
+    """The data sets of DATASETS.CUSTOM; UserError for a mistake in any of them."""
+    entries = {}
+    for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):
+        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
+        entries[name] = Entry((taxonomy,), reader)
+    return entries
 
 
 def _find_folder(name: str, where: str) -> ImageSet:

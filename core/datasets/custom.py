@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, label_table, walk_files
 from core.datasets.taxonomy import COLOURS, IGNORE, STREET_SCENES, Taxonomy
-from core.utils.errors import UserError
+from core.utils.errors import UserError, shown
 
 MAX_CLASSES = 254
 REST = "rest"  # as `ignore`: every value that `labels` does not name
@@ -91,12 +91,11 @@ class CustomReader:
             wanted = f"image ({', '.join(EXTENSIONS)})" if files.pattern is None else files.pattern
             raise UserError(f"{where} {name}: no {wanted} below {folder}")
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
-        if labels is None:
-            return ImageSet(name, tuple(paths), names)
-        return ImageSet(name, tuple(paths), names, labels, label_table(taxonomy, self.classes, self.no_class))
+        table = None if labels is None else label_table(taxonomy, self.classes, self.no_class)
+        return ImageSet(name, tuple(paths), names, labels, table)
 
 
-def parse_data_set(name: Any, tree: Any, where: str, built_in: Sequence[str]) -> tuple[Taxonomy, CustomReader]:
+def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) -> tuple[Taxonomy, CustomReader]:
     """One entry of DATASETS.CUSTOM: its class set, and what reads it.
 
     Args:
@@ -122,37 +121,29 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Sequence[str]) ->
     splits = _mapping(fields["splits"], f"{key}.splits")
     if not splits:
         raise UserError(f"{key}.splits must name at least one split")
-    return taxonomy, CustomReader(
-        {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}, classes, no_class
-    )
+    splits = {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}
+    return taxonomy, CustomReader(splits, classes, no_class)
 
 
 def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
     names = _texts(fields["classes"], f"{key}.classes")
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(f"{key}.classes must be 2 to {MAX_CLASSES} names, not {len(names)}")
-    given = {}
-    colours = {}
-    for name, colour in _mapping(fields.get("colours", {}), f"{key}.colours").items():
-        _require_class(name, names, f"{key}.colours")
-        if not _is_list(colour) or len(colour) != 3 or not all(_is_byte(value) for value in colour):
-            raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {_shown(colour)}")
+    colours = _by_class(fields, "colours", names, key)
+    for name, colour in colours.items():
+        if not isinstance(colour, list) or len(colour) != 3 or not all(map(_is_byte, colour)):
+            raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {shown(colour)}")
         colours[name] = tuple(colour)
     usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
-    given["colours"] = usual | colours
+    given: dict[str, Any] = {"colours": usual | colours}
     if "paste" in fields:
-        given["paste"] = _texts(fields["paste"], f"{key}.paste")
-        for name in given["paste"]:
-            _require_class(name, names, f"{key}.paste")
+        given["paste"] = _classes(fields["paste"], names, f"{key}.paste")
     if "partners" in fields:
-        given["partner_names"] = {}
-        for name, partners in _mapping(fields["partners"], f"{key}.partners").items():
-            _require_class(name, names, f"{key}.partners")
-            given["partner_names"][name] = _texts(partners, f"{key}.partners.{name}")
-            for partner in given["partner_names"][name]:
-                _require_class(partner, names, f"{key}.partners.{name}")
-                if partner == name:
-                    raise UserError(f"{key}.partners.{name} names the class itself")
+        partners = _by_class(fields, "partners", names, key)
+        given["partner_names"] = {n: _classes(value, names, f"{key}.partners.{n}") for n, value in partners.items()}
+        for name, others in given["partner_names"].items():
+            if name in others:
+                raise UserError(f"{key}.partners.{name} names the class itself")
     same = (taxonomy for taxonomy in STREET_SCENES if taxonomy.names == names)
     return replace(next(same, Taxonomy(names, partner_names={})), **given)
 
@@ -161,7 +152,7 @@ def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict
     """The class of every label value that has one, and the values that are no class."""
     classes = dict(enumerate(names))
     if "labels" in fields:
-        classes = dict(_mapping(fields["labels"], f"{key}.labels"))
+        classes = _mapping(fields["labels"], f"{key}.labels")
         if not classes:
             raise UserError(f"{key}.labels must give the class of at least one label value")
         for value, name in classes.items():
@@ -170,15 +161,15 @@ def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict
             if value == IGNORE:
                 raise UserError(f"{key}.labels.{value}: {IGNORE} always means no class")
             _require_class(name, names, f"{key}.labels.{value}")
-    ignored = fields.get("ignore", ())
+    ignored = fields.get("ignore", [])
     if ignored == REST:
         return classes, [value for value in range(256) if value not in classes]
-    if not _is_list(ignored) or not all(_is_byte(value) for value in ignored):
-        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {_shown(ignored)}")
+    if not isinstance(ignored, list) or not all(map(_is_byte, ignored)):
+        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {shown(ignored)}")
     for value in ignored:
         if value in classes:
             raise UserError(f"{key}.ignore: {value} is the label value of {classes[value]!r}")
-    return classes, list(ignored)
+    return classes, ignored
 
 
 def _split(name: Any, tree: Any, key: str) -> Split:
@@ -187,13 +178,11 @@ def _split(name: Any, tree: Any, key: str) -> Split:
     fields = _fields(tree, _SPLIT_FIELDS, ("images",), key)
     for field, value in fields.items():
         if not isinstance(value, str) or not value:
-            raise UserError(f"{key}.{field} must be text, not {_shown(value)}")
-    for field in ("pattern", "label_pattern"):
-        pattern = fields.get(field, "*")
-        if pattern.count("*") != 1:
-            raise UserError(f"{key}.{field} must hold exactly one *, which stands for any path, not {pattern!r}")
-        if pattern.startswith(("/", "./", "../")):
-            raise UserError(f"{key}.{field} must be a path below its folder, not {pattern!r}")
+            raise UserError(f"{key}.{field} must be text, not {shown(value)}")
+        if field.endswith("pattern") and value.count("*") != 1:
+            raise UserError(f"{key}.{field} must hold exactly one *, which stands for any path, not {value!r}")
+        if field.endswith("pattern") and value.startswith(("/", "./", "../")):
+            raise UserError(f"{key}.{field} must be a path below its folder, not {value!r}")
     split = Split(**fields)
     if split.labels is None and split.label_pattern is not None:
         raise UserError(f"{key}.label_pattern needs `labels` beside it, the folder of the label files")
@@ -202,7 +191,7 @@ def _split(name: Any, tree: Any, key: str) -> Split:
     return split
 
 
-def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) -> Mapping:
+def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) -> dict:
     """The fields of a section, none unknown, none missing; those that are empty in the yaml left out."""
     fields = {name: value for name, value in _mapping(tree, key).items() if value is not None}
     for name in tree:
@@ -215,20 +204,36 @@ def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) 
     return fields
 
 
-def _mapping(value: Any, key: str) -> Mapping:
+def _mapping(value: Any, key: str) -> dict:
     if not isinstance(value, dict):
-        raise UserError(f"{key} must hold NAME: VALUE pairs, not {_shown(value)}")
+        raise UserError(f"{key} must hold NAME: VALUE pairs, not {shown(value)}")
     return value
+
+
+def _by_class(fields: Mapping, field: str, names: Sequence[str], key: str) -> dict[str, Any]:
+    """What a field holds for some of the classes."""
+    values = _mapping(fields.get(field, {}), f"{key}.{field}")
+    for name in values:
+        _require_class(name, names, f"{key}.{field}")
+    return dict(values)
+
+
+def _classes(value: Any, names: Sequence[str], key: str) -> tuple[str, ...]:
+    """A list of some of the classes."""
+    chosen = _texts(value, key)
+    for name in chosen:
+        _require_class(name, names, key)
+    return chosen
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...]:
     """A list of names, none twice."""
-    if not _is_list(value):
-        raise UserError(f"{key} must be a list of names, not {_shown(value)}")
+    if not isinstance(value, list):
+        raise UserError(f"{key} must be a list of names, not {shown(value)}")
     seen = set()
     for name in value:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {_shown(name)}")
+            raise UserError(f"{key}: a name is text, in quotes if yaml reads it otherwise, not {shown(name)}")
         if name in seen:
             raise UserError(f"{key} names {name!r} twice")
         seen.add(name)
@@ -239,21 +244,11 @@ def _require_class(name: Any, names: Sequence[str], key: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{key}: {_shown(name)} is not one of the classes{hint}")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+        raise UserError(f"{key}: {shown(name)} is not one of the classes{hint}")
 
 
 def _is_byte(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 255
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, in one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _folder(root: Path, folder: str) -> Path:

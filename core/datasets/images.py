@@ -4,31 +4,46 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from core.datasets.headers import FORMATS, MAX_PIXELS, PNG_SIGNATURE, parse_header
 from core.datasets.skipping import BadImage
 from core.utils.files import replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_PIXELS = 2**28  # of one image: a wider one is a mistake, or made to exhaust the memory
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
-_PNG_PALETTE = 3  # colour type
+_JPEG_END = b"\xff\xd9"
+_PNG_END = b"\0\0\0\0IEND"  # and four bytes of checksum
+_PNG_DEPTH, _PNG_COLOURS, _PNG_PALETTE = 24, 25, 3  # two positions in a PNG file, and the colour type with a palette
 _MAX_BYTES = 8 * MAX_PIXELS  # of a file: what 16-bit RGBA takes where nothing can be compressed
 _PNG_FILTER, _PNG_UP = getattr(cv2, "IMWRITE_PNG_FILTER", None), 32  # the latter is libpng's PNG_FILTER_UP
 _LABEL_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 if _PNG_FILTER is not None:  # OpenCV 4.12
     _LABEL_PNG += (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, _PNG_FILTER, _PNG_UP)
-_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # OpenCV's own warnings; a file that cannot be decoded raises here
+# OpenCV's own warnings; a file that cannot be decoded raises here
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
+Image.MAX_IMAGE_PIXELS = None  # PIL's own bound, below ours: it opens files for their size, which is checked here
+
+
+@contextmanager
+def _opened(file: IO[bytes] | str | Path) -> Iterator[Image.Image]:
+    """The file as PIL sees it before anything is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
 
 
 def _read_bytes(path: str | Path, kind: str) -> bytes:
@@ -44,18 +59,32 @@ def _read_bytes(path: str | Path, kind: str) -> bytes:
     except (OSError, ValueError) as error:  # the latter where the name holds a null character
         reason = getattr(error, "strerror", None) or error
         raise BadImage(f"{kind} {path} cannot be read: {reason}", path) from None
-    header = parse_header(data)
-    if header is None:
-        raise _undecodable(path, kind, data, f"which begin as no {FORMATS} file does")
-    if header.width * header.height > MAX_PIXELS:
+    try:
+        with _opened(io.BytesIO(data)) as image:
+            width, height = image.size
+            whole = _has_its_end(data, image)
+    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+        raise _undecodable(path, kind, data, "which begin as no sound PNG, JPEG, BMP or WebP file does") from None
+    if width * height > MAX_PIXELS:
         raise BadImage(
-            f"{kind} {path} claims to be {header.width}×{header.height}: images of more than {MAX_PIXELS} pixels are "
-            "refused",
-            path,
+            f"{kind} {path} claims to be {width}×{height}: images of more than {MAX_PIXELS} pixels are refused", path
         )
-    if not header.complete:
+    if not whole:
         raise _undecodable(path, kind, data, "the end is missing")
     return data
+
+
+def _has_its_end(data: bytes, image: Image.Image) -> bool:
+    """Whether a file was not cut off, as far as its bytes say; OpenCV makes up what is missing, and says nothing."""
+    if image.format == "PNG":
+        return 0 <= data.rfind(_PNG_END) <= len(data) - len(_PNG_END) - 4
+    if image.format == "BMP":
+        decoder, (*_, height), start, arguments = image.tile[0]
+        return decoder != "raw" or start + height * arguments[1] <= len(data)  # bytes of a row
+    if image.format == "WEBP":
+        return 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    pixels = JpegImageFile(io.BytesIO(data)).fp.tell()  # a thumbnail, which has an end of its own, stands before them
+    return data.rfind(_JPEG_END, pixels) >= 0
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -94,12 +123,13 @@ def read_label(path: str | Path) -> np.ndarray:
         BadImage: as :func:`read_image`, or not 8-bit single-channel.
     """
     data = _read_bytes(path, "label")
-    depth, colour_type = _png_header(data)
-    if colour_type == _PNG_PALETTE:
+    is_png = data.startswith(b"\x89PNG")
+    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:
         return _decode_palette(path, data)
     label = _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
-    if label.ndim != 2 or label.dtype != np.uint8 or depth not in (8, None):
-        found = f"{depth or 8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
+    depth = data[_PNG_DEPTH] if is_png else 8 * label.itemsize  # OpenCV makes 8 bits of fewer
+    if label.ndim != 2 or depth != 8:
+        found = f"{depth}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
         raise BadImage(f"label {path} is {found}; it must be an 8-bit single-channel image, or a palette PNG", path)
     return label
 
@@ -117,16 +147,10 @@ def read_red_channel(path: str | Path) -> np.ndarray:
     return label[..., 2]  # OpenCV's order is BGR
 
 
-def _png_header(data: bytes) -> tuple[int | None, int | None]:
-    """(bits per channel, colour type) of a PNG file, Nones for any other file."""
-    return (data[24], data[25]) if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
-
-
 def _decode_palette(path: str | Path, data: bytes) -> np.ndarray:
     """The indices, which OpenCV would turn into colours."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            warnings.simplefilter("ignore")
+        with _opened(io.BytesIO(data)) as image:
             return np.array(image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
         raise _undecodable(path, "label", data) from None
@@ -168,15 +192,11 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
     """(width, height) of the upright image, from the file's header; None where the header is not understood."""
     if not os.path.isfile(path):  # opening a pipe would wait
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path, formats=_PILLOW_FORMATS) as image:
-                size = image.size
-                turned = _is_turned(image)
-        except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-            return None
-    return size[::-1] if turned else size
+    try:
+        with _opened(path) as image:
+            return image.size[::-1] if _is_turned(image) else image.size
+    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+        return None
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -104,13 +104,7 @@ class Loader:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        collate: Callable,
-        workers: int,
-        batch_size: int = 1,
-        batch_sampler=None,
-        **options,
+        self, dataset: Dataset, collate: Callable, workers: int, batch_size: int = 1, batch_sampler=None, **options
     ):
         self._dataset, self._skipped = dataset, getattr(dataset, "skipped", SkippedImages())
         if batch_sampler is None:
@@ -138,23 +132,19 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
-        workers = sorted(set(multiprocessing.active_children()) - others, key=_number)
+        # in the order in which they were started: a name is ForkServerProcess-7, say
+        workers = sorted(set(multiprocessing.active_children()) - others, key=lambda w: int(w.name.split("-")[1]))
         taken = 0
         try:
             while True:
-                death = None
                 try:
                     batch, noted = next(batches)
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    death = self._death(workers, taken, error)
-                    if death is None:
-                        raise
-                if death is not None:  # raised here, it does not keep the iterator by its context
-                    raise death
+                    batch, noted = self._death(workers, taken, error), ()
                 self._skipped.count(noted)
-                if isinstance(batch, UserError):
+                if isinstance(batch, UserError):  # raised here, it does not keep the iterator by its context
                     raise batch
                 self._handed.pending.popleft()
                 taken += 1
@@ -162,11 +152,11 @@ class Loader:
         finally:
             del batches  # which ends the workers; a traceback would keep them until some later collection
 
-    def _death(self, workers: list[BaseProcess], taken: int, error: RuntimeError) -> WorkerDied | None:
-        """The error of a worker that died; None if `error` is about something else."""
+    def _death(self, workers: list[BaseProcess], taken: int, error: RuntimeError) -> WorkerDied:
+        """What is to be said of the worker that died; raises `error` again if it is about something else."""
         dead = [n for n, worker in enumerate(workers) if worker.exitcode is not None]
         if not dead or not str(error).startswith("DataLoader worker"):
-            return None
+            raise error
         worker = next((n for n in dead if workers[n].exitcode), dead[0])
         code = workers[worker].exitcode
         how = f"exited with code {code}"
@@ -176,11 +166,6 @@ class Loader:
         requests = [request for number, batch in batches if number % len(workers) == worker for request in batch]
         reading = _while_reading(self._dataset, requests)
         return WorkerDied(f"a loader process {how} {reading}; fewer DATALOADER.NUM_WORKERS need less memory")
-
-
-def _number(worker: BaseProcess) -> int:
-    """Its place among the processes that this one has started; a name is ForkServerProcess-7, say."""
-    return int(worker.name.rpartition("-")[2])
 
 
 def _while_reading(dataset: Dataset, requests: Sequence) -> str:
@@ -285,23 +270,21 @@ class FullViews(Dataset):
         return {"index": index, "views": views, "size": self.sizes[0][::-1], "bad": True}
 
     def _make(self, index: int) -> dict:
-        image = read_image(self.images.paths[index])
+        path = self.images.paths[index]
+        image = read_image(path)
         sample = full_view(index, image, self.sizes)
         if self.keep:
             sample["image"] = image
         if self.labels:
-            sample["label"] = self._read_label(index, image.shape[:2])
+            label = self.images.read_label(index)
+            if label.shape != image.shape[:2]:
+                (height, width), (image_height, image_width) = label.shape, image.shape[:2]
+                raise UserError(
+                    f"label {self.images.label_path(path)} is {width}×{height}, but its image {path} is "
+                    f"{image_width}×{image_height}: mend or remove the pair"
+                )
+            sample["label"] = torch.from_numpy(label)
         return sample
-
-    def _read_label(self, index: int, size: tuple[int, int]) -> torch.Tensor:
-        label = self.images.read_label(index)
-        if label.shape != size:
-            path = self.images.paths[index]
-            raise UserError(
-                f"label {self.images.label_path(path)} is {label.shape[1]}×{label.shape[0]}, but its image {path} is "
-                f"{size[1]}×{size[0]}: mend or remove the pair"
-            )
-        return torch.from_numpy(label)
 
 
 def full_view(index: int, image: np.ndarray, sizes: list[tuple[int, int]]) -> dict:
@@ -332,7 +315,6 @@ def full_view_loader(
 
     Of several processes each has its share of the batches, which are those of one process.
     """
-    part = distributed.share(len(images), batch_size)
-    batches = BatchSampler(part, batch_size, drop_last=False)
+    batches = BatchSampler(distributed.share(len(images), batch_size), batch_size, drop_last=False)
     views = FullViews(images, sizes, labels, keep)
     return Loader(views, collate_full_views, workers, batch_sampler=batches, pin_memory=pin)

@@ -61,11 +61,10 @@ class ImageSet:
         """
         path = self.label_path(self.paths[index])
         values = self.read_values(path)
-        table = self.label_table
         if values.dtype == np.uint8:
-            indices = table[values]
+            indices = self.label_table[values]
         else:
-            indices = np.append(table, np.uint8(UNKNOWN))[np.minimum(values, len(table))]
+            indices = np.append(self.label_table, np.uint8(UNKNOWN))[np.minimum(values, 256)]
         unknown = indices == UNKNOWN
         if unknown.any():
             found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
@@ -121,16 +120,10 @@ class Reader:
                 f"{where} {name}: no image found as {folders[0] / self.splits[split][0]}; "
                 "datasets/README.md shows the layout"
             )
-        return ImageSet(
-            name,
-            tuple(paths),
-            tuple(path.relative_to(folder).as_posix() for path in paths),
-            self.label_path,
-            label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class),
-            self.read_values,
-            self.skip_mismatched,
-            self.balanced,
-        )
+        names = tuple(path.relative_to(folder).as_posix() for path in paths)
+        table = label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class)
+        reading = (self.label_path, table, self.read_values, self.skip_mismatched, self.balanced)
+        return ImageSet(name, tuple(paths), names, *reading)
 
 
 def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequence[int] = ()) -> np.ndarray:

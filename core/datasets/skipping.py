@@ -1,8 +1,7 @@
 """Images that turn out to be bad in the middle of a run, and doing without some of them (SKIP_BAD_IMAGES)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from core.utils import distributed
 from core.utils.errors import UserError
@@ -51,22 +50,6 @@ class SkippedImages:
         self._noted.append((error.path, str(error)))
         if len(self._noted) > self.limit:
             raise error
-
-    def first_good(self, index: int, count: int, make: Callable[[int], Any]) -> Any:
-        """make(index), or of the first image after it (after the last comes the first) that is not bad.
-
-        Raises:
-            BadImage: as :meth:`tolerate`, or all of the `count` images are bad.
-        """
-        for tries in range(1, count + 1):
-            try:
-                return make(index)
-            except BadImage as error:
-                self.tolerate(error)
-                if tries == count:
-                    raise
-                index = (index + 1) % count
-        raise ValueError("no image at all")
 
     def take(self) -> list[tuple[str, str]]:
         """(path, message) of all that was noted since the last call."""

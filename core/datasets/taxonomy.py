@@ -117,19 +117,7 @@ CITYSCAPES_16 = Taxonomy(
     subsets=(("13 classes (without wall, fence, pole)", _without(_NAMES_16, "wall", "fence", "pole")),),
 )
 CAMVID_11 = Taxonomy(
-    (
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "sidewalk",
-        "vegetation",
-        "sign",
-        "fence",
-        "car",
-        "person",
-        "rider",
-    )
+    ("sky", "building", "pole", "road", "sidewalk", "vegetation", "sign", "fence", "car", "person", "rider")
 )
 TOY_14 = Taxonomy(
     _without(_NAMES_19, "wall", "terrain", "bus", "train", "motorcycle"),

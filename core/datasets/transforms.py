@@ -1,11 +1,14 @@
-"""Image transforms on 8-bit tensors; every random number comes from the generator that is passed in."""
+"""Image transforms on 8-bit tensors, and the geometry of views; random numbers come from the generator passed in."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -158,3 +161,79 @@ class Normalise:
         width = images.shape[-1]
         rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width))
         return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
+
+
+class View(NamedTuple):
+    """How one student view was cut from its full view: resize, then crop, then flip.
+
+    Attributes:
+        scaled_size: (h, w) in pixels of the full view after its random rescaling.
+        top_left: (y, x) of the crop in the rescaled image; negative where the crop begins outside of it.
+        crop_size: (h, w) of the view.
+        flip: True where the view is mirrored left to right.
+    """
+
+    scaled_size: tuple[int, int]
+    top_left: tuple[int, int]
+    crop_size: tuple[int, int]
+    flip: bool
+
+    @classmethod
+    def draw(
+        cls, scaled_size: tuple[int, int], crop_size: tuple[int, int], flip_probability: float, rng: np.random.Generator
+    ) -> "View":
+        """A random crop of an image rescaled to `scaled_size`; it holds the whole image where that is smaller."""
+        top_left = tuple(
+            int(rng.integers(min(0, n - crop), max(0, n - crop), endpoint=True))
+            for n, crop in zip(scaled_size, crop_size, strict=True)
+        )
+        return cls(scaled_size, top_left, crop_size, bool(rng.random() < flip_probability))
+
+    def overlap(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """(slices of the rescaled image, slices of the unflipped view) of the area that both cover."""
+        image, view = [], []
+        for extent, origin, crop in zip(self.scaled_size, self.top_left, self.crop_size, strict=True):
+            first, last = max(origin, 0), max(min(origin + crop, extent), max(origin, 0))
+            image.append(slice(first, last))
+            view.append(slice(first - origin, last - origin))
+        return tuple(image), tuple(view)
+
+    def crop(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Cut this view out of a rescaled …×h×w tensor; what lies outside of the image becomes 0."""
+        image, view = self.overlap()
+        part = scaled[(..., *image)]
+        if part.shape[-2:] != self.crop_size:
+            padded = scaled.new_zeros(*scaled.shape[:-2], *self.crop_size)
+            padded[(..., *view)] = part
+            part = padded
+        return part.flip(-1) if self.flip else part
+
+    def needed(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the (h, w) image before its rescaling that a bicubic, antialiased resize reads for it."""
+        slices = []
+        for extent, scaled, part in zip(size, self.scaled_size, self.overlap()[0], strict=True):
+            ratio = extent / scaled
+            reach = 2 * max(ratio, 1) + 1
+            first, last = math.floor((part.start + 0.5) * ratio - reach), math.ceil((part.stop - 0.5) * ratio + reach)
+            slices.append(slice(max(first, 0), max(min(last, extent), 0)))
+        return tuple(slices)
+
+    def valid(self) -> torch.Tensor:
+        """Boolean H×W mask (on the CPU) of the pixels that lie inside the image."""
+        mask = torch.zeros(self.crop_size, dtype=torch.bool)
+        mask[self.overlap()[1]] = True
+        return mask.flip(-1) if self.flip else mask
+
+
+def nearest_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest resize of h×w uint8 to (H, W) by the floor rule, as everywhere in the passes."""
+    rows, columns = (nearest_index(n, length) for n, length in zip(labels.shape, size, strict=True))
+    if len(rows) < len(labels):
+        return labels.take(rows, axis=0).take(columns, axis=1)
+    return labels.take(columns, axis=1).take(rows, axis=0)
+
+
+def nearest_index(length: int, resized: int) -> np.ndarray:
+    """The `resized` positions, ascending, that F.interpolate's `nearest` reads along an axis of `length`."""
+    positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
+    return F.interpolate(positions, size=resized, mode="nearest").flatten().long().numpy()

@@ -11,7 +11,6 @@ from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
-from core.runs.states import fingerprint
 from core.utils import distributed
 from core.utils.logging import progress
 from core.utils.threads import overlapped
@@ -43,7 +42,7 @@ class Evaluator:
         self.images, self.num_classes = images, num_classes
         self._predictor, self._config = predictor, config
         self._flip, self._sizes = flip, view_sizes(config, multi_scale)
-        distributed.check_alike(fingerprint(images.names), f"the images of {images.name}")
+        distributed.check_alike(images.names, f"the images of {images.name}")
 
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
         """Scores of `model` over the set (None without labels); its mode is left as it was.

@@ -7,7 +7,6 @@ from torch import nn
 
 from core.models.backbone import ARCHITECTURES, FeatureExtractor, FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
-from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
@@ -34,30 +33,6 @@ def build_model(cfg) -> Segmentor:
     else:
         model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
     return model.to(memory_format=torch.channels_last)
-
-
-def load_model(cfg, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
-    """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
-
-    Args:
-        uncertain: with DSU as MODEL.UNCERTAINTY says; False: without, whatever it says.
-        weights: False: random ones, for others to follow.
-    Raises:
-        UserError: a file that is missing, no checkpoint, or of another model.
-    """
-    torch.manual_seed(cfg.SEED)
-    if not uncertain:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.UNCERTAINTY = 0.0
-    model = build_model(cfg)
-    if not weights:
-        pass
-    elif cfg.resume:
-        load_checkpoint(model, cfg.resume)
-    elif cfg.MODEL.WEIGHTS:
-        load_imagenet_weights(model.feature_extractor, cfg.MODEL.WEIGHTS)
-    return model.to(device)
 
 
 def log_dead_channels(model: Segmentor) -> None:

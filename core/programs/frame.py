@@ -6,8 +6,8 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from pathlib import Path
 
+from core.runs.resume import going_on
 from core.utils import distributed, signals
 from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
@@ -134,7 +134,7 @@ def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *resuming(argv)))])
+    command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *going_on(argv)))])
     return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
 
 
@@ -147,14 +147,3 @@ def _quoted(word: str) -> str:
 
 def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
-
-
-def resuming(argv: Sequence[str]) -> list[str]:
-    """The arguments of a run with those changed that make it go on."""
-    argv = list(argv)
-    if "resume" not in argv[:-1]:
-        return [*argv, "resume", "auto"]
-    last = len(argv) - 2 - argv[:-1][::-1].index("resume")
-    given = argv[last + 1]
-    goes_on = given == "auto" or given.startswith("auto:") or Path(given).is_dir()
-    return argv if goes_on else [*argv[: last + 1], "auto", *argv[last + 2 :]]

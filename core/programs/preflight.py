@@ -3,26 +3,23 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from core.configs import load_config
 from core.configs.loading import default_output_dir
 from core.configs.node import Config
-from core.datasets.catalog import ImageSet
-from core.datasets.images import image_size
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import even_subsample
+from core.datasets.sizes import mean_pixels
 from core.datasets.taxonomy import IGNORE
-from core.runs.experiment import check_division
-from core.runs.output import check_folder, duration
-from core.runs.states import find_start
-from core.selftraining.adaptation import SIZES_LOOKED_AT, Adaptation
-from core.selftraining.candidates import FIRST_PASS_SIDE
-from core.selftraining.resampling import even_subsample
-from core.selftraining.samples import Batch, Request, collate_batch
-from core.selftraining.trainer import Trainer, stored_probabilities
+from core.runs.folder import check_folder
+from core.runs.output import duration
+from core.runs.resume import find_start
+from core.runs.start import check_division, log_run
+from core.selftraining.candidate_pass import FIRST_PASS_SIDE
+from core.selftraining.samples import Batch, PasteRequest
+from core.selftraining.trainer import Trainer
 from core.utils import distributed
 from core.utils.devices import device_errors, to_device
 from core.utils.errors import UserError
@@ -43,7 +40,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
         raise UserError("--check is for one process: start it by python, not by torchrun")
     config = load_config(config_file, options)
     check_division(config)
-    config, continued = find_start(config, default_output_dir(config_file))
+    config, continued, _ = find_start(config, default_output_dir(config_file))
     if continued:
         raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")
     with device_errors(config, training=True):
@@ -51,12 +48,15 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
 
 
 def _try_out(config: Config, skip_test: bool) -> None:
-    experiment = Adaptation.load(config, skip_test)
+    run = Trainer.load(config, skip_test)
     check_folder(config.OUTPUT_DIR)
-    experiment.describe(skip_test)
-    few = even_subsample(len(experiment.targets), CHECKED_IMAGES, np.random.default_rng(config.SEED))
+    log_run(run, skip_test)
+    few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
-        trainer = replace(experiment, targets=experiment.targets.restricted(few)).trainer(Path(folder))
+        config = config.clone()
+        config.defrost()
+        config.OUTPUT_DIR = folder
+        trainer = Trainer(config, run.model, run.images.restricted(few), run.taxonomy)
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)
         batch = _try_paste(trainer)
@@ -69,11 +69,11 @@ def _try_out(config: Config, skip_test: bool) -> None:
         step_seconds, _ = _timed(lambda: _step(trainer, batch))
         LOGGER.info("the first step took %.1f s, the second %.2f s", first_seconds, step_seconds)
         full = to_device(batch.full, trainer.device)
-        score = partial(stored_probabilities, trainer.predictor, trainer.student, trainer.micro_batch, full)
-        score_seconds, _ = min(_timed(lambda: float(score().sum())) for _ in range(2))
+        score = trainer.dynamic_teacher.probabilities
+        score_seconds, _ = min(_timed(lambda: float(score(full).sum())) for _ in range(2))
         pass_seconds, _ = _timed(lambda: trainer.candidate_pass.run(trainer.teacher, 1, trainer.generation))
-        _log_time(experiment, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
-        _log_disk(experiment, trainer)
+        _log_time(run, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
+        _log_disk(run, trainer)
 
 
 def _step(trainer: Trainer, batch: Batch) -> dict[str, float]:
@@ -95,11 +95,11 @@ def _try_paste(trainer: Trainer) -> Batch:
     size = config.SOLVER.BATCH_SIZE
     few = len(trainer.samples.images)
     if not config.TCR.PASTE:
-        return collate_batch([trainer.samples[Request(j % few, j)] for j in range(size)])
+        return trainer.samples.collate([trainer.samples[PasteRequest(j % few, j)] for j in range(size)])
     probabilities = trainer.schedule.probabilities(0)
 
     def sample(position: int) -> dict:
-        return trainer.samples[Request(position % few, position, folder, probabilities)]
+        return trainer.samples[PasteRequest(position % few, position, folder, probabilities)]
 
     samples = [sample(position) for position in range(size)]
     for position in range(size, size + PASTE_TRIES):
@@ -113,18 +113,18 @@ def _try_paste(trainer: Trainer) -> Batch:
         LOGGER.info("one paste: %d pixels of %s into %s", pixels, ", ".join(names), samples[0]["names"])
     else:
         LOGGER.info("no paste: the %d images looked at offer no paste class", few)
-    return collate_batch(samples)
+    return trainer.samples.collate(samples)
 
 
-def _log_time(experiment: Adaptation, step: float, score: float, per_image: float) -> None:
+def _log_time(run: Trainer, step: float, score: float, per_image: float) -> None:
     """Seconds of one step, of scoring one batch, and of one image in a pass → what the run takes."""
-    config = experiment.config
+    config = run.config
     stop, dtu = config.SOLVER.STOP_ITER, config.DTU
     least, most = (0.0, 0.0) if not dtu.DYNAMIC else rescored_per_iteration(dtu)
     passes = count_passes(config)
-    evaluations = -(-stop // config.SOLVER.CHECKPOINT_PERIOD) if experiment.evaluator else 0
-    images = passes * images_per_pass(config, experiment.targets)
-    evaluated = evaluations * len(experiment.evaluator.images) if experiment.evaluator else 0
+    evaluations = -(-stop // config.SOLVER.CHECKPOINT_PERIOD) if run.evaluator else 0
+    images = passes * images_per_pass(config, run.images)
+    evaluated = evaluations * len(run.evaluator.images) if run.evaluator else 0
     fixed = stop * step + (images + evaluated) * per_image
     LOGGER.info(
         "time: %.2f s/iteration × %d, %d candidate passes and %d evaluations of %.2f s an image, and the teacher's "
@@ -139,15 +139,15 @@ def _log_time(experiment: Adaptation, step: float, score: float, per_image: floa
     )
 
 
-def _log_disk(experiment: Adaptation, trainer: Trainer) -> None:
-    config = experiment.config
+def _log_disk(run: Trainer, trainer: Trainer) -> None:
+    config = run.config
     model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
     checkpoints = -(-config.SOLVER.STOP_ITER // config.SOLVER.CHECKPOINT_PERIOD)
     states = config.SOLVER.KEEP_STATES + 1  # one more while it is written
     candidates = transient = 0.0
     if trainer.needs_candidates:
-        count = images_per_pass(config, experiment.targets)
-        pixels = mean_pixels(experiment.targets)
+        count = images_per_pass(config, run.images)
+        pixels = mean_pixels(run.images)
         grid = FIRST_PASS_SIDE**2 * config.INPUT.INPUT_SIZE_TEST[0] / config.INPUT.INPUT_SIZE_TEST[1]
         stored = [path.stat().st_size for path in trainer.generation.folder.rglob("*.png")]
         per_pixel = sum(stored) / len(stored) / grid
@@ -182,14 +182,6 @@ def count_passes(config) -> int:
 
 def images_per_pass(config, targets: ImageSet) -> int:
     return min(len(targets), config.TCR.MAX_PASS_IMAGES or len(targets))
-
-
-def mean_pixels(images: ImageSet) -> float:
-    """Mean pixel count of the images, from the headers of some of them."""
-    looked_at = np.linspace(0, len(images) - 1, min(len(images), SIZES_LOOKED_AT)).astype(int)
-    sizes = [image_size(images.paths[index]) for index in looked_at]
-    known = [width * height for width, height in filter(None, sizes)]
-    return float(np.mean(known)) if known else 0.0
 
 
 def _timed(action: Callable) -> tuple[float, object]:

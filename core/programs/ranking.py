@@ -17,7 +17,8 @@ from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor, evaluating
 from core.models import build_model
-from core.programs.testing import find_checkpoints, folder_name
+from core.programs.testing import folder_name
+from core.runs.resume import find_checkpoints
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
@@ -225,7 +226,7 @@ def rank_checkpoints(config_file: str, options: Sequence[str]) -> None:
 
 
 def _rank_checkpoints(config) -> None:
-    checkpoints, device = find_checkpoints(config.resume), prepare_device(config)
+    checkpoints, device = find_checkpoints(config), prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
     model = build_model(config).requires_grad_(False).to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))

@@ -1,6 +1,5 @@
 """The evaluation program: one checkpoint or a folder of them, on DATASETS.TEST."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from core.evaluation.evaluator import Evaluator, report_lines, table_columns, ta
 from core.evaluation.predictor import Predictor
 from core.models import build_model, log_dead_channels
 from core.models.compiling import check_compiler, compile_networks
+from core.runs.resume import find_checkpoints
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
@@ -49,7 +49,7 @@ def evaluate_checkpoints(
 
 
 def _evaluate(config, save: bool, flip: bool, multi_scale: bool, label_ids: str | None, overwrite: bool) -> None:
-    checkpoints = distributed.from_main(lambda: find_checkpoints(config.resume))  # a run may be adding to them
+    checkpoints = distributed.from_main(lambda: find_checkpoints(config))  # a run may be adding to them
     device = prepare_device(config)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)
@@ -138,39 +138,6 @@ def label_id_writer(config) -> Callable[[Path, np.ndarray], None]:
 def _save_all(savers: Sequence[PredictionSaver], index: int, prediction: np.ndarray) -> None:
     for saver in savers:
         saver(index, prediction)
-
-
-def find_checkpoints(resume: str) -> list[Path]:
-    """The file `resume`, or every model_iter*.pth of the folder, in order of iteration.
-
-    Raises:
-        UserError: empty, missing, or a folder without checkpoints.
-    """
-    if not resume:
-        raise UserError("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)")
-    path = Path(resume)
-    if not path.is_dir():
-        if not path.exists():
-            raise UserError(f"checkpoint {path} does not exist")
-        return [path]
-    numbered = [(re.fullmatch(r"model_iter(\d+)\.pth", p.name), p) for p in path.iterdir()]
-    found = sorted((int(match[1]), p) for match, p in numbered if match)
-    if not found:
-        raise UserError(f"folder {path} holds no model_iter*.pth")
-    return [p for _, p in found]
-
-
-def find_checkpoint(resume: str) -> Path:
-    """The file `resume`, for programs that use one checkpoint.
-
-    Raises:
-        UserError: empty, missing, or a folder.
-    """
-    if not resume:
-        raise UserError("no checkpoint: give `resume FILE`")
-    if Path(resume).is_dir():
-        raise UserError(f"resume {resume} is a folder: give one checkpoint, as {find_checkpoints(resume)[-1]}")
-    return find_checkpoints(resume)[0]
 
 
 def folder_name(dataset: str) -> str:

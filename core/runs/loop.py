@@ -1,43 +1,70 @@
-"""What both trainers share: the loop, the states that it goes on from, and how it stops."""
+"""What both trainers share: what a run needs, the loop, the states that it goes on from, and how it stops."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from core.datasets.catalog import ImageSet
+from core.configs.node import Config
+from core.datasets.catalog import find_taxonomy, find_test_images
+from core.datasets.loading import Loader
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import Stream, TrainingSamples
+from core.datasets.taxonomy import Taxonomy
+from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
+from core.models.compiling import check_compiler
+from core.models.deeplab import batch_norms
+from core.models.dsu import DSU
 from core.runs.output import RunOutput
+from core.runs.resume import load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
+from core.utils.devices import prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
 from core.utils.seeding import random_states, restore_random_states, seed_step
+
+AnyTraining = TypeVar("AnyTraining", bound="Training")
 
 
 class Training(ABC):
     """One run. Between two steps its state is whole: it may be stopped there at any moment, and saved.
 
+    A trainer says where its images come from (:meth:`find_images`), what it makes samples of (`samples`,
+    :meth:`requests`), and what one iteration is (:meth:`train_step`).
+
     Args:
-        config: a whole config.
+        config: a whole config; the run writes to its OUTPUT_DIR, which is not touched before :meth:`run`.
         model: the network that learns, on its device.
         images: the training images.
-        output: the folder that the run writes to; None: only steps are to be made, which write nothing.
+        taxonomy: the class set.
+        evaluator: evaluates every checkpoint; None: no evaluation.
     Raises:
         UserError: of several processes, some see other images.
     """
 
-    PROGRAM: ClassVar[str]
+    PROGRAM: ClassVar[str]  # its name, as states know it
+    UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
+    samples: TrainingSamples
 
-    def __init__(self, config, model: nn.Module, images: ImageSet, output: RunOutput | None):
-        distributed.check_alike(fingerprint(images.names), f"the images of {images.name}")
-        self.config, self.output = config, output
-        self.device = next(model.parameters()).device
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        images: ImageSet,
+        taxonomy: Taxonomy,
+        evaluator: Evaluator | None = None,
+    ):
+        distributed.check_alike(images.names, f"the images of {images.name}")
+        self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
+        self.evaluator, self.device = evaluator, next(model.parameters()).device
+        self.output = RunOutput(config, taxonomy, self.device, evaluator)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
         self.parallel = distributed.parallel(model)  # what a step calls for its gradients
@@ -46,7 +73,44 @@ class Training(ABC):
         self.iteration = 0  # completed
         self.stretch = range(0)  # the iterations whose images were drawn at once
         self.bad_steps = 0  # skipped so far
-        self._images = images
+
+    @classmethod
+    def load(cls: type[AnyTraining], config: Config, skip_test: bool, weights: bool = True) -> AnyTraining:
+        """Find and load everything that a run needs; nothing is written.
+
+        Args:
+            skip_test: no evaluation.
+            weights: read those that the config names; False: a state's will follow.
+        Raises:
+            UserError: for whatever is missing or does not fit together.
+        """
+        device = prepare_device(config)
+        if config.MODEL.COMPILE:
+            check_compiler(device)
+        taxonomy = find_taxonomy(config)
+        images = cls.find_images(config, taxonomy)
+        evaluator = None
+        if config.DATASETS.TEST and not skip_test:
+            tests = find_test_images(config)
+            if tests.label_path is None:
+                raise UserError(
+                    f"DATASETS.TEST {tests.name} has no labels to evaluate on; leave it empty, or give --skip-test"
+                )
+            evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
+        model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
+        check_whole_batches(model, config)
+        if not config.MODEL.FREEZE_BN:
+            model = distributed.synchronised_norms(model, device)
+        return cls(config, model, images, taxonomy, evaluator)
+
+    @classmethod
+    @abstractmethod
+    def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
+        """The training images, once the options that concern only this program are checked. Raises UserError."""
+
+    @abstractmethod
+    def describe(self) -> None:
+        """Log the training images, and what else a user of this program should know at its start."""
 
     @property
     @abstractmethod
@@ -62,8 +126,14 @@ class Training(ABC):
         """Completed iterations at which a stretch that begins now ends."""
 
     @abstractmethod
+    def requests(self, iterations: range, stretch: range) -> Stream:
+        """The requests for `iterations`, which are (the rest of) a stretch, drawn for the whole of it at once."""
+
     def batches(self, iterations: range, stretch: range | None = None) -> Iterator:
         """The batches of `iterations`, which are (the rest of) a stretch (None: a whole one)."""
+        stream = self.requests(iterations, iterations if stretch is None else stretch)
+        workers, pin = self.config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
+        return iter(Loader(self.samples, self.samples.collate, workers, batch_sampler=stream, pin_memory=pin))
 
     def run(self) -> None:
         """Train to STOP_ITER, with whatever is due on the way.
@@ -97,14 +167,9 @@ class Training(ABC):
                     scalars = self.train_step(batch)
                     learning_rate = self.solver.learning_rate(self.iteration - 1)
                     self.output.completed(self.iteration, learning_rate, scalars, self.per_class)
-                self._images.skipped.settle()
+                self.images.skipped.settle()
                 distributed.stop_together()
                 self.conclude()
-
-    @property
-    def panel_due(self) -> bool:
-        """Whether a panel is wanted of the iteration at hand."""
-        return self.output is not None and self.output.panel_due(self.iteration + 1)
 
     def per_class(self) -> dict[str, torch.Tensor]:
         """What is shown of each class in TensorBoard while the run lasts: C floats by name, on the device."""
@@ -117,6 +182,11 @@ class Training(ABC):
         """
         return self.output.conclude(self.iteration, self.result, self.state_dict)
 
+    @property
+    def panel_due(self) -> bool:
+        """Whether a panel is wanted of the iteration at hand."""
+        return self.output.monitor.panel_due(self.iteration + 1)
+
     def begin_step(self) -> None:
         """Before a step's first forward: its randomness, and what it may have to put back."""
         seed_step(self.config.SEED, self.iteration)
@@ -126,15 +196,6 @@ class Training(ABC):
         """A context for forward and backward of every part of a step."""
         last = self.accumulate - 1
         return [distributed.accumulating(self.parallel, part == last) for part in range(self.accumulate)]
-
-    def backward(self, output: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
-        """Add to the parameters' gradients what a part adds to the whole batch's.
-
-        Args:
-            output: the part's share of the loss, a scalar; with `gradient`, which is the loss's there, any tensor.
-        """
-        gradient = torch.ones_like(output) if gradient is None else gradient
-        self.solver.backward(output, gradient * distributed.count())  # the mean over the processes is to be their sum
 
     def refuse_step(self, loss: torch.Tensor, names: tuple[str, ...]) -> None:
         """A step's loss or gradient is not finite, and nothing was changed by it: log that, or stop the run.
@@ -169,12 +230,12 @@ class Training(ABC):
             "format": FORMAT,
             "program": self.PROGRAM,
             "config": flat_config(self.config),
-            "images": fingerprint(self._images.names),
-            "generation": None,
+            "images": fingerprint(self.images.names),
+            "generation": None,  # name of the candidates in use
             "iteration": self.iteration,
             "stretch": [self.stretch.start, self.stretch.stop],
             "bad_steps": self.bad_steps,
-            "skipped": self._images.skipped.paths,
+            "skipped": self.images.skipped.paths,
             "solver": self.solver.state_dict(),
             "output": self.output.state_dict(),
             "random": random_states(),
@@ -186,11 +247,25 @@ class Training(ABC):
         Raises:
             UserError: the training images are others.
         """
-        if state["images"] != fingerprint(self._images.names):
-            raise UserError(f"{self._images.name} does not hold the images of the run to go on with: bring them back")
+        if state["images"] != fingerprint(self.images.names):
+            raise UserError(f"{self.images.name} does not hold the images of the run to go on with: bring them back")
         self.iteration, self.stretch = state["iteration"], range(*state["stretch"])
         self.bad_steps = state["bad_steps"]
-        self._images.skipped.paths[:] = state["skipped"]
+        self.images.skipped.paths[:] = state["skipped"]
         self.solver.load_state_dict(state["solver"])
-        self.output.load_state_dict(state["output"], self.iteration)
+        generation = -1 if state["generation"] is None else int(state["generation"].removeprefix("g"))
+        self.output.load_state_dict(state["output"], self.iteration, generation)
         restore_random_states(state["random"])
+
+
+def check_whole_batches(model: nn.Module, config: Config) -> None:
+    """Raise UserError if the model takes statistics of a whole batch, and that comes in parts."""
+    if config.SOLVER.ACCUMULATE == 1:
+        return
+    moving = not config.MODEL.FREEZE_BN and bool(batch_norms(model))
+    if moving or any(isinstance(module, DSU) for module in model.modules()):
+        what = "MODEL.FREEZE_BN True" if moving else "MODEL.UNCERTAINTY 0"
+        raise UserError(
+            f"SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} would change the batch that statistics are taken of: "
+            f"give 1, or {what}"
+        )

@@ -1,22 +1,30 @@
 """What a run shows while it lasts: TensorBoard's files and panels. It may be absent, and its failures stop no run."""
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.datasets.images import jpeg_bytes, write_png
+from core.datasets.images import write_png
 from core.evaluation.pictures import Painter, bounded
-from core.utils.errors import UserError
-from core.utils.events import PATTERN, EventFile
+from core.runs.folder import PANELS, SHOWN, TENSORBOARD
+from core.utils.errors import UserError, one_line
 from core.utils.files import writing
 from core.utils.logging import LOGGER
 
-TENSORBOARD, PANELS = "tensorboard", "panels"  # below OUTPUT_DIR
-_PATTERN = "iter*.png"
-_SHOWN_WIDTH = 1280  # px of a panel in TensorBoard, as JPEG: its files hold every one of them
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_SHOWN_WIDTH = 960  # px of a panel in TensorBoard, whose files hold every one of them
+
+
+def tensorboard_is_there() -> bool:
+    """Whether the package is; it is imported with the first record."""
+    return importlib.util.find_spec("tensorboard") is not None
 
 
 class Monitor:
@@ -30,24 +38,28 @@ class Monitor:
     """
 
     def __init__(self, folder: Path, painter: Painter, period: int, tensorboard: bool):
-        self._folder, self._painter, self._period = folder, painter, period
-        self._events = EventFile(folder / TENSORBOARD) if tensorboard else None
+        self._folder, self._painter, self._period, self._tensorboard = folder, painter, period, tensorboard
+        self._first: int | None = None  # step from which earlier files no longer count
+        self._writer = None  # torch's SummaryWriter, made with the first record
 
     def go_on(self, iteration: int) -> None:
         """The run continues after `iteration`: what was shown of later ones no longer counts."""
-        if self._events is not None:
-            self._events.go_on(iteration + 1)
-        for path in (self._folder / PANELS).glob(_PATTERN):
+        self._first = iteration + 1
+        for path in (self._folder / PANELS).glob(SHOWN[PANELS]):
             if (number := re.fullmatch(r"iter(\d+)", path.stem)) and int(number[1]) > iteration:
                 path.unlink(missing_ok=True)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Numbers by their tags, after `iteration`."""
-        if self._events is not None:
-            with self._optional():
-                self._events.scalars(iteration, values)
+        with self._optional():
+            writer = self._open()
+            if writer is not None:
+                for tag, value in values.items():
+                    writer.add_scalar(one_line(tag), value, iteration)
+                writer.flush()
 
     def panel_due(self, iteration: int) -> bool:
+        """Whether :meth:`panel` is wanted of iteration `iteration`."""
         return bool(self._period) and iteration % self._period == 0
 
     def panel(self, iteration: int, title: str, tiles: Sequence[tuple[str, np.ndarray]]) -> None:
@@ -58,23 +70,25 @@ class Monitor:
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             write_png(folder / f"iter{iteration:06d}.png", picture)
-            if self._events is not None:
-                shown = bounded(picture, _SHOWN_WIDTH)
-                self._events.image(iteration, "panel", jpeg_bytes(shown), shown.shape[:2])
+            writer = self._open()
+            if writer is not None:
+                writer.add_image("panel", bounded(picture, _SHOWN_WIDTH), iteration, dataformats="HWC")
+                writer.flush()
 
     @contextmanager
     def _optional(self) -> Iterator[None]:
         try:
-            yield
+            with writing(self._folder / TENSORBOARD):
+                yield
         except UserError as error:
             LOGGER.info("no more of TensorBoard and panels in this run, which goes on: %s", error)
-            self._events, self._period = None, 0
+            self._tensorboard, self._period = False, 0
 
-
-def remove_shown(folder: Path) -> None:
-    """Remove what an earlier run in OUTPUT_DIR has shown, and nothing else."""
-    for inner, pattern in ((folder / TENSORBOARD, PATTERN), (folder / PANELS, _PATTERN)):
-        for path in inner.glob(pattern):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # it holds other files, or does not exist
-            inner.rmdir()
+    def _open(self) -> "SummaryWriter | None":
+        if self._tensorboard and self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except Exception as error:  # protobuf of another version, say, which raises what it likes
+                raise UserError(f"the package tensorboard cannot be imported ({error}); install it anew") from error
+            self._writer = SummaryWriter(self._folder / TENSORBOARD, purge_step=self._first)
+        return self._writer if self._tensorboard else None

@@ -1,60 +1,49 @@
 """What a training run writes: log lines, tables, checkpoints, states and evaluations. Shared by all trainers."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
-from core.runs.monitor import Monitor, remove_shown
+from core.evaluation.pictures import Painter
+from core.runs.folder import EVALUATION, METRICS, cut_back
+from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
 from core.utils import distributed, signals
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import peak_memory
-from core.utils.errors import UserError
-from core.utils.files import Table, keep_rows, make_folder, remove_leftovers, write_text
-from core.utils.locks import check_unlocked, locked
+from core.utils.files import Table
 from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
-CONFIG, METRICS, EVALUATION = "config.yaml", "metrics.csv", "evaluation.csv"
-ENVIRONMENT = "environment.json"
 
 
 class RunOutput:
-    """The output folder of one run. Of several processes all call its methods, and the main one writes.
+    """OUTPUT_DIR of one run. Of several processes all call its methods, and the main one writes.
 
     Args:
-        folder: OUTPUT_DIR, made by :func:`claimed_folder`.
+        config: a whole config; nothing is made or written before the first call.
         taxonomy: the class set.
-        stop: STOP_ITER.
-        checkpoint_period: iterations between two checkpoints.
         device: whose peak memory is logged.
         evaluator: evaluates every checkpoint; None: they are only written.
-        keep_states: how many of the newest states are kept.
-        monitor: shows the run while it lasts; None: nothing does.
+
+    Attributes:
+        monitor: shows the run while it lasts.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        taxonomy: Taxonomy,
-        stop: int,
-        checkpoint_period: int,
-        device: torch.device,
-        evaluator: Evaluator | None = None,
-        keep_states: int = 2,
-        monitor: Monitor | None = None,
-    ):
-        self.folder, self.states = folder, StateFolder(folder, keep_states)
-        self._taxonomy, self._stop, self._period = taxonomy, stop, checkpoint_period
-        self._device, self._evaluator, self._monitor = device, evaluator, monitor
+    def __init__(self, config, taxonomy: Taxonomy, device: torch.device, evaluator: Evaluator | None = None):
+        self.folder, solver, vis = Path(config.OUTPUT_DIR), config.SOLVER, config.VIS
+        self.states = StateFolder(self.folder, solver.KEEP_STATES)
+        painter, shown = Painter(taxonomy, taxonomy.palette()), distributed.is_main()
+        tensorboard = shown and vis.TENSORBOARD and tensorboard_is_there()
+        self.monitor = Monitor(self.folder, painter, vis.PERIOD * shown, tensorboard)
+        self._taxonomy, self._stop, self._period = taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD
+        self._device, self._evaluator = device, evaluator
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
@@ -71,19 +60,6 @@ class RunOutput:
         if table not in self._tables:
             self._tables[table] = Table(self.folder / table, columns, keep=self._resumed is not None)
         self._tables[table].append(row)
-
-    def show(self, iteration: int, values: dict[str, float]) -> None:
-        """Numbers after `iteration`, by TensorBoard's tags, for whoever watches."""
-        if self._monitor is not None:
-            self._monitor.scalars(iteration, values)
-
-    def panel_due(self, iteration: int) -> bool:
-        """Whether :meth:`panel` is wanted of iteration `iteration`."""
-        return self._monitor is not None and self._monitor.panel_due(iteration)
-
-    def panel(self, iteration: int, title: str, tiles: Sequence[tuple[str, np.ndarray]]) -> None:
-        """Show what an iteration learnt from (see :meth:`Monitor.panel`)."""
-        self._monitor.panel(iteration, title, tiles)
 
     def start_clock(self, iteration: int = 0) -> None:
         """Training begins now (after a first pass over the data, say), with so many iterations completed."""
@@ -140,7 +116,7 @@ class RunOutput:
         shown = means | {"lr": learning_rate, "seconds_per_iteration": seconds, "memory_GB": memory}
         tags = [f"{kind}/{name}" for kind in per_class for name in self._taxonomy.names]
         shown = {f"train/{name}": value for name, value in shown.items()}
-        self.show(iteration, shown | dict(zip(tags, values[len(names) :], strict=True)))
+        self.monitor.scalars(iteration, shown | dict(zip(tags, values[len(names) :], strict=True)))
         row = {"iteration": iteration, "lr": f"{learning_rate:.9g}"}
         row |= {name: f"{value:.9g}" for name, value in means.items()}
         self.append(METRICS, tuple(row), row)
@@ -173,7 +149,7 @@ class RunOutput:
             row = table_row(scores, self._taxonomy)
             self.append(EVALUATION, columns, {"iteration": iteration, **row})
             self._evaluated.add(iteration)
-            self.show(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
+            self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
 
     def save_state(self, state: dict) -> Path:
         """Write a run's state, unless the last one written is that of the same moment; returns its file."""
@@ -199,78 +175,13 @@ class RunOutput:
         """The sums that the next row of metrics is made of."""
         return {"sums": dict(self._sums), "count": self._count}
 
-    def load_state_dict(self, state: dict, iteration: int) -> None:
-        """Go on after `iteration`: rows of the tables that come later are dropped."""
+    def load_state_dict(self, state: dict, iteration: int, generation: int) -> None:
+        """Go on after `iteration` with the candidates numbered `generation`; rows of later ones are dropped."""
         self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
         self._count, self._resumed = state["count"], iteration
-        if self._monitor is not None:
-            self._monitor.go_on(iteration)
-        self._evaluated = distributed.from_main(lambda: self._drop_rows_after(iteration))
-
-    def _drop_rows_after(self, iteration: int) -> set[int]:
-        """Of all tables; returns the iterations that were evaluated."""
-        evaluated = set()
-        for table in self.folder.glob("*.csv"):
-            rows = keep_rows(table, lambda row: int(row.get("iteration") or 0) <= iteration)
-            if table.name == EVALUATION:
-                evaluated = {int(row["iteration"]) for row in rows}
-        return evaluated
-
-
-@contextmanager
-def claimed_folder(path: str | Path, config_text: str, restart: bool = False) -> Iterator[Path]:
-    """Make OUTPUT_DIR for a new run, locked while the block runs; its config, written there, marks it as taken.
-
-    Args:
-        restart: begin anew where an earlier run left nothing worth keeping.
-    Raises:
-        UserError: it cannot be written to, holds a run already, or another process is using it.
-    """
-    check_folder(path, restart)
-    folder = make_folder(path, "OUTPUT_DIR")
-    with locked(folder, "OUTPUT_DIR"):
-        check_folder(path, restart, ours=True)  # another start may have come between
-        remove_leftovers(folder)
-        if restart:
-            for table in (METRICS, EVALUATION, "dtu_history.csv", "candidates.csv"):
-                (folder / table).unlink(missing_ok=True)
-            remove_shown(folder)
-        write_text(folder / CONFIG, config_text)
-        try:
-            yield folder
-        except BaseException:  # whatever it was, a corrected command may use the folder again
-            if not [*_worth_keeping(folder), *folder.glob(METRICS)]:
-                (folder / CONFIG).unlink(missing_ok=True)
-                remove_shown(folder)
-            raise
-
-
-def check_folder(path: str | Path, restart: bool = False, ours: bool = False) -> None:
-    """Raise UserError if OUTPUT_DIR could not be claimed; nothing is made or written.
-
-    Args:
-        restart: a run without checkpoint or state may be there.
-        ours: this process holds the folder.
-    """
-    folder = Path(path)
-    if not ours:
-        check_unlocked(folder, "OUTPUT_DIR")
-    held = _worth_keeping(folder)
-    if not restart:
-        held += [*folder.glob(METRICS), *folder.glob(CONFIG)]
-    if held:
-        how = "go on with it by `resume auto`, " if StateFolder(folder).paths() else ""
-        raise UserError(
-            f"OUTPUT_DIR {folder} holds a run already ({held[0].name}): {how}give another OUTPUT_DIR, or remove "
-            "the folder"
-        )
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"OUTPUT_DIR {folder} cannot be written to ({existing}); choose another folder")
-
-
-def _worth_keeping(folder: Path) -> list[Path]:
-    return [*folder.glob("model_iter*.pth"), *StateFolder(folder).paths()]
+        if distributed.is_main():
+            self.monitor.go_on(iteration)
+        self._evaluated = distributed.from_main(lambda: cut_back(self.folder, iteration, generation))
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from core.utils import distributed
+
 CLASSIFIER_LR_FACTOR = 10
 
 
@@ -52,9 +54,15 @@ class Solver:
         """Before a step's first :meth:`backward`."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, output: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Add to the parameters' gradients those of (a part of) a step's loss, whose gradient at `output` is given."""
-        output.backward(self._scaler.scale(gradient))
+    def backward(self, output: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
+        """Add to the parameters' gradients what a part adds to the whole batch's, that of all processes.
+
+        Args:
+            output: the part's share of the loss, a scalar; with `gradient`, which is the loss's there, any tensor.
+        """
+        gradient = torch.ones_like(output) if gradient is None else gradient
+        # DistributedDataParallel takes the mean over the processes, and it is to be their sum
+        output.backward(self._scaler.scale(gradient * distributed.count()))
 
     def step(self, loss: torch.Tensor, iteration: int) -> bool:
         """One step down the gradient, which CLIP_GRAD bounds in its norm over all parameters.

@@ -1,4 +1,4 @@
-"""Saved states: what a run goes on from exactly, and which run `resume` means."""
+"""Saved states: what a run goes on from exactly."""
 
 import hashlib
 import re
@@ -7,47 +7,15 @@ from pathlib import Path
 
 import torch
 
-from core.configs.defaults import cfg as defaults
 from core.configs.node import Config
 from core.utils import distributed
 from core.utils.checkpoints import read_tensors
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, replacing
-from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
 FORMAT = 2  # 2: since 2026-11 pasted objects have rounded sizes; a run begun before cannot be gone on with
-FOLDER = "state"  # below OUTPUT_DIR
-AUTO = "auto"
-
-# options that may differ from the saved run's: none of them changes what it computes, but for a device's rounding
-FREE_KEYS = frozenset(
-    {
-        "OUTPUT_DIR",
-        "resume",
-        "MODEL.WEIGHTS",
-        "MODEL.DEVICE",
-        "MODEL.COMPILE",
-        "DATASETS.ROOT",
-        "DATASETS.TARGET_LIST",  # the images' names are compared instead
-        "DATASETS.TT",
-        "DATASETS.II",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.SKIP_BAD_IMAGES",
-        "DATALOADER.CACHE",
-        "DATALOADER.CACHE_GB",
-        "SOLVER.STOP_ITER",  # may grow
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.KEEP_STATES",
-        "SOLVER.MAX_BAD_STEPS",
-        "SOLVER.ACCUMULATE",
-        "SOLVER.TF32",
-        "SOLVER.CUDNN_BENCHMARK",
-        "SOLVER.DETERMINISTIC",
-        "VIS.PERIOD",
-        "VIS.TENSORBOARD",
-    }
-)
+FOLDER, GENERATIONS = "state", "candidates"  # below OUTPUT_DIR; a state may need one of the latter
 
 
 class StateFolder:
@@ -122,91 +90,19 @@ class StateFolder:
         generation = state["generation"]
         if generation is not None and not re.fullmatch(r"g\d+", str(generation)):
             raise UserError(f"{path} names candidates that no run makes: {generation!r}")
-        if generation is not None and not (self.folder.parent / "candidates" / generation).is_dir():
+        if generation is not None and not (self.folder.parent / GENERATIONS / generation).is_dir():
             raise UserError(f"{path} needs the candidates {generation}, which are gone")
         return state
 
 
-def find_start(config: Config, default_output: str) -> tuple[Config, bool]:
-    """What `resume` means for a training run: (the config with OUTPUT_DIR and `resume` made plain, to be continued?).
-
-    A new run's `resume` is then a checkpoint or empty; a continued one goes on in OUTPUT_DIR.
-
-    Args:
-        default_output: OUTPUT_DIR where none is given.
-    Raises:
-        UserError: a run is to be continued that does not exist, or has no state yet and is running.
-    """
-    word, auto, file = config.resume.partition(":") if config.resume.startswith(f"{AUTO}:") else (config.resume, "", "")
-    if word == AUTO:
-        if StateFolder(config.OUTPUT_DIR).paths():
-            return config, True
-        if not auto:
-            check_unlocked(config.OUTPUT_DIR, "OUTPUT_DIR")  # its first state may be to come
-            raise UserError(
-                f"resume auto: OUTPUT_DIR {config.OUTPUT_DIR} holds no state to go on from; start the run with "
-                "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"
-            )
-        return _with(config, resume=file), False
-    if not config.resume or not Path(config.resume).is_dir():
-        return config, False
-    folder = config.resume
-    if not StateFolder(folder).paths():
-        raise UserError(f"resume {folder}: the folder holds no state ({FOLDER}/iter*.pth); give a checkpoint's file")
-    output = config.OUTPUT_DIR
-    if output != default_output and Path(output).resolve() != Path(folder).resolve():
-        raise UserError(
-            f"resume {folder} goes on in that folder, but OUTPUT_DIR is {output}: leave OUTPUT_DIR out, or "
-            "give a checkpoint's file to start from"
-        )
-    return _with(config, OUTPUT_DIR=folder), True
-
-
-def continued_config(state: dict, config: Config, program: str) -> Config:
-    """The config of a continued run: the one given, with the `resume` that the run began with.
-
-    Raises:
-        UserError: the state is another program's, or an option differs that would make it another run.
-    """
-    if state["program"] != program:
-        raise UserError(f"the state is one of {state['program']}, not of {program}")
-    saved = state["config"]
-    for key in config.flat_keys():
-        now, then = _plain(_value(config, key)), saved.get(key, _plain(_value(defaults, key)))
-        if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then)):
-            continue  # the folder may have moved
-        if key not in FREE_KEYS and now != then:
-            raise UserError(
-                f"{key} is {now!r}, but the run to go on with has {then!r}: give that, or start another run"
-            )
-    stop, old_stop = config.SOLVER.STOP_ITER, saved["SOLVER.STOP_ITER"]
-    if stop < old_stop:
-        raise UserError(f"SOLVER.STOP_ITER is {stop}, but {old_stop} in the run to go on with: it may only grow")
-    return _with(config, resume=saved["resume"])
-
-
 def flat_config(config: Config) -> dict:
     """Every option by its full name, as a state keeps them."""
-    return {key: _plain(_value(config, key)) for key in config.flat_keys()}
+    return {key: _plain(config.find(key)) for key in config.flat_keys()}
 
 
 def fingerprint(names: Sequence[str]) -> str:
     """Changes with the names of the images or their order."""
     return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
-
-
-def _with(config: Config, **options) -> Config:
-    config = config.clone()
-    config.defrost()
-    config.update(options)
-    config.freeze()
-    return config
-
-
-def _value(config: Config, key: str):
-    for name in key.split("."):
-        config = config[name]
-    return config
 
 
 def _iteration(path: Path) -> int:

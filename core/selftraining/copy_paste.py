@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from core.datasets.taxonomy import IGNORE
-from core.selftraining.candidates import nearest_index, nearest_labels
+from core.datasets.transforms import nearest_index, nearest_labels
 
 MIN_INSTANCE_PIXELS = 20
 MAX_SCALE = 2.5

@@ -9,11 +9,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.evaluation.predictor import Predictor
+from core.runs.folder import HISTORY
+from core.runs.output import RunOutput
 from core.utils import distributed
 from core.utils.devices import copy_to_host, to_device
 
 NUM_POINTS = 100
 SND_TEMPERATURE = 20.0  # the similarities are multiplied by it before the softmax (Saito et al., ICCV 2021: 1 / 0.05)
+DECISIONS = ("refused", "improved", "forced", "fixed")  # by their numbers in TensorBoard
+HISTORY_FIELDS = (
+    "iteration",  # completed iterations
+    "decision",  # one of DECISIONS
+    "batches",  # in the buffer
+    "scored",  # of them, before the majority was settled
+    "improved",
+    "fraction_improved",  # of the scored ones
+    "mean_before",
+    "mean_after",
+)
 
 
 def snd_score(probs: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -104,9 +118,9 @@ class DynamicTeacher:
     Args:
         teacher, student: modules of one architecture.
         options: the config node DTU.
-        class_probabilities: called with 8-bit B×3×H×W images on the device (this process's part of a batch), gives the
-            student's N×C probabilities in eval mode, without gradient.
-        record: called with one dict per decision, for the history (see :data:`HISTORY_FIELDS`).
+        predictor: runs the student.
+        micro_batch: images that it is run on at once.
+        output: takes one row per decision (see :data:`HISTORY_FIELDS`).
         seed: the points of iteration i are drawn from (seed, i).
     """
 
@@ -115,12 +129,13 @@ class DynamicTeacher:
         teacher: nn.Module,
         student: nn.Module,
         options,
-        class_probabilities: Callable[[torch.Tensor], torch.Tensor],
-        record: Callable[[dict], None],
+        predictor: Predictor,
+        micro_batch: int,
+        output: RunOutput,
         seed: int,
     ):
         self.teacher, self.student, self.options = teacher, student, options
-        self._class_probabilities, self._record, self._seed = class_probabilities, record, seed
+        self._predictor, self._micro_batch, self._output, self._seed = predictor, micro_batch, output, seed
         self._buffer: list[StoredBatch] = []
 
     def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str], probs: torch.Tensor) -> None:
@@ -129,7 +144,7 @@ class DynamicTeacher:
         Args:
             images: B×3×H×W uint8 full views, on the device that scores them; they are kept.
             names: theirs.
-            probs: the student's N×C probabilities of them, as `class_probabilities` gives them.
+            probs: the student's N×C probabilities of them, of :func:`class_probabilities`.
         """
         points = None
         if self.options.PROXY_METRIC == "SND":
@@ -208,7 +223,12 @@ class DynamicTeacher:
     def _rescore(self, batches: range) -> list[float]:
         """The new scores of some stored batches: all are asked for before the first is waited for."""
         stored = [self._buffer[index] for index in batches]
-        return torch.stack([self._score(self._class_probabilities(b.images), b.points) for b in stored]).tolist()
+        return torch.stack([self._score(self.probabilities(b.images), b.points) for b in stored]).tolist()
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """The student's :func:`class_probabilities` of B×3×H×W uint8 images."""
+        prepared = [self._predictor.prepare(part) for part in images.split(self._micro_batch)]
+        return class_probabilities(self._predictor, self.student, prepared)
 
     def _score(self, probs: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
         """The whole batch's score, one and the same in all processes."""
@@ -220,6 +240,28 @@ class DynamicTeacher:
         ema_update(self.teacher, self.student, self.options.EMA_WEIGHT)
         self._buffer.clear()
         self._record({"iteration": iteration + 1, **row})
+
+    def _record(self, row: dict) -> None:
+        """A decision, into the history and TensorBoard."""
+        self._output.append(HISTORY, HISTORY_FIELDS, row)
+        shown = {"decision": DECISIONS.index(row["decision"])}
+        if "batches" in row:
+            shown["interval"] = row["batches"]  # one is stored in every iteration since the last move
+        if "mean_after" in row:
+            shown["score_change"] = row["mean_after"] - row["mean_before"]
+        self._output.monitor.scalars(row["iteration"], {f"teacher/{name}": value for name, value in shown.items()})
+
+
+@torch.no_grad()
+def class_probabilities(predictor: Predictor, student: nn.Module, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
+    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores.
+
+    Args:
+        prepared: parts of a batch, B×3×H×W each, as networks take them.
+    """
+    student.eval()
+    logits = [predictor.logits(student, images) for images in prepared]
+    return torch.cat([part.softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2) for part in logits])
 
 
 def _digits(value: float) -> float:
@@ -241,18 +283,6 @@ def _global_points(probs: torch.Tensor, points: torch.Tensor) -> tuple[torch.Ten
     here = (local >= 0) & (local < len(probs))
     rows = torch.where(here.unsqueeze(1), probs[local.clamp(0, len(probs) - 1)], 0)
     return distributed.total(rows), torch.arange(len(points), device=points.device)
-
-
-HISTORY_FIELDS = (
-    "iteration",  # completed iterations
-    "decision",  # improved | refused | forced | fixed
-    "batches",  # in the buffer
-    "scored",  # of them, before the majority was settled
-    "improved",
-    "fraction_improved",  # of the scored ones
-    "mean_before",
-    "mean_after",
-)
 
 
 def draw_points(count: int, seed: int, iteration: int) -> torch.Tensor:

@@ -1,18 +1,19 @@
 """Training-consistency resampling: thresholds of the candidate passes and class-balanced drawing (DT-ST §3.3).
 
-Everything here is a function of arrays; :mod:`core.selftraining.candidates` runs the passes and keeps their files.
+Everything here is a function of arrays; :mod:`core.selftraining.candidate_pass` runs the passes. Source training draws
+its images class-balanced, too, so :func:`draw_images` itself is in :mod:`core.datasets.sampling`.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
+from core.datasets.sampling import BLOCK, draw_images, uniform_order
 from core.evaluation.metrics import joint_counts
 
-BLOCK = 500  # draws after which class-balanced drawing starts anew
+MIN_BLOCKS = 20  # drawn at once
 MIN_CLASS_PIXELS = 50  # a class is present in an image from this many pixels at the image's own size
 _LOW_BITS = 16
 _BINS = 1 << _LOW_BITS
+_DRAW = 0x4452  # key of the random stream of draws
 
 
 def rank_of(count: int, share: float) -> int:
@@ -117,47 +118,16 @@ def consistency_thresholds(table: np.ndarray, topk: float) -> np.ndarray:
     return thresholds
 
 
-def draw_images(presence: np.ndarray, count: int, rng: np.random.Generator, block: int = BLOCK) -> np.ndarray:
-    """Draw training images class-balanced: rare classes are drawn until every block has them about as often.
-
-    For each draw a class is taken with probability ∝ 1 / log(1.01 + f), f its share of the class occurrences in the
-    block's images so far; then the next image of that class's shuffled list.
+def balanced_order(presence: np.ndarray, count: int, seed: int, iteration: int) -> np.ndarray:
+    """At least `count` image indices, drawn class-balanced in whole blocks of 500 and shuffled as one list.
 
     Args:
-        presence: N×C bool, which classes an image holds.
-        count: number of draws.
-        rng: the only source of randomness.
-        block: the occurrences start again at 0 after this many draws.
-    Returns:
-        `count` int64 image indices, in the order drawn.
-    Raises:
-        ValueError: no image holds any class.
+        presence: N×C bool.
+        count: samples until the next pass.
+        seed, iteration: key of the draw; `iteration` is that of the pass.
     """
-    presence = np.asarray(presence, dtype=bool)
-    drawable = presence.any(axis=0)
-    if not drawable.any():
-        raise ValueError("no image holds any class: nothing to draw from")
-    lists = [_shuffled_forever(np.flatnonzero(column), rng) for column in presence.T]
-    drawn = np.empty(count, dtype=np.int64)
-    for position in range(count):
-        if position % block == 0:
-            occurrences = np.zeros(presence.shape[1])
-        share = occurrences / max(occurrences.sum(), 1)
-        weights = drawable / np.log(1.01 + share)
-        chosen = rng.choice(len(weights), p=weights / weights.sum())
-        drawn[position] = image = next(lists[chosen])
-        occurrences += presence[image]
-    return drawn
-
-
-def _shuffled_forever(items: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from rng.permutation(items)
-
-
-def even_subsample(count: int, limit: int, rng: np.random.Generator) -> np.ndarray:
-    """`limit` of `count` indices, ascending: one drawn from each of `limit` stretches of equal length (0 = all)."""
-    if limit <= 0 or limit >= count:
-        return np.arange(count)
-    edges = np.linspace(0, count, limit + 1).round().astype(np.int64)
-    return rng.integers(edges[:-1], edges[1:])
+    if not presence.any():
+        return uniform_order(len(presence), count, seed, iteration)
+    rng = np.random.default_rng([seed, _DRAW, iteration])
+    blocks = max(MIN_BLOCKS, -(-count // BLOCK))
+    return rng.permutation(draw_images(presence, blocks * BLOCK, rng))

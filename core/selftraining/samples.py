@@ -1,52 +1,42 @@
-"""Training samples of the target domain: full view, student view, pasted objects (method §2 and §6).
+"""Training samples of the target domain: full view, student view, pasted objects (method §2 and §6)."""
 
-A sample is a function of its request alone: the main process hands out requests, any worker makes the sample.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from core.datasets import transforms
-from core.datasets.cache import open_cache
-from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import Request, Stream, TensorBatch, TrainingSamples
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import IGNORE, Taxonomy
-from core.selftraining.candidates import Generation
+from core.datasets.transforms import View
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
+from core.selftraining.generations import Generation
 from core.selftraining.pseudo_labels import BETA
-from core.selftraining.resampling import BLOCK, draw_images
-from core.selftraining.views import View
 from core.utils.devices import one_thread
 
-_SAMPLE, _DRAW = 0x5341, 0x4452  # first keys of independent random streams
-MIN_BLOCKS = 20
+_SAMPLE = 0x5341  # first key of the random streams of samples
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one sample depends on.
+class PasteRequest(Request):
+    """A request with what may be pasted.
 
     Attributes:
-        image: index of the training image.
-        position: number of the sample in the run, from 0; its randomness comes from (SEED, position).
         generation: folder of the candidates to paste from; None: no pasting.
         paste_probabilities: one per paste class.
     """
 
-    image: int
-    position: int
     generation: str | None = None
     paste_probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """B samples.
 
     Attributes:
@@ -67,20 +57,9 @@ class Batch:
     views: tuple[View, ...]
     names: tuple[str, ...]
 
-    def pin_memory(self) -> "Batch":
-        """The same in page-locked memory, from which copies to a device need no wait (called by the loader)."""
-        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return replace(self, **pinned)
 
-    def split(self, parts: int) -> list["Batch"]:
-        """The batch in `parts` of one size."""
-        size = len(self.names) // parts
-        cuts = [slice(n * size, (n + 1) * size) for n in range(parts)]
-        return [Batch(**{key: value[cut] for key, value in vars(self).items()}) for cut in cuts]
-
-
-class TargetSamples(Dataset):
-    """Maps a :class:`Request` to the parts of a :class:`Batch`.
+class TargetSamples(TrainingSamples):
+    """Maps a :class:`PasteRequest` to the parts of a :class:`Batch`.
 
     Args:
         images: all training images, without labels.
@@ -89,23 +68,11 @@ class TargetSamples(Dataset):
     """
 
     def __init__(self, images: ImageSet, taxonomy: Taxonomy, config):
-        self.images, self.taxonomy = images, taxonomy
+        super().__init__(images, config)
+        self.taxonomy, self._max_ratio = taxonomy, config.TCR.PASTE_MAX_RATIO
         self.paste_classes = taxonomy.paste_classes(config.TCR.MIX_CLASSES)
-        self._input, self._seed, self._max_ratio = config.INPUT, config.SEED, config.TCR.PASTE_MAX_RATIO
         self._paths = dict(zip(images.names, images.paths, strict=True))
         self._generation: Generation | None = None
-        self._cache = open_cache(config)
-        self.skipped = images.skipped
-
-    def files(self, request: Request) -> list[Path]:
-        """What the sample is made from, the image pasted from apart."""
-        return self.images.files(request.image)
-
-    def __getitem__(self, request: Request) -> dict:
-        with one_thread():  # the mean that contrast is adjusted about depends on the number of threads
-            return self.skipped.first_good(
-                request.image, len(self.images), lambda n: self._make(replace(request, image=n))
-            )
 
     def full_views(self, names: Sequence[str]) -> torch.Tensor | None:
         """B×3×H×W uint8 full views of the images so named, as their samples have them.
@@ -122,12 +89,12 @@ class TargetSamples(Dataset):
 
     def _full_view(self, path: Path) -> torch.Tensor:
         size = self._input.INPUT_SIZE_TEST[::-1]
-        return transforms.to_tensor(self._cache.get(path, ("full view", size), self._decode_full))
+        return transforms.to_tensor(self.cached(path, ("full view", size), self._decode_full))
 
     def _decode_full(self, path: Path) -> np.ndarray:
         return _resized(read_image(path), self._input.INPUT_SIZE_TEST[::-1])
 
-    def _make(self, request: Request) -> dict:
+    def make(self, request: PasteRequest) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
         full = self._full_view(self.images.paths[request.image])
         student, view = self._student_view(full, rng)
@@ -144,6 +111,13 @@ class TargetSamples(Dataset):
             "names": self.images.names[request.image],
         }
 
+    @staticmethod
+    def collate(samples: list[dict]) -> Batch:
+        joined = {key: tuple(sample[key] for sample in samples) for key in samples[0]}
+        images = {k: transforms.stack_images(joined.pop(k)) for k in ("full", "student")}
+        tensors = {k: torch.stack(v) for k, v in joined.items() if isinstance(v[0], torch.Tensor)}
+        return Batch(**(joined | tensors | images))
+
     def _student_view(self, full: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, View]:
         options = self._input
         image = transforms.random_blur(full, rng)
@@ -155,7 +129,7 @@ class TargetSamples(Dataset):
         image = jitter.apply(image, view.needed(full.shape[-2:]))
         return view.crop(transforms.resize(image, scaled_size, "bicubic")), view
 
-    def _paste(self, student: np.ndarray, request: Request, rng: np.random.Generator) -> np.ndarray:
+    def _paste(self, student: np.ndarray, request: PasteRequest, rng: np.random.Generator) -> np.ndarray:
         """Paste the instances of one drawn class and image into `student` (h×w×3 uint8); returns their labels."""
         nothing = np.full(student.shape[:2], IGNORE, np.uint8)
         if request.generation is None:
@@ -173,7 +147,7 @@ class TargetSamples(Dataset):
         source = int(rng.choice(generation.candidates[drawn]))
         path, largest = self._paths[generation.names[source]], self._largest
         try:
-            image = self._cache.get(path, ("pasted from", largest), self._decode_bounded)
+            image = self.cached(path, ("pasted from", largest), self._decode_bounded)
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing
@@ -198,14 +172,6 @@ class TargetSamples(Dataset):
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """H×W×3 uint8 → h×w×3, bilinearly."""
     return transforms.resize(transforms.to_tensor(image), size, "bilinear").permute(1, 2, 0).numpy()
-
-
-def collate_batch(samples: list[dict]) -> Batch:
-    """Samples → :class:`Batch`."""
-    joined = {key: tuple(sample[key] for sample in samples) for key in samples[0]}
-    images = {k: transforms.stack_images(joined.pop(k)) for k in ("full", "student")}
-    tensors = {k: torch.stack(v) for k, v in joined.items() if isinstance(v[0], torch.Tensor)}
-    return Batch(**(joined | tensors | images))
 
 
 class PasteSchedule:
@@ -255,16 +221,13 @@ class PasteSchedule:
         self._recorded = {iteration: lambda conf=conf: conf for iteration, conf in state["recorded"].items()}
 
 
-class RequestStream:
-    """The requests of a stretch of iterations, a list of B per iteration: the batch sampler of the loader.
+class RequestStream(Stream):
+    """:class:`Stream` of requests with the candidates of a generation, and the paste probabilities of their iteration.
 
     Args:
-        iterations: the stretch, ending where the next candidate pass is due.
-        batch_size: B.
-        order: image indices, at least as many as the stretch needs.
+        iterations, batch_size, order, start, part: as of :class:`Stream`.
         generation: folder of the candidates; None: no pasting.
         schedule: gives the paste probabilities.
-        part: the samples of every batch that this process makes; None: all.
     """
 
     def __init__(
@@ -274,47 +237,13 @@ class RequestStream:
         order: np.ndarray,
         generation: str | None,
         schedule: PasteSchedule,
+        start: int | None = None,
         part: range | None = None,
     ):
-        self._iterations, self._batch_size, self._order = iterations, batch_size, order
-        self._part = range(batch_size) if part is None else part
+        super().__init__(iterations, batch_size, order, start, part)
         self._generation, self._schedule = generation, schedule
 
-    def __len__(self) -> int:
-        return len(self._iterations)
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        for iteration in self._iterations:
-            probabilities = self._schedule.probabilities(iteration) if self._generation else ()
-            first = (iteration - self._iterations.start) * self._batch_size
-            yield [
-                Request(
-                    image=int(self._order[first + j]),
-                    position=iteration * self._batch_size + j,
-                    generation=self._generation,
-                    paste_probabilities=probabilities,
-                )
-                for j in self._part
-            ]
-
-
-def balanced_order(presence: np.ndarray, count: int, seed: int, iteration: int) -> np.ndarray:
-    """At least `count` image indices, drawn class-balanced in whole blocks and shuffled as one list.
-
-    Args:
-        presence: N×C bool.
-        count: samples until the next pass.
-        seed, iteration: key of the draw; `iteration` is that of the pass.
-    """
-    rng = np.random.default_rng([seed, _DRAW, iteration])
-    if not presence.any():
-        return uniform_order(len(presence), count, seed, iteration)
-    blocks = max(MIN_BLOCKS, -(-count // BLOCK))
-    return rng.permutation(draw_images(presence, blocks * BLOCK, rng))
-
-
-def uniform_order(num_images: int, count: int, seed: int, iteration: int) -> np.ndarray:
-    """At least `count` image indices: shuffled rounds through all images."""
-    rng = np.random.default_rng([seed, _DRAW, iteration])
-    rounds = -(-count // num_images)
-    return np.concatenate([rng.permutation(num_images) for _ in range(rounds)])
+    def requests(self, iteration: int) -> list[PasteRequest]:
+        probabilities = self._schedule.probabilities(iteration) if self._generation else ()
+        plain = super().requests(iteration)
+        return [PasteRequest(one.image, one.position, self._generation, probabilities) for one in plain]

@@ -2,26 +2,31 @@
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import ImageSet
-from core.datasets.loading import Loader
+from core.configs.node import Config
+from core.datasets.catalog import find_target_images
+from core.datasets.loading import PREFETCH_FACTOR
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import even_subsample, uniform_order
+from core.datasets.sizes import warn_of_aspect
 from core.datasets.taxonomy import IGNORE, Taxonomy
-from core.evaluation.predictor import Predictor
+from core.evaluation.evaluator import Evaluator
 from core.models.compiling import compile_networks
 from core.models.deeplab import resize_logits
+from core.runs.folder import CANDIDATES
 from core.runs.loop import Training
-from core.runs.output import RunOutput
-from core.selftraining import candidates
-from core.selftraining.candidates import CandidatePass, Generation, delete_generations, log_candidates
-from core.selftraining.dynamic_teacher import DynamicTeacher
+from core.runs.panels import adaptation_tiles
+from core.runs.resume import source_checkpoint
+from core.runs.states import GENERATIONS
+from core.selftraining.candidate_pass import CandidatePass
+from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
+from core.selftraining.generations import Generation, delete_generations, log_candidates, table_columns, table_row
 from core.selftraining.losses import negative_loss_sum, negative_pairs, positive_loss_sum
-from core.selftraining.panels import batch_tiles, record_decision
 from core.selftraining.pseudo_labels import (
     advance_running_confidence,
     initial_running_confidence,
@@ -29,20 +34,13 @@ from core.selftraining.pseudo_labels import (
     select_pseudo_labels,
     threshold_scale,
 )
-from core.selftraining.resampling import even_subsample
-from core.selftraining.samples import (
-    Batch,
-    PasteSchedule,
-    RequestStream,
-    TargetSamples,
-    balanced_order,
-    collate_batch,
-    uniform_order,
-)
+from core.selftraining.resampling import balanced_order
+from core.selftraining.samples import Batch, PasteSchedule, RequestStream, TargetSamples
 from core.selftraining.views import warp_to_view
 from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
-from core.utils.files import keep_rows
+from core.utils.errors import UserError
+from core.utils.logging import LOGGER
 
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
@@ -62,14 +60,13 @@ class Trainer(Training):
 
     def __init__(
         self,
-        config,
+        config: Config,
         model: nn.Module,
         images: ImageSet,
         taxonomy: Taxonomy,
-        output: RunOutput,
+        evaluator: Evaluator | None = None,
     ):
-        super().__init__(config, model, images, output)
-        self.taxonomy = taxonomy
+        super().__init__(config, model, images, taxonomy, evaluator)
         self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()
         if config.MODEL.COMPILE:
             compile_networks(self.student, self.teacher)
@@ -80,18 +77,29 @@ class Trainer(Training):
         chosen = even_subsample(len(images), tcr.MAX_PASS_IMAGES, np.random.default_rng([config.SEED, _SUBSAMPLE]))
         self._pass_images = chosen  # index into all images of every image of a pass
         self.candidate_pass = CandidatePass(
-            images.restricted(chosen), len(taxonomy), self.predictor, config, output.folder / "candidates"
+            images.restricted(chosen), len(taxonomy), self.predictor, config, self.output.folder / GENERATIONS
         )
         self.generation: Generation | None = None
         self.dynamic_teacher = DynamicTeacher(
-            self.teacher,
-            self.student,
-            config.DTU,
-            # no methods of this object, which would keep itself and its networks until some later collection
-            partial(stored_probabilities, self.predictor, self.student, self.micro_batch),
-            partial(record_decision, output),
-            config.SEED,
+            self.teacher, self.student, config.DTU, self.predictor, self.micro_batch, self.output, config.SEED
         )
+
+    @classmethod
+    def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
+        check_paste_lag(config)
+        taxonomy.paste_classes(config.TCR.MIX_CLASSES)
+        return find_target_images(config)
+
+    def describe(self) -> None:
+        config = self.config
+        LOGGER.info("target images: %d of %s", len(self.images), self.images.name)
+        if config.MODEL.UNCERTAINTY > 0:
+            LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
+        if source_checkpoint(config) is None:
+            LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
+        if config.TCR.PASTE and not self.samples.paste_classes:
+            LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
+        warn_of_aspect(self.images, config.INPUT)
 
     @property
     def result(self) -> nn.Module:
@@ -122,7 +130,7 @@ class Trainer(Training):
             with accumulating:
                 logits = self._student_logits(part)
                 losses, gradient = part_losses(logits, labels, pairs, pixels, negatives)
-                self.backward(logits, gradient)
+                self.solver.backward(logits, gradient)
             if shown is not None and part is parts[0]:
                 shown.update(labels=labels, logits=logits.detach())
             sums += torch.stack([*losses, (labels != IGNORE).sum() / pixels])
@@ -140,7 +148,7 @@ class Trainer(Training):
             self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.iteration += 1
         if shown is not None:
-            self.output.panel(self.iteration, *batch_tiles(parts[0], **shown))
+            self.output.monitor.panel(self.iteration, *adaptation_tiles(parts[0], **shown))
         if not stepped:
             return {}
         return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
@@ -200,37 +208,25 @@ class Trainer(Training):
     def needs_candidates(self) -> bool:
         return self.config.TCR.RESAMPLE or self.config.TCR.PASTE
 
-    def next_pass(self, stop: int) -> int:
-        """Completed iterations N that end the current stretch: (N + 1) mod UPDATE_FREQUENCY = 0, or `stop`."""
+    def stretch_end(self, stop: int) -> int:
+        """Completed iterations N at which the next pass is due, (N + 1) mod UPDATE_FREQUENCY = 0, or `stop`."""
         if not self.needs_candidates:
             return stop
         frequency = self.config.TCR.UPDATE_FREQUENCY
         return min(((self.iteration + 1) // frequency + 1) * frequency - 1, stop)
 
-    def stretch_end(self, stop: int) -> int:
-        return self.next_pass(stop)
-
-    def batches(self, iterations: range, stretch: range | None = None) -> Iterator[Batch]:
-        """The batches of `iterations` with the current candidates, drawn for the whole stretch at once."""
+    def requests(self, iterations: range, stretch: range) -> RequestStream:
+        """With the current candidates."""
         config, size = self.config, self.config.SOLVER.BATCH_SIZE
-        stretch = iterations if stretch is None else stretch
         count = len(stretch) * size
         if config.TCR.RESAMPLE:
             order = balanced_order(self.generation.presence, count, config.SEED, stretch.start)
             order = self._pass_images[order]
         else:
-            order = uniform_order(len(self.samples.images), count, config.SEED, stretch.start)
-        stream = RequestStream(
-            iterations,
-            size,
-            order[(iterations.start - stretch.start) * size :],
-            str(self.generation.folder) if config.TCR.PASTE else None,
-            self.schedule,
-            distributed.share(size),
-        )
-        workers = config.DATALOADER.NUM_WORKERS
-        pin = self.device.type == "cuda"
-        return iter(Loader(self.samples, collate_batch, workers, batch_sampler=stream, pin_memory=pin))
+            order = uniform_order(len(self.images), count, config.SEED, stretch.start)
+        generation = str(self.generation.folder) if config.TCR.PASTE else None
+        part = distributed.share(size)
+        return RequestStream(iterations, size, order, generation, self.schedule, stretch.start, part)
 
     def conclude(self) -> bool:
         """Checkpoint, state and evaluation, then the candidate pass, where they are due."""
@@ -259,8 +255,7 @@ class Trainer(Training):
         names = self.taxonomy.names
         with signals.deferred():  # the table has a row of every generation that a state may name
             self.generation = generation
-            row = candidates.table_row(generation, names)
-            self.output.append(candidates.TABLE, candidates.table_columns(names), row)
+            self.output.append(CANDIDATES, table_columns(names), table_row(generation, names))
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, names, paste_classes, time.monotonic() - start)
@@ -290,9 +285,6 @@ class Trainer(Training):
         self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
         if state["generation"] is not None:
             self.generation = Generation(self.candidate_pass.folder / state["generation"])
-        last = -1 if self.generation is None else self.generation.number
-        if distributed.is_main():
-            keep_rows(self.output.folder / candidates.TABLE, lambda row: int(row["generation"]) <= last)
         self._delete_generations()  # and what is left of a pass that was not completed
 
 
@@ -320,18 +312,11 @@ def part_losses(
     return losses, torch.cat([one.grad for one in images])
 
 
-@torch.no_grad()
-def class_probabilities(predictor: Predictor, student: nn.Module, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores.
-
-    Args:
-        prepared: parts of a batch, B×3×H×W each, as networks take them.
-    """
-    student.eval()
-    logits = [predictor.logits(student, images) for images in prepared]
-    return torch.cat([part.softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2) for part in logits])
-
-
-def stored_probabilities(predictor: Predictor, student: nn.Module, size: int, images: torch.Tensor) -> torch.Tensor:
-    """:func:`class_probabilities` of B×3×H×W uint8 images, at most `size` of them at once."""
-    return class_probabilities(predictor, student, [predictor.prepare(part) for part in images.split(size)])
+def check_paste_lag(config: Config) -> None:
+    """Raise UserError if workers would run ahead of the paste probabilities."""
+    ahead = config.DATALOADER.NUM_WORKERS * PREFETCH_FACTOR
+    if config.TCR.PASTE and config.TCR.MIX_SAMPLING == "confidence" and ahead >= config.TCR.PASTE_LAG:
+        raise UserError(
+            f"DATALOADER.NUM_WORKERS {config.DATALOADER.NUM_WORKERS} prepare {ahead} batches ahead, which must stay "
+            f"below TCR.PASTE_LAG {config.TCR.PASTE_LAG}: use fewer workers or a larger lag"
+        )

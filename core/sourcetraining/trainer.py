@@ -1,24 +1,27 @@
 """Supervised training on a labelled source domain (the source models of DT-ST and FADA)."""
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.datasets.catalog import ImageSet
-from core.datasets.loading import Loader
-from core.datasets.taxonomy import IGNORE
+from core.configs.node import Config
+from core.datasets.catalog import find_source_images
+from core.datasets.reader import ImageSet
+from core.datasets.sampling import Stream
+from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.evaluation.evaluator import Evaluator
 from core.models.compiling import compile_networks
 from core.models.deeplab import resize_logits
+from core.models.dsu import DSU
 from core.runs.loop import Training
-from core.runs.output import RunOutput
-from core.sourcetraining.panels import batch_tiles
-from core.sourcetraining.samples import SourceBatch, SourceSamples, SourceStream, collate_source, source_order
-from core.sourcetraining.statistics import LabelStatistics
+from core.runs.panels import source_tiles
+from core.runs.resume import source_checkpoint
+from core.sourcetraining.samples import SourceBatch, SourceSamples, source_order
+from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.utils import distributed
 from core.utils.devices import to_device
+from core.utils.errors import UserError
+from core.utils.logging import LOGGER
 
 BALANCED_BLOCK = 3000  # class-balanced draws after which the balance starts anew
 
@@ -27,18 +30,28 @@ class SourceTrainer(Training):
     """One source training run.
 
     Args:
-        config: a whole config.
-        model: on its device.
-        images: the labelled images.
-        statistics: of their labels.
-        output: the folder that the run writes to.
+        config, model, images, taxonomy, evaluator: as of :class:`Training`.
+        statistics: of the images' labels; None: they are counted, which takes minutes the first time, after whatever
+            else could be wrong; pairs that cannot be trained on are then left out.
     """
 
     PROGRAM = "train_src.py"
+    UNCERTAIN = True
 
-    def __init__(self, config, model: nn.Module, images: ImageSet, statistics: LabelStatistics, output: RunOutput):
-        super().__init__(config, model, images, output)
-        self.model = model
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        images: ImageSet,
+        taxonomy: Taxonomy,
+        evaluator: Evaluator | None = None,
+        statistics: LabelStatistics | None = None,
+    ):
+        self._notes: list[str] = []
+        if statistics is None:
+            root, workers = config.DATASETS.ROOT, config.DATALOADER.NUM_WORKERS
+            images, statistics, self._notes = usable_pairs(images, taxonomy, root, workers)
+        super().__init__(config, model, images, taxonomy, evaluator)
         if config.MODEL.COMPILE:
             compile_networks(model)
         self.samples = SourceSamples(images, config)
@@ -47,8 +60,29 @@ class SourceTrainer(Training):
             weights = torch.from_numpy(statistics.class_weights()).float()
             self.class_weights = weights.to(self.device)
         self._presence = statistics.presence
-        self._whole = range(self.stretch_end(config.SOLVER.STOP_ITER))
-        self.order = self._draw(self._whole)
+
+    @classmethod
+    def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
+        model = config.MODEL
+        if model.UNCERTAINTY > 0 and not model.POS:
+            raise UserError("MODEL.UNCERTAINTY (DSU) acts nowhere without MODEL.POS: set that, as to [0,1,2,3,4,5]")
+        own_network = ":" in model.NAME  # which may load weights of its own
+        if model.FREEZE_BN and not (source_checkpoint(config) or model.WEIGHTS or own_network):
+            raise UserError(
+                "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
+                "or give `resume` or MODEL.WEIGHTS"
+            )
+        return find_source_images(config)
+
+    def describe(self) -> None:
+        for note in self._notes:
+            LOGGER.info(note)
+        LOGGER.info("source images: %d of %s", len(self.images), self.images.name)
+        if any(isinstance(module, DSU) for module in self.model.modules()):
+            options = self.config.MODEL
+            LOGGER.info("DSU with probability %g at the positions %s", options.UNCERTAINTY, tuple(options.POS))
+            if self.config.SOLVER.BATCH_SIZE < 2:
+                LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
 
     @property
     def result(self) -> nn.Module:
@@ -69,14 +103,14 @@ class SourceTrainer(Training):
                 logits = self.predictor.logits(self.parallel, self.predictor.prepare(part.images))
                 logits = resize_logits(logits, target.shape[-2:])
                 loss = cross_entropy_sum(logits, target, self.class_weights) / count.to(logits.dtype)
-                self.backward(loss)
+                self.solver.backward(loss)
             total += loss.detach()
         loss = distributed.total(total).to(loss.dtype)
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
         if self.panel_due:
-            self.output.panel(self.iteration + 1, *batch_tiles(parts[-1], logits.detach()))
+            self.output.monitor.panel(self.iteration + 1, *source_tiles(parts[-1], logits.detach()))
         self.iteration += 1
         return {"loss": loss} if stepped else {}
 
@@ -84,20 +118,11 @@ class SourceTrainer(Training):
         """The whole run is one stretch; another follows only where a continued run's STOP_ITER has grown."""
         return stop
 
-    def batches(self, iterations: range, stretch: range | None = None) -> Iterator[SourceBatch]:
-        """The batches of `iterations`, drawn for the whole stretch (None: the run) at once."""
-        stretch = self._whole if stretch is None else stretch
-        order = self.order if stretch == self._whole else self._draw(stretch)
-        size = self.config.SOLVER.BATCH_SIZE
-        stream = SourceStream(iterations, size, order, stretch.start, distributed.share(size))
-        workers, pin = self.config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
-        return iter(Loader(self.samples, collate_source, workers, batch_sampler=stream, pin_memory=pin))
-
-    def _draw(self, stretch: range) -> np.ndarray:
-        """Image indices for every position of a stretch."""
-        block = balanced_block(self.config, self._images)
-        count = len(stretch) * self.config.SOLVER.BATCH_SIZE
-        return source_order(self._presence, count, block, self.config.SEED, stretch.start)
+    def requests(self, iterations: range, stretch: range) -> Stream:
+        size, seed = self.config.SOLVER.BATCH_SIZE, self.config.SEED
+        block = balanced_block(self.config, self.images)
+        order = source_order(self._presence, len(stretch) * size, block, seed, stretch.start)
+        return Stream(iterations, size, order, stretch.start, distributed.share(size))
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"model": self.model.state_dict()}

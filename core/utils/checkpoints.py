@@ -13,15 +13,16 @@ from torch import nn
 
 from core.utils.errors import UserError, shorten
 from core.utils.files import replacing
-from core.utils.pickles import check_tuples
 
 PARTS = ("feature_extractor", "classifier")
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
-_OLD_PICKLES = 5  # of a file before that: a number, a version, the machine, the content, the names of its storages
 
 
 def read_tensors(path: str | Path) -> dict:
     """Load a dict of tensors, numbers, strings, lists and dicts; nothing else in the file is ever executed.
+
+    That is torch's `weights_only`. It would wait for a pipe to be written to, and unpack an archive made to fill the
+    memory: both are looked for here. Nothing looks for tuples within tuples as keys, which would keep it busy.
 
     Raises:
         UserError: missing, unreadable, or anything but such a dict.
@@ -50,27 +51,19 @@ def _check_file(path: str | Path) -> None:
     """Refuse what would take more memory than the file has bytes, or never end.
 
     Raises:
-        UserError: no regular file; an archive that holds more than the file does, which torch writes uncompressed;
-            tuples made to keep a reader busy.
+        UserError: no regular file.
+        ValueError: an archive that holds more than the file does, which torch writes uncompressed.
         OSError: it cannot be opened.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"checkpoint {path} cannot be read: it is not a regular file")
-        if file.read(len(_ARCHIVE)) != _ARCHIVE:  # by which torch tells the two
-            file.seek(0)
-            for _ in range(_OLD_PICKLES):
-                check_tuples(file)
-            return
-        with zipfile.ZipFile(file) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
+        if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
+            with zipfile.ZipFile(file) as archive:
+                claimed = sum(entry.file_size for entry in archive.infolist())
             if claimed > status.st_size:
                 raise ValueError(f"it has {status.st_size} bytes, but claims to hold {claimed}")
-            for name in archive.namelist():
-                if name.endswith("data.pkl"):
-                    with archive.open(name) as file:
-                        check_tuples(file)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:

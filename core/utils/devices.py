@@ -168,13 +168,12 @@ def _what_takes_less(config, training: bool) -> str:
             f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, INPUT.INPUT_SIZE_TEST {full}, SOLVER.AMP {solver.AMP}: "
             f"a smaller batch or size{' or SOLVER.AMP bf16' if solver.AMP == 'off' else ''} takes less"
         )
-    sizes = f"TARGET_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.TARGET_INPUT_SIZE_TRAIN))}"
-    if not config.DATASETS.TARGET_TRAIN:
-        sizes = f"SOURCE_INPUT_SIZE_TRAIN {'×'.join(map(str, config.INPUT.SOURCE_INPUT_SIZE_TRAIN))}"
+    key = f"{'TARGET' if config.DATASETS.TARGET_TRAIN else 'SOURCE'}_INPUT_SIZE_TRAIN"
+    crop = "×".join(map(str, config.INPUT[key]))
     half = ", set SOLVER.AMP bf16 (now off)" if solver.AMP == "off" else f" (SOLVER.AMP is {solver.AMP})"
     return (
         f"raise SOLVER.ACCUMULATE (now {solver.ACCUMULATE}, of SOLVER.BATCH_SIZE {solver.BATCH_SIZE}){half}, or lower "
-        f"INPUT.INPUT_SIZE_TEST {full} and INPUT.{sizes}; a saved state is whole: `resume auto` goes on from it"
+        f"INPUT.INPUT_SIZE_TEST {full} and INPUT.{key} {crop}; a saved state is whole: `resume auto` goes on from it"
     )
 
 

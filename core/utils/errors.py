@@ -24,3 +24,12 @@ def shorten(items, limit: int = 3) -> str:
     items = [one_line(item) for item in items]
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value for a message, cut to `length` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -12,7 +12,6 @@ from pathlib import Path
 from core.utils.errors import UserError
 
 LOCK = "run.lock"
-_held: set[int] = set()  # file descriptors of this process's locks
 
 
 @contextmanager
@@ -20,8 +19,9 @@ def locked(folder: str | Path, key: str) -> Iterator[None]:
     """Hold a folder's lock; the kernel lets it go when the process ends, however that happens.
 
     The lock is the kernel's (flock) on a file that says who holds it, not the file's being there: what a dead process
-    left is in nobody's way. flock reaches across machines on NFS since Linux 2.6.12 and on Lustre when it is mounted
-    with `-o flock`; elsewhere it keeps apart the processes of one machine only.
+    left is in nobody's way, and programs that this one starts do not inherit it. flock reaches across machines on NFS
+    since Linux 2.6.12 and on Lustre when it is mounted with `-o flock`; elsewhere it keeps apart the processes of one
+    machine only.
 
     Args:
         folder: exists.
@@ -35,7 +35,6 @@ def locked(folder: str | Path, key: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)  # before the lock is let go: who waits for this very file looks again
-        _held.discard(handle)
         os.close(handle)
 
 
@@ -65,9 +64,6 @@ def _acquire(path: Path, key: str) -> int:
         if _is_open_file(handle, path):
             break
         os.close(handle)  # its last holder has removed it since
-    if not _held:
-        _close_in_children()
-    _held.add(handle)
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
     with suppress(OSError):  # a full disk: the lock is held all the same
@@ -100,21 +96,3 @@ def _in_use(path: Path, key: str) -> UserError:
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return UserError(f"{key} {path.parent} is in use by {who}: wait for it to end, or give another {key}")
-
-
-_registered = False
-
-
-def _close_in_children() -> None:
-    """Have forked processes (a loader's workers) drop the lock: they may outlive this one by some seconds."""
-    global _registered
-    if not _registered:
-        os.register_at_fork(after_in_child=_drop)
-        _registered = True
-
-
-def _drop() -> None:
-    for handle in _held:
-        with suppress(OSError):
-            os.close(handle)
-    _held.clear()

@@ -11,39 +11,16 @@ from core.datasets.reader import UNKNOWN
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, TOY_14, Taxonomy
 from core.utils.errors import UserError
 
-LABEL_IDS = {
-    "road": 7,
-    "sidewalk": 8,
-    "building": 11,
-    "wall": 12,
-    "fence": 13,
-    "pole": 17,
-    "light": 19,
-    "sign": 20,
-    "vegetation": 21,
-    "terrain": 22,
-    "sky": 23,
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
+# Cityscapes' labelIds
+LABEL_IDS = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "light": 19, "sign": 20}
+LABEL_IDS |= {"vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28}
+LABEL_IDS |= {"train": 31, "motorcycle": 32, "bicycle": 33}
 NAMES_19 = list(LABEL_IDS)
 NAMES_16 = [name for name in NAMES_19 if name not in ("terrain", "truck", "train")]
 NAMES_14 = [name for name in NAMES_19 if name not in ("wall", "terrain", "bus", "train", "motorcycle")]
 NAMES_11 = ["sky", "building", "pole", "road", "sidewalk", "vegetation", "sign", "fence", "car", "person", "rider"]
-PARTNERS = {
-    "rider": {"bicycle", "motorcycle"},
-    "bicycle": {"rider"},
-    "motorcycle": {"rider"},
-    "pole": {"light", "sign"},
-    "light": {"pole"},
-    "sign": {"pole"},
-}
+PARTNERS = {"rider": {"bicycle", "motorcycle"}, "bicycle": {"rider"}, "motorcycle": {"rider"}}
+PARTNERS |= {"pole": {"light", "sign"}, "light": {"pole"}, "sign": {"pole"}}
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """Image files of every kind come in as upright RGB, label files as they stand, and broken ones as a named error."""
 
+import io
+import re
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -90,16 +94,68 @@ def test_a_name_in_any_script_is_found(tmp_path, scene):
     assert read_image(save(scene, tmp_path / "straße 東京.png")).shape == (64, 128, 3)
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
-def test_a_file_that_was_cut_off_is_an_error_with_its_path(tmp_path, scene, monkeypatch, ending, share):
-    """Before it is decoded: some versions of OpenCV fill up what is missing."""
-    path = save(scene, tmp_path / f"a.{ending}")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
-    monkeypatch.setattr(cv2, "imdecode", None)
-    with pytest.raises(UserError, match=rf"a\.{ending} cannot be decoded"):
-        read_image(path)
+VARIANTS = {
+    "png": ("PNG", "RGB", {}),
+    "jpeg": ("JPEG", "RGB", {}),
+    "progressive jpeg": ("JPEG", "RGB", {"progressive": True}),
+    "two pictures": ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+    "bmp": ("BMP", "RGB", {}),
+    "bmp with palette": ("BMP", "P", {}),
+    "bmp of one bit": ("BMP", "1", {}),
+    "webp": ("WEBP", "RGB", {}),
+    "lossless webp": ("WEBP", "RGB", {"lossless": True}),
+    "webp with exif": ("WEBP", "RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+}
+
+
+def encode(variant, size=(37, 21)):
+    kind, mode, options = VARIANTS[variant]
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def check_end(tmp_path, monkeypatch):
+    """check_end(bytes of a file, whole): that reading it goes as far as decoding only where its end is there."""
+
+    def check(data, whole):
+        (tmp_path / "a.jpg").write_bytes(data)
+        with pytest.raises(Decoded if whole else UserError) as caught:
+            read_image(tmp_path / "a.jpg")
+        assert whole or re.search(r"a\.jpg cannot be decoded \(\d+ bytes", str(caught.value))
+
+    class Decoded(Exception):
+        pass
+
+    def decode(*_):
+        raise Decoded
+
+    monkeypatch.setattr(cv2, "imdecode", decode)  # which makes up what is missing
+    return check
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_cut_is_seen_wherever_it_is(check_end, variant):
+    whole = encode(variant)
+    end = len(whole) if variant != "two pictures" else whole.index(b"\xff\xd9") + 2
+    for length in (*range(0, end, 17), *range(end - 12, end)):
+        check_end(whole[:length], False)
+    check_end(whole, True)
+    check_end(whole + b"trailer", True)
+
+
+def test_a_jpeg_whose_tail_a_disk_filled_with_zeros_lacks_its_end(check_end):
+    check_end(encode("jpeg")[:-2] + bytes(2), False)
+
+
+@pytest.mark.parametrize("variant", ["jpeg", "progressive jpeg", "two pictures"])
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image(check_end, variant):
+    whole, thumbnail = encode(variant), encode("jpeg", (8, 8))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    check_end(whole[:2] + segment + whole[2:], True)
+    check_end(whole[:2] + segment + whole[2 : whole.index(b"\xff\xd9")], False)
 
 
 def test_a_png_with_a_damaged_middle_is_an_error(tmp_path, scene):

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader, WorkerDied, _without_lost_connections, full_view_loader
+from core.datasets.sampling import Request, TrainingSamples
 from core.datasets.skipping import BadImage, SkippedImages
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -192,22 +193,21 @@ def test_signals_to_the_whole_job_are_not_the_workers_business(number):
 # --- bad images
 
 
-class Frames(Dataset):
+class Frames(TrainingSamples):
     """Numbers whose multiples of 4 are bad."""
 
     def __init__(self, limit):
-        self.skipped = SkippedImages(limit)
+        self.images, self.skipped = range(10), SkippedImages(limit)
 
-    def __len__(self):
-        return 10
+    def make(self, request):
+        if request.image % 4 == 0:
+            raise BadImage(f"image {request.image}.png is bad", f"{request.image}.png")
+        return request.image
 
-    def make(self, index):
-        if index % 4 == 0:
-            raise BadImage(f"image {index}.png is bad", f"{index}.png")
-        return index
 
-    def __getitem__(self, index):
-        return self.skipped.first_good(index, len(self), self.make)
+def loader_of(dataset, workers):
+    """A loader of all frames, four at once."""
+    return Loader(dataset, list, workers, batch_sampler=BatchSampler([Request(n, n) for n in range(10)], 4, False))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -216,7 +216,7 @@ def test_bad_images_are_replaced_by_the_next_and_counted_once(workers, monkeypat
     monkeypatch.setattr(LOGGER, "info", lambda message, *values: lines.append(message % values))
     dataset = Frames(3)
     for _ in range(2):
-        batches = list(Loader(dataset, list, workers, batch_size=4))
+        batches = list(loader_of(dataset, workers))
         assert batches == [[1, 1, 2, 3], [5, 5, 6, 7], [9, 9]]
     assert dataset.skipped.paths == ["0.png", "4.png", "8.png"]
     assert lines == [
@@ -226,7 +226,7 @@ def test_bad_images_are_replaced_by_the_next_and_counted_once(workers, monkeypat
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_bad_image_too_many_stops_the_run_and_says_how_many_were_skipped(workers):
-    batches = iter(Loader(Frames(2), list, workers, batch_size=4))
+    batches = iter(loader_of(Frames(2), workers))
     assert [next(batches), next(batches)] == [[1, 1, 2, 3], [5, 5, 6, 7]]
     with pytest.raises(UserError, match=r"^image 8\.png is bad \(2 bad images skipped before it: .*BAD_IMAGES 2\)$"):
         next(batches)
@@ -235,9 +235,9 @@ def test_one_bad_image_too_many_stops_the_run_and_says_how_many_were_skipped(wor
 @pytest.mark.parametrize("limit", [0, 2, 5])
 def test_nothing_but_bad_images_is_an_error(limit):
     dataset = Frames(limit)
-    dataset.make = lambda index: Frames.make(dataset, 4 * index)
+    dataset.make = lambda request: Frames.make(dataset, Request(4 * request.image, 0))
     with pytest.raises(UserError, match=r"^image \d+\.png is bad( \(\d bad images? skipped before it.*)?$"):
-        list(Loader(dataset, list, 0, batch_size=2))
+        list(loader_of(dataset, 0))
     assert len(dataset.skipped.paths) == limit
 
 

@@ -12,24 +12,8 @@ from core.datasets.taxonomy import CITYSCAPES_16, CITYSCAPES_19, TOY_14
 from core.utils.errors import UserError
 
 IGNORE = 255
-SYNTHIA_IDS = {
-    "road": 3,
-    "sidewalk": 4,
-    "building": 2,
-    "wall": 21,
-    "fence": 5,
-    "pole": 7,
-    "light": 15,
-    "sign": 9,
-    "vegetation": 6,
-    "sky": 1,
-    "person": 10,
-    "rider": 17,
-    "car": 8,
-    "bus": 19,
-    "motorcycle": 12,
-    "bicycle": 11,
-}
+SYNTHIA_VALUES = (3, 4, 2, 21, 5, 7, 15, 9, 6, 1, 10, 17, 8, 19, 12, 11)
+SYNTHIA_IDS = dict(zip(CITYSCAPES_16.names, SYNTHIA_VALUES, strict=True))
 
 
 def write_image(path, size=(40, 4)):

@@ -12,13 +12,14 @@ from core.configs import cfg
 from core.datasets.catalog import find_source_images, find_target_images
 from core.datasets.images import write_label
 from core.datasets.loading import Loader
+from core.datasets.sampling import Request, Stream
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CITYSCAPES_19
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.selftraining.candidates import CandidatePass
-from core.selftraining.samples import PasteSchedule, Request, RequestStream, TargetSamples, collate_batch
-from core.sourcetraining.samples import SourceSamples, SourceStream, collate_source
+from core.selftraining.candidate_pass import CandidatePass
+from core.selftraining.samples import PasteRequest, PasteSchedule, RequestStream, TargetSamples
+from core.sourcetraining.samples import SourceSamples
 from core.sourcetraining.statistics import label_statistics, usable_pairs
 from core.utils.errors import UserError
 from train_src import main as train_source
@@ -64,11 +65,11 @@ def damage(path, how):
 def test_a_bad_target_image_is_replaced_by_the_next_at_the_same_position(config, how):
     images = find_target_images(config)
     samples = TargetSamples(images, CITYSCAPES_19, config)
-    expected = [samples[Request(image=0, position=7)], samples[Request(image=3, position=8)]]
+    expected = [samples[PasteRequest(image=0, position=7)], samples[PasteRequest(image=3, position=8)]]
     damage(images.paths[-1], how)
     damage(images.paths[2], how)
-    assert same(samples[Request(image=COUNT - 1, position=7)], expected[0])  # after the last comes the first
-    assert same(samples[Request(image=2, position=8)], expected[1])
+    assert same(samples[PasteRequest(image=COUNT - 1, position=7)], expected[0])  # after the last comes the first
+    assert same(samples[PasteRequest(image=2, position=8)], expected[1])
     assert expected[1]["names"] == images.names[3]
 
 
@@ -76,13 +77,13 @@ def test_a_bad_target_image_is_replaced_by_the_next_at_the_same_position(config,
 def test_a_bad_source_pair_is_replaced_by_the_next(config, how):
     images = find_source_images(config)
     samples = SourceSamples(images, config)
-    expected = samples[2, 9]
+    expected = samples[Request(2, 9)]
     damage(images.label_path(images.paths[1]), how)
-    assert same(samples[1, 9], expected)
+    assert same(samples[Request(1, 9)], expected)
     config.DATALOADER.SKIP_BAD_IMAGES = 0
     if how != "gone":  # which is found at the start
         with pytest.raises(UserError, match=r"val/"):
-            SourceSamples(find_source_images(config), config)[1, 9]
+            SourceSamples(find_source_images(config), config)[Request(1, 9)]
 
 
 def batches_of(images, config, workers):
@@ -91,7 +92,7 @@ def batches_of(images, config, workers):
     samples = TargetSamples(images, CITYSCAPES_19, config)
     schedule = PasteSchedule(samples.paste_classes, 19, "uniform", 16)
     stream = RequestStream(range(9), 2, np.arange(18) % COUNT, None, schedule)
-    batches = list(Loader(samples, collate_batch, workers, batch_sampler=stream))
+    batches = list(Loader(samples, samples.collate, workers, batch_sampler=stream))
     return [batch.names for batch in batches], [batch.student for batch in batches], images.skipped.paths
 
 
@@ -111,8 +112,8 @@ def test_what_is_skipped_does_not_depend_on_the_number_of_workers(config, worker
 def test_source_batches_are_counted_too(config):
     images = find_source_images(config)
     damage(images.paths[3], "cut")
-    stream = SourceStream(range(6), 2, np.arange(12) % COUNT)
-    for batch in Loader(SourceSamples(images, config), collate_source, 0, batch_sampler=stream):
+    stream = Stream(range(6), 2, np.arange(12) % COUNT)
+    for batch in Loader(SourceSamples(images, config), SourceSamples.collate, 0, batch_sampler=stream):
         assert images.names[3] not in batch.names
     assert images.skipped.paths == [str(images.paths[3])]
 
@@ -132,7 +133,7 @@ def test_from_a_bad_image_nothing_is_pasted(config, tmp_path):
     index |= {"thresholds": [0] * 19, "images": entries}
     (tmp_path / "g0001/index.json").write_text(json.dumps(index), encoding="utf-8")
     samples = TargetSamples(images, CITYSCAPES_19, config)
-    request = Request(0, 5, str(tmp_path / "g0001"), (1.0,) * len(samples.paste_classes))
+    request = PasteRequest(0, 5, str(tmp_path / "g0001"), (1.0,) * len(samples.paste_classes))
     assert (samples[request]["pasted"] == BIKE).any()
     damage(images.paths[1], "cut")
     assert (samples[request]["pasted"] == 255).all()

@@ -4,11 +4,11 @@ import hashlib
 import os
 import signal
 
-from core.runs import experiment
+from core.runs import loop
 from core.runs.loop import Training
 from core.utils import distributed
 
-MOMENTS = {"load": (experiment, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
+MOMENTS = {"load": (loop, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
 
 
 def after(place, name, action):

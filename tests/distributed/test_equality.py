@@ -10,8 +10,8 @@ from core.configs import load_config
 from core.datasets.catalog import ImageSet
 from core.datasets.images import write_png
 from core.datasets.loading import full_view_loader
-from core.models import load_model
-from core.selftraining.candidates import Generation
+from core.runs.resume import load_model
+from core.selftraining.generations import Generation
 from core.utils import distributed
 from tests.distributed.hooks import note_networks
 from tests.helpers import contents, read_checkpoint, rows_of

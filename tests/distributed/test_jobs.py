@@ -14,8 +14,8 @@ from core.datasets.catalog import ImageSet
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.dsu import DSU
-from core.runs.experiment import check_division, check_whole_batches
-from core.runs.states import fingerprint
+from core.runs.loop import check_whole_batches
+from core.runs.start import check_division
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
 from core.utils import distributed
 from core.utils.errors import UserError
@@ -165,7 +165,7 @@ def test_bad_images_of_all_processes_count_against_the_limit(start, config, city
 
 
 def test_programs_of_one_process_say_so(start, config, cityscapes_root):
-    job = start(2, "tools.predict", "-cfg", config("out"), "x.png", "-o", cityscapes_root / "predicted")
+    job = start(2, "tools.predict.__main__", "-cfg", config("out"), "x.png", "-o", cityscapes_root / "predicted")
     assert job.wait(60) != 0
     assert job.errors == ["error: python -m tools.predict is one process: start it by python, not by torchrun"]
 
@@ -194,7 +194,7 @@ def test_machines_with_other_images_are_refused(monkeypatch, tmp_path):
     images = ImageSet("folder:frames", (tmp_path / "a.png",), ("a.png",))
     others = ImageSet("folder:frames", (tmp_path / "a.png", tmp_path / "b.png"), ("a.png", "b.png"))
     seen = [images]
-    monkeypatch.setattr(distributed, "gathered", lambda value: [value, *(fingerprint(seen[0].names) for _ in "2")])
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, seen[0].names])
     evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")), cfg)
     evaluator()
     seen[0] = others
@@ -229,7 +229,7 @@ def buffer_of(metric):
     """A DynamicTeacher that decides nothing."""
     options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric)
     network = nn.Linear(1, 1)
-    return DynamicTeacher(network, network, options, lambda _: None, lambda _: None, seed=1)
+    return DynamicTeacher(network, network, options, None, 1, None, seed=1)
 
 
 @pytest.mark.usefixtures("two")

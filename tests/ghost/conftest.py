@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import core.evaluation.predictor as predictor
-import core.selftraining.candidates as candidates
+import core.selftraining.candidate_pass as candidates
 from core.models.deeplab import resize_logits
 from tests.ghost.ghosts import Ghost, build, why_not
 

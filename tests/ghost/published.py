@@ -23,13 +23,13 @@ import ghostlib
 import numpy as np
 import torch
 
-import core.selftraining.candidates as candidates
+import core.selftraining.candidate_pass as candidates
 from core.configs.loading import load_config
 from core.datasets.catalog import find_target_images, find_taxonomy
 from core.evaluation.predictor import Predictor
-from core.models import load_model
-from core.runs.output import RunOutput
-from core.selftraining.samples import Request, collate_batch
+from core.runs.resume import load_model
+from core.selftraining.generations import delete_generations
+from core.selftraining.samples import PasteRequest
 from core.selftraining.trainer import Trainer
 
 REPO = sys.path[0]
@@ -90,6 +90,7 @@ def experiment(amp, options):
             "SOLVER.MAX_BAD_STEPS": 1000,
             "DATASETS.TARGET_TRAIN": f"folder:{folder}",
             "DATASETS.TEST": "",
+            "OUTPUT_DIR": folder,
             "MODEL.WEIGHTS": "",
             "MODEL.DEVICE": "cuda:0",
             "TCR.PASTE": False,
@@ -107,12 +108,10 @@ def experiment(amp, options):
 @contextmanager
 def training(amp, options):
     """(trainer, a batch in page-locked memory), after two steps."""
-    with experiment(amp, options) as (config, taxonomy, images, model, folder):
-        (folder / "out").mkdir()
-        output = RunOutput(folder / "out", taxonomy, 10**6, 10**6, torch.device(config.MODEL.DEVICE))
-        trainer = Trainer(config, model, images, taxonomy, output)
-        samples = [trainer.samples[Request(n % len(images), n)] for n in range(config.SOLVER.BATCH_SIZE)]
-        batch = collate_batch(samples).pin_memory()
+    with experiment(amp, options) as (config, taxonomy, images, model, _):
+        trainer = Trainer(config, model, images, taxonomy)
+        samples = [trainer.samples[PasteRequest(n % len(images), n)] for n in range(config.SOLVER.BATCH_SIZE)]
+        batch = trainer.samples.collate(samples).pin_memory()
         for _ in range(2):
             trainer.train_step(batch)
         yield trainer, batch
@@ -211,7 +210,7 @@ def passes(args):
         figures, previous = {}, work.run(model, 0)
         for name, before in (("first", None), ("later", previous)):
             if before is None:
-                candidates.delete_generations(work.folder, set())
+                delete_generations(work.folder, set())
             with ghostlib.recording() as events:
                 found = timed(lambda: work.run(model, 0, before))  # noqa: B023 - called at once
             figures[name] = {key: value / PASS_IMAGES for key, value in found.items()}

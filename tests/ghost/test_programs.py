@@ -11,8 +11,8 @@ from test import main as evaluate
 from tests.ghost.ghosts import SOURCE
 from tests.helpers import contents, read_checkpoint
 from tools.export import main as export
-from tools.predict import main as predict
-from tools.report import main as report
+from tools.predict.__main__ import main as predict
+from tools.report.__main__ import main as report
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
@@ -35,12 +35,12 @@ CONTINUED = {"resume": "auto", "SOLVER.STOP_ITER": 5}
 ADAPT = 2  # its position among the commands
 MAY_WAIT = {  # functions of core
     "datasets/transforms.py __init__",  # before the run begins
-    "models/build.py load_model",
+    "runs/resume.py load_model",
     "models/backbone.py dead_channels",
     "runs/solver.py step",  # in every step: whether it was finite
     "selftraining/dynamic_teacher.py _rescore",
     "utils/devices.py wait",  # for a copy that was begun earlier
-    "selftraining/panels.py _host",
+    "runs/panels.py _host",
     "runs/output.py _log_means",  # a row of a table, every 20 iterations
     "runs/states.py _plain",
     "utils/checkpoints.py <dictcomp>",

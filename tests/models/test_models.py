@@ -14,10 +14,10 @@ from core.models import (
     build_classifier,
     build_feature_extractor,
     build_model,
-    load_model,
     log_dead_channels,
 )
 from core.models.backbone import FrozenBatchNorm
+from core.runs.resume import load_model
 from core.utils.checkpoints import save_checkpoint
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}

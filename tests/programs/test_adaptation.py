@@ -26,7 +26,10 @@ from tests.helpers import PROJECT, OpenWatch, events_of, read_checkpoint, rows_o
 from train_TCR_DTU import main as adapt
 
 MAIN = re.compile("^def main", re.MULTILINE)
-TOOLS = [f"tools.{p.stem}" for p in sorted((PROJECT / "tools").glob("*.py")) if MAIN.search(p.read_text("utf-8"))]
+FILES = sorted([*(PROJECT / "tools").glob("*.py"), *(PROJECT / "tools").glob("*/__main__.py")])
+TOOLS = [
+    f"tools.{p.parent.name if p.stem == '__main__' else p.stem}" for p in FILES if MAIN.search(p.read_text("utf-8"))
+]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
 LONG = {"SOLVER.STOP_ITER": 8}  # passes before training and after 2 and 5 iterations; checkpoints after 4 and 8
 
@@ -440,7 +443,8 @@ def test_a_run_without_any_candidate_to_paste_says_so_once_and_trains(adapted, i
 
 @pytest.mark.parametrize("name", ["test", "train_TCR_DTU", "train_src", *TOOLS])
 def test_help_says_what_a_program_does_with_an_example(name, capsys):
-    program = importlib.import_module(name)
+    package = (PROJECT / name.replace(".", "/")).is_dir()
+    program = importlib.import_module(f"{name}.__main__" if package else name)
     with suppress(SystemExit):
         program.main(["--help"])
     usage, description, *_, example = capsys.readouterr().out.strip().split("\n\n")

@@ -14,7 +14,7 @@ import torch
 
 from core.configs import cfg, load_config
 from core.models import build_model
-from core.programs.frame import resuming
+from core.runs.resume import going_on
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils.checkpoints import save_checkpoint
@@ -269,7 +269,7 @@ def test_a_signal_stops_with_its_code_and_a_command_that_goes_on(begin, cityscap
 
 
 def test_a_signal_before_training_leaves_the_folder_free(begin, cityscapes_root, monkeypatch, capsys):
-    monkeypatch.setattr("core.runs.experiment.load_model", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("core.runs.loop.load_model", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert adapt(begin(**QUICK)) == 143
     assert "nothing was trained yet" in capsys.readouterr().err
     assert not (cityscapes_root / "out").exists()
@@ -307,7 +307,7 @@ def test_main_works_outside_the_main_thread(begin, cityscapes_root):
 )
 def test_the_command_that_goes_on(argv, expected, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    assert resuming(argv) == expected
+    assert going_on(argv) == expected
 
 
 def start(argv, **options):

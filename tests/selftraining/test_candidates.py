@@ -12,19 +12,13 @@ from torch.nn import functional as F
 
 from core.configs import cfg
 from core.datasets.catalog import ImageSet
+from core.datasets.sampling import even_subsample
+from core.datasets.transforms import nearest_labels
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.selftraining import candidates
-from core.selftraining.candidates import (
-    CandidatePass,
-    Generation,
-    first_pass_grid,
-    nearest_labels,
-    resized_counts,
-    table_columns,
-    table_row,
-)
-from core.selftraining.resampling import even_subsample
+from core.selftraining import candidate_pass
+from core.selftraining.candidate_pass import CandidatePass, first_pass_grid, resized_counts
+from core.selftraining.generations import Generation, table_columns, table_row
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import contents
@@ -447,6 +441,6 @@ def test_a_folder_that_another_machine_does_not_see_is_one_line(tmp_path, monkey
     images = make_images(tmp_path / "pictures", SIZES[:2])
     first = make_pass(images, tmp_path).run(LinearNet(1), 0) if previous else None
     monkeypatch.setattr(distributed, "is_main", lambda: False)
-    monkeypatch.setattr(candidates, "SEEN_WITHIN", 0.3)
+    monkeypatch.setattr(candidate_pass, "SEEN_WITHIN", 0.3)
     with pytest.raises(UserError, match=r"^.*\.partial.* is not seen by every machine of the job: give an OUTPUT_DIR"):
         make_pass(images, tmp_path).run(LinearNet(1), 5, first)

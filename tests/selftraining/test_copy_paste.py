@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from core.selftraining.candidates import nearest_labels
+from core.datasets.transforms import nearest_labels
 from core.selftraining.copy_paste import cut_instances, paste_instances, paste_probabilities
 
 RIDER, BICYCLE, MOTORCYCLE = 12, 18, 17

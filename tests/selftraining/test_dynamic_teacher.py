@@ -44,23 +44,31 @@ class Run:
         for key, value in ({"PROXY_METRIC": "ENT"} | options).items():
             self.options[key] = value
         self.student, self.teacher = Threshold(), Threshold().requires_grad_(False)
-        self.rows, self.scored, self.iteration = [], 0, 0
-        self.object = DynamicTeacher(
-            self.teacher, self.student, self.options, self.probabilities, self.rows.append, seed
-        )
+        self.rows, self.shown, self.scored, self.iteration = [], [], 0, 0
+        self.monitor = self  # a run is what its teacher takes for predictor, output and monitor
+        self.object = DynamicTeacher(self.teacher, self.student, self.options, self, 4, self, seed)
 
-    @torch.no_grad()
-    def probabilities(self, images):
+    def prepare(self, images):
         assert images.dtype == torch.uint8
+        return images
+
+    def logits(self, model, images):
         self.scored += 1
-        return self.student(images).softmax(1).permute(0, 2, 3, 1).flatten(0, 2)
+        return model(images)
+
+    def append(self, table, columns, row):
+        assert (table, columns) == ("dtu_history.csv", HISTORY_FIELDS)
+        self.rows.append(row)
+
+    def scalars(self, iteration, values):
+        self.shown.append((iteration, values))
 
     def step(self, images, change):
         """One iteration, in which the optimiser adds `change` to theta; returns whether the teacher moved."""
         if not isinstance(images, torch.Tensor):
             images = torch.full((2, 3, 16, 24), images, dtype=torch.uint8)
         if self.options.DYNAMIC:
-            self.object.before_step(self.iteration, images, ("a", "b"), self.probabilities(images))
+            self.object.before_step(self.iteration, images, ("a", "b"), self.object.probabilities(images))
         with torch.no_grad():
             self.student.theta += change
         before = self.teacher.theta.item()

@@ -9,7 +9,7 @@ from core.configs import cfg
 from core.datasets import transforms
 from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CITYSCAPES_19
-from core.selftraining.samples import Request, TargetSamples
+from core.selftraining.samples import PasteRequest, TargetSamples
 from core.selftraining.views import warp_to_view
 
 
@@ -64,7 +64,7 @@ def test_view_is_what_its_geometry_says(tmp_path, options):
     low, high = config.INPUT.INPUT_SCALES_TRAIN
     flips, origins = [], []
     for position in range(30):
-        sample = samples[Request(0, position)]
+        sample = samples[PasteRequest(0, position)]
         view = sample["views"]
         ours = sample["full"].permute(1, 2, 0).numpy().astype(int)
         assert abs(ours - full).max() <= 1
@@ -102,7 +102,7 @@ def test_view_is_what_its_geometry_says(tmp_path, options):
 def test_crops_reach_every_border(tmp_path):
     config = make_config(TARGET_INPUT_SIZE_TRAIN=(126, 62))
     samples = make_samples(tmp_path, config, smooth_image())
-    found = {samples[Request(0, position)]["views"].top_left for position in range(120)}
+    found = {samples[PasteRequest(0, position)]["views"].top_left for position in range(120)}
     assert found == {(y, x) for y in range(3) for x in range(3)}
 
 
@@ -111,7 +111,7 @@ def test_crops_reach_every_border(tmp_path):
 def test_flip_probability(tmp_path, probability):
     config = make_config(HORIZONTAL_FLIP_PROB_TRAIN=probability)
     samples = make_samples(tmp_path, config, smooth_image())
-    assert {samples[Request(0, position)]["views"].flip for position in range(20)} == {probability == 1}
+    assert {samples[PasteRequest(0, position)]["views"].flip for position in range(20)} == {probability == 1}
 
 
 def test_dropped_pixels_are_whole_cells(tmp_path):
@@ -120,7 +120,7 @@ def test_dropped_pixels_are_whole_cells(tmp_path):
     samples = make_samples(tmp_path, config, smooth_image())
     cells = []
     for position in range(300):
-        dropped = samples[Request(0, position)]["dropped"].numpy()
+        dropped = samples[PasteRequest(0, position)]["dropped"].numpy()
         grid = dropped.reshape(3, 32, 2, 40).transpose(0, 2, 1, 3).reshape(6, -1)
         assert (grid.all(1) | ~grid.any(1)).all()
         cells.append(grid[:, 0])
@@ -143,6 +143,6 @@ def test_samples_are_made_on_one_thread_wherever_they_are_made(tmp_path, monkeyp
 
     monkeypatch.setattr(transforms, "resize", spy)
     torch.set_num_threads(2)
-    samples[Request(0, 0)]
+    samples[PasteRequest(0, 0)]
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2  # the network's threads are left as they were

@@ -12,18 +12,12 @@ from torch.nn import functional as F
 from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader
+from core.datasets.sampling import uniform_order
 from core.datasets.taxonomy import CITYSCAPES_19
 from core.evaluation.predictor import Predictor
-from core.selftraining.candidates import CandidatePass
-from core.selftraining.samples import (
-    PasteSchedule,
-    Request,
-    RequestStream,
-    TargetSamples,
-    balanced_order,
-    collate_batch,
-    uniform_order,
-)
+from core.selftraining.candidate_pass import CandidatePass
+from core.selftraining.resampling import balanced_order
+from core.selftraining.samples import PasteRequest, PasteSchedule, RequestStream, TargetSamples
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ROAD, CLASSES, IGNORE = 0, 19, 255
@@ -139,7 +133,9 @@ def collect(images, generation, config, workers, schedule, confidence, iteration
     order = uniform_order(len(images), len(iterations) * batch_size, 1, 0)
     stream = RequestStream(iterations, batch_size, order, generation, schedule)
     batches = []
-    for iteration, batch in zip(iterations, Loader(samples, collate_batch, workers, batch_sampler=stream), strict=True):
+    for iteration, batch in zip(
+        iterations, Loader(samples, samples.collate, workers, batch_sampler=stream), strict=True
+    ):
         batches.append(batch)
         values = torch.tensor(confidence(iteration))
         schedule.record(iteration, lambda values=values: values)
@@ -248,7 +244,7 @@ def test_requests_of_a_stretch():
     assert [[r.position for r in batch] for batch in requests] == [[20, 21], [22, 23], [24, 25]]
     assert {r.generation for batch in requests for r in batch} == {"g"}
     without = list(RequestStream(range(1), 1, np.array([0]), None, schedule))
-    assert without == [[Request(image=0, position=0)]]
+    assert without == [[PasteRequest(image=0, position=0)]]
 
 
 def test_a_sample_depends_on_seed_and_position_only(tmp_path):
@@ -257,7 +253,7 @@ def test_a_sample_depends_on_seed_and_position_only(tmp_path):
 
     def make(position, image=0, seed=1):
         config.SEED = seed
-        sample = TargetSamples(images, CITYSCAPES_19, config)[Request(image, position, generation, only(FENCE))]
+        sample = TargetSamples(images, CITYSCAPES_19, config)[PasteRequest(image, position, generation, only(FENCE))]
         return sample["student"].numpy().tobytes(), sample["views"]
 
     torch.manual_seed(0)
@@ -282,9 +278,9 @@ def test_full_view_shows_nothing_of_what_is_pasted(tmp_path, own_size):
     generation = write_generation(tmp_path / "g0001", images.names, maps, [[FENCE]])
     for crop in ((128, 64), (128, 40)):
         samples = TargetSamples(images, CITYSCAPES_19, make_config(INPUT__TARGET_INPUT_SIZE_TRAIN=crop))
-        clean = samples[Request(0, 0)]["full"].clone()
+        clean = samples[PasteRequest(0, 0)]["full"].clone()
         for position in range(10):  # not all of them blurred
-            sample = samples[Request(0, position, generation, only(FENCE))]
+            sample = samples[PasteRequest(0, position, generation, only(FENCE))]
             assert labels_of(sample["pasted"]) == {FENCE}
             assert torch.equal(sample["full"], clean)
 
@@ -296,8 +292,8 @@ def test_pasted_labels_and_pixels_agree_and_are_not_dropped(tmp_path):
     hidden = 0
     for position in range(150):
         drawn = PASTE[position % len(PASTE)]
-        request = Request(position % len(images), position, generation, only(drawn))
-        sample, bare = samples[request], samples[Request(request.image, position)]
+        request = PasteRequest(position % len(images), position, generation, only(drawn))
+        sample, bare = samples[request], samples[PasteRequest(request.image, position)]
         pasted, shown = sample["pasted"].numpy(), sample["pasted"].numpy() != IGNORE
         assert labels_of(pasted) == {drawn}
         rows, columns = np.nonzero(shown)
@@ -318,7 +314,7 @@ def test_classes_are_drawn_with_the_probabilities_of_the_request(tmp_path):
     wanted = np.array([0.4, 0.3, 0.1, 0.05, 0.05, 0.1, 0.0, 0.0])
     counts = np.zeros(len(PASTE))
     for position in range(300):
-        (label,) = labels_of(samples[Request(0, position, generation, tuple(wanted))]["pasted"])
+        (label,) = labels_of(samples[PasteRequest(0, position, generation, tuple(wanted))]["pasted"])
         counts[PASTE.index(label)] += 1
     assert (abs(counts - 300 * wanted) <= 4.5 * np.sqrt(300 * wanted * (1 - wanted))).all(), counts
 
@@ -327,10 +323,10 @@ def test_a_class_without_candidates_leaves_its_share_to_the_others(tmp_path):
     images, generation = single_class_world(tmp_path, classes=(FENCE, TRAIN))
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     wanted = (0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)  # fence and train alike
-    found = [labels_of(samples[Request(0, p, generation, wanted)]["pasted"]) for p in range(100)]
+    found = [labels_of(samples[PasteRequest(0, p, generation, wanted)]["pasted"]) for p in range(100)]
     assert 25 < found.count({FENCE}) < 75
     assert found.count({FENCE}) + found.count({TRAIN}) == 100
-    nothing_left = samples[Request(0, 0, generation, only(BICYCLE))]  # all its probability on a class without any
+    nothing_left = samples[PasteRequest(0, 0, generation, only(BICYCLE))]  # all its probability on a class without any
     assert labels_of(nothing_left["pasted"]) <= {FENCE, TRAIN}
 
 
@@ -366,7 +362,7 @@ def test_partners_come_along(tmp_path, drawn, brought, left):
     generation = write_generation(tmp_path / "g0001", images.names, maps, [[drawn]])
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     for position in range(10):
-        sample = samples[Request(0, position, generation, only(drawn))]
+        sample = samples[PasteRequest(0, position, generation, only(drawn))]
         pasted, shown = sample["pasted"].numpy(), sample["pasted"].numpy() != IGNORE
         assert labels_of(pasted) == {drawn} | brought
         student = sample["student"].permute(1, 2, 0).numpy()
@@ -379,7 +375,7 @@ def test_classes_masked_in_an_image_are_not_pasted_from_it(tmp_path):
     generation = write_generation(tmp_path / "g0001", images.names, maps, [[RIDER]], masked=[[BICYCLE]])
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     for position in range(5):
-        assert labels_of(samples[Request(0, position, generation, only(RIDER))]["pasted"]) == {RIDER}
+        assert labels_of(samples[PasteRequest(0, position, generation, only(RIDER))]["pasted"]) == {RIDER}
 
 
 def test_labels_at_half_size_lie_on_their_image(tmp_path):
@@ -389,7 +385,7 @@ def test_labels_at_half_size_lie_on_their_image(tmp_path):
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     right = total = 0
     for position in range(20):
-        sample = samples[Request(0, position, generation, only(FENCE))]
+        sample = samples[PasteRequest(0, position, generation, only(FENCE))]
         shown = (sample["pasted"] == FENCE).numpy()
         colours = sample["student"].permute(1, 2, 0).numpy()[shown]
         right, total = right + (colours == colour(FENCE)).all(1).sum(), total + shown.sum()
@@ -405,7 +401,7 @@ def test_the_source_image_is_found_by_its_name(tmp_path):
     generation = write_generation(tmp_path / "g0002", [images.names[i] for i in chosen], maps, offered)
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     for position, i in enumerate(chosen * 3):
-        sample = samples[Request(0, position, generation, only(PASTE[i]))]
+        sample = samples[PasteRequest(0, position, generation, only(PASTE[i]))]
         shown = (sample["pasted"] == PASTE[i]).numpy()
         assert shown.any()
         assert (sample["student"].permute(1, 2, 0).numpy()[shown] == colour(PASTE[i])).all()
@@ -418,7 +414,7 @@ def test_large_images_are_scaled_down_before_instances_are_cut(tmp_path):
     generation = write_generation(tmp_path / "g0001", images.names, [maps[0][::2, ::2].copy()], [[FENCE]])
     samples = TargetSamples(images, CITYSCAPES_19, make_config())
     for position in range(15):
-        sample = samples[Request(0, position, generation, only(FENCE))]
+        sample = samples[PasteRequest(0, position, generation, only(FENCE))]
         shown = (sample["pasted"] == FENCE).numpy()
         rows, columns = np.nonzero(shown)
         assert 17 <= np.ptp(rows) + 1 <= 18 * 2.5
@@ -429,7 +425,7 @@ def test_large_images_are_scaled_down_before_instances_are_cut(tmp_path):
         colours = colours[:, columns.min() + 4 : columns.max() - 3].astype(int)
         assert abs(colours - colour(FENCE)).max() <= 2
     unbounded = TargetSamples(images, CITYSCAPES_19, make_config(TCR__PASTE_MAX_RATIO=100.0))
-    assert (unbounded[Request(0, 0, generation, only(FENCE))]["pasted"] == IGNORE).all()  # too large for the view
+    assert (unbounded[PasteRequest(0, 0, generation, only(FENCE))]["pasted"] == IGNORE).all()  # too large for the view
 
 
 def test_chosen_mix_classes_replace_the_list(tmp_path):
@@ -494,7 +490,7 @@ def test_samples_are_the_same_from_a_cache(world, tmp_path, ratio):
     for folder in ("", tmp_path / "cache", tmp_path / "cache"):
         config = make_config(DATALOADER__CACHE=str(folder), TCR__PASTE_MAX_RATIO=ratio)
         samples = TargetSamples(images, CITYSCAPES_19, config)
-        requests = [Request(n % 6, n, str(generation.folder), (1 / len(PASTE),) * len(PASTE)) for n in range(12)]
+        requests = [PasteRequest(n % 6, n, str(generation.folder), (1 / len(PASTE),) * len(PASTE)) for n in range(12)]
         streams.append([samples[request] for request in requests])
     assert any((sample["pasted"] != IGNORE).any() for sample in streams[0])
     for stream in streams[1:]:

@@ -15,7 +15,6 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
-from core.runs.output import RunOutput
 from core.selftraining.samples import Batch
 from core.selftraining.trainer import Trainer
 from core.selftraining.views import View
@@ -49,9 +48,8 @@ def make_trainer(folder, config=None, images=None, model=None, taxonomy=CITYSCAP
     config = config or make_config()
     images = images or ImageSet("folder:none", (), ())
     folder.mkdir(exist_ok=True)
-    solver = config.SOLVER
-    output = RunOutput(folder, taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD, torch.device("cpu"))
-    return Trainer(config, model or make_model(len(taxonomy)), images, taxonomy, output)
+    config.OUTPUT_DIR = str(folder)
+    return Trainer(config, model or make_model(len(taxonomy)), images, taxonomy)
 
 
 def picture(rng, size):
@@ -348,15 +346,15 @@ def test_bf16_stays_close_to_full_precision(tmp_path):
         (0, 3, 2, 2),
     ],
 )
-def test_next_pass_comes_where_n_plus_one_is_a_multiple(tmp_path, iteration, frequency, stop, expected):
+def test_the_next_pass_comes_where_n_plus_one_is_a_multiple(tmp_path, iteration, frequency, stop, expected):
     trainer = make_trainer(tmp_path, make_config(TCR__UPDATE_FREQUENCY=frequency))
     trainer.iteration = iteration
-    assert trainer.next_pass(stop) == expected
+    assert trainer.stretch_end(stop) == expected
 
 
 def test_no_pass_where_nothing_needs_one(tmp_path):
     trainer = make_trainer(tmp_path, make_config(TCR__RESAMPLE=False, TCR__PASTE=False, TCR__UPDATE_FREQUENCY=3))
-    assert trainer.next_pass(100) == 100
+    assert trainer.stretch_end(100) == 100
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from PIL import Image
 from core.configs import cfg
 from core.datasets.gta5 import label_path
 from core.datasets.reader import ImageSet, label_table
+from core.datasets.sampling import Request, Stream
 from core.datasets.taxonomy import Taxonomy
-from core.sourcetraining.samples import SourceSamples, SourceStream, collate_source, resize_label, source_order
+from core.sourcetraining.samples import SourceSamples, resize_label, source_order
 from core.utils.errors import UserError
 
 CODES = Taxonomy(tuple(f"code{number}" for number in range(250)))
@@ -68,7 +69,7 @@ def test_a_whole_image_is_what_pil_makes_of_it(make_set, own, wanted, flip):
     rng = np.random.default_rng(0)
     image, label = smooth_picture(rng, *own), rng.integers(0, 250, own).astype(np.uint8)
     config = make_config(wanted[::-1], HORIZONTAL_FLIP_PROB_TRAIN=flip)
-    found, found_label = arrays(SourceSamples(make_set((image, label)), config)[0, 0])
+    found, found_label = arrays(SourceSamples(make_set((image, label)), config)[Request(0, 0)])
     expected = pil_resize(image, wanted, RESAMPLING.BICUBIC)
     expected_label = pil_resize(label, wanted, RESAMPLING.NEAREST)
     if flip:
@@ -138,7 +139,7 @@ def test_a_crop_is_one_window_of_the_rescaled_image_and_of_its_label(make_set, s
     scaled_label = pil_resize(label, scaled_size, RESAMPLING.NEAREST)
     places = []
     for position in range(12):
-        found, found_label = arrays(samples[0, position])
+        found, found_label = arrays(samples[Request(0, position)])
         assert (found.shape, found_label.shape) == ((*crop, 3), crop)
         top, left, flip = find_crop(found_label, scaled_label, crop)
         expected = scaled[top + crop[0] :, left + crop[1] :][: crop[0], : crop[1]]
@@ -158,7 +159,7 @@ def test_colours_stay_on_their_labels_under_any_scale_crop_and_flip(make_set):
     config = make_config((64, 48), (0.5, 1.6), HORIZONTAL_FLIP_PROB_TRAIN=0.5)
     seen = 0
     for position in range(40):
-        image, found = arrays(SourceSamples(images, config)[0, position])
+        image, found = arrays(SourceSamples(images, config)[Request(0, position)])
         nearest = ((image[:, :, None] - colours) ** 2).sum(-1).argmin(-1)
         inside = found != 255
         for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):  # a block's rim is blurred
@@ -176,7 +177,7 @@ def test_scales_are_even_over_their_range_and_keep_the_aspect(make_set):
     )
     sizes = []
     for position in range(300):
-        valid = samples[0, position]["labels"].numpy() != 255
+        valid = samples[Request(0, position)]["labels"].numpy() != 255
         sizes.append((valid.any(1).sum(), valid.any(0).sum()))
     heights, widths = np.array(sizes).T
     assert (heights.min(), heights.max()) == pytest.approx((20, 59), abs=1)
@@ -191,7 +192,7 @@ def test_ignored_pixels_stay_ignored_and_no_label_is_invented(make_set, size, sc
     image = np.where(label[..., None] == 255, 255, label[..., None] * 10).repeat(3, 2).astype(np.uint8)
     samples = SourceSamples(make_set((image, label)), make_config(size, scales))
     for position in range(4):
-        found = samples[0, position]["labels"]
+        found = samples[Request(0, position)]["labels"]
         assert set(found.unique().tolist()) == {0, 9, 255}
 
 
@@ -205,7 +206,7 @@ def test_images_turn_grey_as_often_as_asked_for(make_set, probability, at_least,
     samples = SourceSamples(
         make_set((image, np.zeros((8, 8), np.uint8))), make_config((8, 8), GRAYSCALE_PROB=probability)
     )
-    colours = [samples[0, position]["images"][:, 3, 3].tolist() for position in range(200)]
+    colours = [samples[Request(0, position)]["images"][:, 3, 3].tolist() for position in range(200)]
     grey = [colour for colour in colours if colour != [200, 100, 10]]
     assert at_least <= len(grey) <= at_most
     brightness = 0.299 * 200 + 0.587 * 100 + 0.114 * 10
@@ -219,8 +220,10 @@ def test_jitter_changes_the_image_and_nothing_else(make_set):
     plain = SourceSamples(images, make_config((30, 20), (0.6, 1.4)))
     jittered = SourceSamples(images, make_config((30, 20), (0.6, 1.4), BRIGHTNESS=0.5, HUE=0.2))
     for position in range(5):
-        assert torch.equal(plain[0, position]["labels"], jittered[0, position]["labels"])
-        assert (plain[0, position]["images"].int() - jittered[0, position]["images"]).abs().float().mean() > 2
+        assert torch.equal(plain[Request(0, position)]["labels"], jittered[Request(0, position)]["labels"])
+        assert (
+            plain[Request(0, position)]["images"].int() - jittered[Request(0, position)]["images"]
+        ).abs().float().mean() > 2
 
 
 # --- what a sample depends on ----------------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ def test_a_sample_is_a_function_of_seed_and_position(make_set):
         samples = SourceSamples(images, make_config((30, 20), (0.6, 1.4), seed, **options))
         return {request: samples[request] for request in requests}
 
-    requests = [(index, position) for position in range(6) for index in range(2)]
+    requests = [Request(index, position) for position in range(6) for index in range(2)]
     torch.manual_seed(0), np.random.seed(0)  # noqa: NPY002
     first = make(1, requests)
     torch.manual_seed(9), np.random.seed(9)  # noqa: NPY002
@@ -246,25 +249,25 @@ def test_a_sample_is_a_function_of_seed_and_position(make_set):
 
     assert all(same(first[request], again[request]) for request in requests)
     assert not any(same(first[request], other[request]) for request in requests)
-    assert not any(same(first[0, position], first[0, position + 1]) for position in range(5))
+    assert not any(same(first[Request(0, position)], first[Request(0, position + 1)]) for position in range(5))
 
 
 def test_a_pair_of_different_size_is_named(make_set):
     images = make_set((np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8), np.uint8)))
     with pytest.raises(UserError, match=r"images/0\.png and its label differ in size"):
-        SourceSamples(images, make_config((8, 8)))[0, 0]
+        SourceSamples(images, make_config((8, 8)))[Request(0, 0)]
 
 
 def test_a_batch_is_a_stack_of_its_samples(make_set):
     rng = np.random.default_rng(6)
     images = make_set(*((smooth_picture(rng, *OWN), rng.integers(0, 250, OWN).astype(np.uint8)) for _ in range(3)))
     samples = SourceSamples(images, make_config((30, 20)))
-    batch = collate_source([samples[index, 0] for index in (2, 0)])
+    batch = SourceSamples.collate([samples[Request(index, 0)] for index in (2, 0)])
     assert (batch.images.shape, batch.images.dtype) == ((2, 3, 20, 30), torch.uint8)
     assert (batch.labels.shape, batch.labels.dtype) == ((2, 20, 30), torch.uint8)
     assert batch.names == ("2.png", "0.png")
-    assert torch.equal(batch.images[1], samples[0, 0]["images"])
-    assert torch.equal(batch.labels[0], samples[2, 0]["labels"])
+    assert torch.equal(batch.images[1], samples[Request(0, 0)]["images"])
+    assert torch.equal(batch.labels[0], samples[Request(2, 0)]["labels"])
 
 
 # --- which images ----------------------------------------------------------------------------------------------------
@@ -322,6 +325,7 @@ def test_balanced_order_is_shuffled_as_a_whole():
 
 def test_the_stream_hands_out_an_iterations_positions():
     order = np.array([4, 0, 3, 1, 2, 2, 0, 1])
-    stream = SourceStream(range(1, 4), 2, order)
+    stream = Stream(range(1, 4), 2, order, 0)
     assert len(stream) == 3
-    assert list(stream) == [[(3, 2), (1, 3)], [(2, 4), (2, 5)], [(0, 6), (1, 7)]]
+    expected = [[(3, 2), (1, 3)], [(2, 4), (2, 5)], [(0, 6), (1, 7)]]
+    assert [[(request.image, request.position) for request in requests] for requests in stream] == expected

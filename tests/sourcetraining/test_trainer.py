@@ -11,6 +11,7 @@ from torch import nn
 from core.configs import cfg
 from core.datasets.gta5 import label_path
 from core.datasets.reader import ImageSet, label_table
+from core.datasets.sampling import Request, uniform_order
 from core.datasets.taxonomy import Taxonomy
 from core.models.deeplab import Segmentor
 from core.models.dsu import DSU
@@ -46,7 +47,10 @@ def make_model(*between):
 
 def make_trainer(config=None, model=None, images=None, output=None):
     images = images or ImageSet("things_train", (), ())
-    return SourceTrainer(config or make_config(), model or make_model(), images, LabelStatistics(PIXELS, ()), output)
+    statistics = presence_statistics(images) if len(images) else LabelStatistics(PIXELS, ())
+    trainer = SourceTrainer(config or make_config(), model or make_model(), images, TAXONOMY, statistics=statistics)
+    trainer.output = output or trainer.output
+    return trainer
 
 
 def make_batch(seed=0):
@@ -210,6 +214,10 @@ class Recorder:
     def start_clock(self, iteration):
         self.started = True
 
+    @property
+    def monitor(self):
+        return self
+
     def panel_due(self, iteration):
         return False
 
@@ -242,7 +250,7 @@ def presence_statistics(images):
 
 def test_a_run_completes_every_iteration_with_its_own_rate(images):
     output = Recorder()
-    trainer = SourceTrainer(make_config(), make_model(), images, presence_statistics(images), output)
+    trainer = make_trainer(images=images, output=output)
     trainer.run()
     iterations, rates, losses = zip(*output.rows, strict=True)
     assert iterations == (1, 2, 3)
@@ -254,15 +262,16 @@ def test_a_run_completes_every_iteration_with_its_own_rate(images):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_those_of_the_order(images, workers):
     config = make_config(DATALOADER__NUM_WORKERS=workers)
-    trainer = SourceTrainer(config, make_model(), images, presence_statistics(images), None)
-    batches = list(trainer.batches(range(1, 3)))
+    trainer = make_trainer(config, images=images)
+    batches = list(trainer.batches(range(1, 3), range(3)))
+    order = uniform_order(5, 6, 1, 0)
     assert [batch.names for batch in batches] == [
-        tuple(images.names[index] for index in trainer.order[start : start + 2]) for start in (2, 4)
+        tuple(images.names[index] for index in order[start : start + 2]) for start in (2, 4)
     ]
     for position, (images_of, labels_of) in enumerate(
         (image, label) for batch in batches for image, label in zip(batch.images, batch.labels, strict=True)
     ):
-        sample = trainer.samples[int(trainer.order[2 + position]), 2 + position]
+        sample = trainer.samples[Request(int(order[2 + position]), 2 + position)]
         assert torch.equal(images_of, sample["images"])
         assert torch.equal(labels_of, sample["labels"])
 
@@ -279,10 +288,10 @@ def test_the_block_of_balanced_draws(mode, known, expected):
 def test_balanced_runs_see_the_rare_class_more_often(images):
     shares = {}
     for mode in ("uniform", "balanced"):
-        config = make_config(DATASETS__SOURCE_SAMPLING=mode, SOLVER__STOP_ITER=500)
-        trainer = SourceTrainer(config, make_model(), images, presence_statistics(images), None)
-        assert len(trainer.order) >= 1000
-        shares[mode] = (trainer.order == 4).mean()
+        trainer = make_trainer(make_config(DATASETS__SOURCE_SAMPLING=mode), images=images)
+        drawn = [request.image for batch in trainer.requests(range(500), range(500)) for request in batch]
+        assert len(drawn) == 1000
+        shares[mode] = np.mean([image == 4 for image in drawn])
     assert shares["uniform"] == pytest.approx(0.2)
     assert shares["balanced"] > 0.35  # four common classes draw it one time in five, its own every time
 
@@ -297,11 +306,11 @@ def test_what_happens_between_two_steps_does_not_change_the_noise_of_dsu(images)
     ends = []
     for output in (Recorder(), Recorder(disturb)):
         model = make_model(DSU(1.0))
-        SourceTrainer(make_config(), model, images, presence_statistics(images), output).run()
+        make_trainer(model=model, images=images, output=output).run()
         ends.append(output.rows)
     assert ends[0] == ends[1]
     other = Recorder()
-    SourceTrainer(make_config(), make_model(), images, presence_statistics(images), other).run()
+    make_trainer(images=images, output=other).run()
     assert other.rows[0] != ends[0][0]
 
 

@@ -240,42 +240,31 @@ def card(monkeypatch):
     return put
 
 
-def why(wanted="auto"):
-    return devices.describe_device(torch.device("cpu"), wanted)
+def driver_too_old():
+    raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it")
 
 
-def test_without_a_card_that_is_the_reason(card):
-    card(False)
-    assert re.fullmatch(r"cpu \(\d+ threads, because there is no CUDA device\)", why())
-    assert re.fullmatch(r"cpu \(\d+ threads\)", why("cpu"))
-
-
-def test_a_build_for_the_cpu_beside_a_card(card, monkeypatch):
-    card(True)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert "this torch is a build for the CPU, although there is an NVIDIA card: install a CUDA build" in why()
-
-
-def test_a_card_that_is_hidden(card, monkeypatch):
-    card(True)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    for hidden in ("", "-1"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert "CUDA_VISIBLE_DEVICES hides the NVIDIA card" in why()
-
-
-def test_a_driver_that_does_not_do(card, monkeypatch):
-    card(True)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-
-    def init():
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it")
-
-    monkeypatch.setattr(torch.cuda, "init", init)
-    line = why()
-    assert "the NVIDIA card cannot be used by torch for CUDA 13.0 (The NVIDIA driver on your system is too old" in line
-    assert line.endswith("mend the driver)")
+@pytest.mark.parametrize(
+    ("there", "built_for", "visible", "reason"),
+    [
+        (False, "13.0", None, "there is no CUDA device"),
+        (True, None, None, "this torch is a build for the CPU, although there is an NVIDIA card: install a CUDA build"),
+        (True, "13.0", "", "CUDA_VISIBLE_DEVICES hides the NVIDIA card"),
+        (True, "13.0", "-1", "CUDA_VISIBLE_DEVICES hides the NVIDIA card"),
+        (True, "13.0", "0", "the NVIDIA card cannot be used by torch for CUDA 13.0 (The NVIDIA driver on your system"),
+    ],
+    ids=["no card", "a build for the CPU", "hidden", "hidden, too", "old driver"],
+)
+def test_the_log_says_why_auto_is_the_cpu(card, monkeypatch, there, built_for, visible, reason):
+    card(there)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "init", driver_too_old)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    line = devices.describe_device(torch.device("cpu"), "auto")
+    assert re.match(r"cpu \(\d+ threads, because " + re.escape(reason), line)
     assert "\n" not in line
+    assert re.fullmatch(r"cpu \(\d+ threads\)", devices.describe_device(torch.device("cpu"), "cpu"))
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

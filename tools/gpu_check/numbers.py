@@ -12,9 +12,10 @@ from core.datasets.catalog import find_target_images, find_taxonomy, find_test_i
 from core.datasets.taxonomy import IGNORE
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.models import build_model, load_model
+from core.models import build_model
 from core.models.deeplab import resize_logits
-from core.selftraining.candidates import CandidatePass
+from core.runs.resume import load_model
+from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import entropy_score, snd_score
 from core.selftraining.losses import negative_loss, positive_loss
 from core.selftraining.pseudo_labels import (

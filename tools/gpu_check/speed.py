@@ -20,8 +20,9 @@ from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.reader import ImageSet
 from core.evaluation.predictor import Predictor
-from core.models import load_model
-from core.selftraining.candidates import CandidatePass
+from core.runs.folder import HISTORY
+from core.runs.resume import load_model
+from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.samples import Batch
 from core.selftraining.trainer import Trainer
 from core.utils.devices import prepare_device
@@ -34,7 +35,7 @@ WARM_UP = 3  # steps
 NO_QUERY = 10**6  # DTU.Query_START
 STORED = 33  # batches that the dynamic teacher holds at most
 MOST_GB = {"off": (9.5, 9.9), "bf16": (5.1, 5.5)}  # by SOLVER.AMP: with few stored batches, with all; H100 + 5 %
-ONE_WAIT = "core/solver.py"  # the file of the only one that a step has
+ONE_WAIT = "core/runs/solver.py"  # the file of the only one that a step has
 WAITING = "synchronizing CUDA operation"  # torch's words
 PRECISIONS = {"fp32": {"SOLVER__TF32": False}, "TF32": {"SOLVER__TF32": True}, "bf16": {"SOLVER__AMP": "bf16"}}
 GROUPS = {  # kernels by the first that their name matches
@@ -151,7 +152,7 @@ def timed_steps(folder: Path, quick: bool, name: str, options: dict) -> dict:
     """
     bench = Workplace(folder, quick)
     trainer = bench.trainer(f"speed {name}", bench.published(**options))
-    batch, history = first_batch(trainer), bench.folder / f"speed {name}/dtu_history.csv"
+    batch, history = first_batch(trainer), bench.folder / f"speed {name}" / HISTORY
     solver_step, began = trainer.solver.step, time.perf_counter()
     plain, host, rescoring = [], [], []
 

@@ -18,16 +18,16 @@ from PIL import Image
 from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images, find_taxonomy
-from core.models import build_model, load_model
-from core.runs.output import RunOutput
-from core.selftraining.samples import Batch, Request, collate_batch
+from core.models import build_model
+from core.runs.resume import load_model
+from core.selftraining.samples import Batch, PasteRequest
 from core.selftraining.trainer import Trainer
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import prepare_device
 from core.utils.environment import PROJECT
-from tools.benchmark_data import photograph
+from tools.benchmark.data import photograph
 from tools.gpu_check.network import make_sensible
-from tools.toy_domains import draw_domains
+from tools.toy_domains.drawing import draw_domains
 
 SIMULATED = "DTST_SIMULATED"  # environment variable: 1 where the device is none, and cannot do what needs a real one
 ADAPT, TRAIN = "train_TCR_DTU.py", "train_src.py"
@@ -238,9 +238,11 @@ class Workplace:
         taxonomy, images = find_taxonomy(config), find_target_images(config)
         model = load_model(config, device)
         make_sensible(model)
-        folder = self.folder / name
-        folder.mkdir()
-        return Trainer(config, model, images, taxonomy, RunOutput(folder, taxonomy, 10**6, 10**6, device))
+        config = config.clone()
+        config.defrost()
+        config.OUTPUT_DIR = str(self.folder / name)
+        (self.folder / name).mkdir()
+        return Trainer(config, model, images, taxonomy)
 
 
 def words(options: Mapping[str, object]) -> list[str]:
@@ -264,5 +266,5 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 def first_batch(trainer: Trainer) -> Batch:
     """A batch in page-locked memory."""
     images = len(trainer.samples.images)
-    requests = [Request(n % images, n) for n in range(trainer.config.SOLVER.BATCH_SIZE)]
-    return collate_batch([trainer.samples[request] for request in requests]).pin_memory()
+    requests = [PasteRequest(n % images, n) for n in range(trainer.config.SOLVER.BATCH_SIZE)]
+    return trainer.samples.collate([trainer.samples[request] for request in requests]).pin_memory()

@@ -1,0 +1,49 @@
+"""What an option's value must be: in words, for messages, and as a test of values that have the option's type."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """A value must be `words`, which it is where `holds(value)`."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f"at least {low}", lambda value: math.isfinite(value) and value >= low)
+
+
+def above(low: float) -> Rule:
+    return Rule(f"above {low}", lambda value: math.isfinite(value) and value > low)
+
+
+def within(low: float, high: float) -> Rule:
+    return Rule(f"at least {low} and at most {high}", lambda value: low <= value <= high)
+
+
+def one_of(*values: str) -> Rule:
+    return Rule(f"one of {', '.join(values)}", lambda value: value in values)
+
+
+def _are_numbers(values: tuple, count: int) -> bool:
+    return len(values) == count and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _are_whole(values: tuple, low: int, high: float = math.inf) -> bool:
+    return all(type(value) is int and low <= value <= high for value in values)
+
+
+_NETWORKS = one_of(*(f"deeplab_resnet{layers}" for layers in (18, 34, 50, 101)))
+NETWORK = Rule(f"{_NETWORKS.words}, or module:function", lambda name: ":" in name or _NETWORKS.holds(name))
+POSITIONS = Rule(
+    "a list of different numbers from 0 to 5",
+    lambda values: _are_whole(values, 0, 5) and len(set(values)) == len(values),
+)
+SIZE = Rule("(width, height) in pixels", lambda size: len(size) == 2 and _are_whole(size, 1))
+SCALES = Rule("(smallest, largest) above 0", lambda scales: _are_numbers(scales, 2) and 0 < scales[0] <= scales[1])
+COLOUR = Rule("three numbers", lambda values: _are_numbers(values, 3))
+DIVISORS = Rule("three numbers other than 0", lambda values: _are_numbers(values, 3) and 0 not in values)
+IGNORE_LABEL = Rule("255, which stored labels, of 8 bits, use throughout", lambda value: value == 255)

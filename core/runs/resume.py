@@ -1,0 +1,185 @@
+"""What `resume` means: the weights that a run starts from, the run that goes on, the checkpoints to look at.
+
+In training, FILE is a checkpoint, from whose weights a new run starts; FOLDER is a run to go on with; auto goes on with
+the run in OUTPUT_DIR; auto:FILE does so where that run has a state, and starts from FILE where it has none. In
+evaluation and tools, FILE is a checkpoint, FOLDER one that holds several.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from core.configs.defaults import OPTIONS
+from core.configs.defaults import cfg as defaults
+from core.configs.node import Config
+from core.models import build_model
+from core.models.deeplab import Segmentor
+from core.runs.states import FOLDER, StateFolder, flat_config
+from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
+from core.utils.errors import UserError
+from core.utils.locks import check_unlocked
+
+AUTO = "auto"
+
+
+class Start(NamedTuple):
+    """How a training begins.
+
+    Attributes:
+        config: with OUTPUT_DIR made plain, and `resume` a checkpoint or empty where the run is new.
+        continued: it goes on with the run in OUTPUT_DIR.
+        restart: an earlier run in OUTPUT_DIR that left nothing worth keeping may be replaced.
+    """
+
+    config: Config
+    continued: bool = False
+    restart: bool = False
+
+
+def find_start(config: Config, default_output: str) -> Start:
+    """What `resume` means for a training run.
+
+    Args:
+        default_output: OUTPUT_DIR where none is given.
+    Raises:
+        UserError: a run is to be continued that does not exist, or has no state yet and is running.
+    """
+    given, output = config.resume, config.OUTPUT_DIR
+    word, auto, file = given.partition(":") if given.startswith(f"{AUTO}:") else (given, "", "")
+    if word == AUTO:
+        if StateFolder(output).paths():
+            return Start(config, continued=True)
+        if auto:
+            return Start(_with(config, resume=file), restart=True)
+        check_unlocked(output, "OUTPUT_DIR")  # its first state may be to come
+        raise UserError(
+            f"resume auto: OUTPUT_DIR {output} holds no state to go on from; start the run with "
+            "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"
+        )
+    if not given or not Path(given).is_dir():
+        return Start(config)
+    if not StateFolder(given).paths():
+        raise UserError(f"resume {given}: the folder holds no state ({FOLDER}/iter*.pth); give a checkpoint's file")
+    if output != default_output and Path(output).resolve() != Path(given).resolve():
+        raise UserError(
+            f"resume {given} goes on in that folder, but OUTPUT_DIR is {output}: leave OUTPUT_DIR out, or "
+            "give a checkpoint's file to start from"
+        )
+    return Start(_with(config, OUTPUT_DIR=given), continued=True)
+
+
+def continued_config(state: dict, config: Config, program: str) -> Config:
+    """The config of a continued run: the one given, with the `resume` that the run began with.
+
+    Raises:
+        UserError: the state is another program's, or an option differs that would make it another run.
+    """
+    if state["program"] != program:
+        raise UserError(f"the state is one of {state['program']}, not of {program}")
+    then = flat_config(defaults) | state["config"]
+    for key, now in flat_config(config).items():
+        if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
+            continue  # the folder may have moved
+        if not OPTIONS[key].free and now != then[key]:
+            raise UserError(
+                f"{key} is {now!r}, but the run to go on with has {then[key]!r}: give that, or start another run"
+            )
+    stop, old_stop = config.SOLVER.STOP_ITER, then["SOLVER.STOP_ITER"]
+    if stop < old_stop:
+        raise UserError(f"SOLVER.STOP_ITER is {stop}, but {old_stop} in the run to go on with: it may only grow")
+    return _with(config, resume=then["resume"])
+
+
+def source_checkpoint(config: Config) -> Path | None:
+    """The file of the source model that a run starts from; None: it starts from MODEL.WEIGHTS, or at random."""
+    return Path(config.resume) if config.resume else None
+
+
+def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
+    """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
+
+    Args:
+        uncertain: with DSU as MODEL.UNCERTAINTY says; False: without, whatever it says.
+        weights: False: random ones, for others to follow.
+    Raises:
+        UserError: a file that is missing, no checkpoint, or of another model.
+    """
+    torch.manual_seed(config.SEED)
+    if not uncertain:
+        config = config.clone()
+        config.defrost()
+        config.MODEL.UNCERTAINTY = 0.0
+    model = build_model(config)
+    if not weights:
+        pass
+    elif config.resume:
+        load_checkpoint(model, config.resume)
+    elif config.MODEL.WEIGHTS:
+        load_imagenet_weights(model.feature_extractor, config.MODEL.WEIGHTS)
+    return model.to(device)
+
+
+def describe_start(config: Config) -> str:
+    """Whose weights a new run starts from, for the log."""
+    return config.resume or config.MODEL.WEIGHTS or "random"
+
+
+def find_checkpoints(config: Config) -> list[Path]:
+    """The file that `resume` names, or every checkpoint of the folder, in order of iteration.
+
+    Raises:
+        UserError: empty, missing, or a folder without checkpoints.
+    """
+    if not config.resume:
+        raise UserError("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)")
+    path = Path(config.resume)
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"checkpoint {path} does not exist")
+        return [path]
+    found = checkpoints_in(path)
+    if not found:
+        raise UserError(f"folder {path} holds no model_iter*.pth")
+    return found
+
+
+def find_checkpoint(config: Config) -> Path:
+    """The file that `resume` names, for programs that use one checkpoint.
+
+    Raises:
+        UserError: empty, missing, or a folder.
+    """
+    if not config.resume:
+        raise UserError("no checkpoint: give `resume FILE`")
+    found = find_checkpoints(config)
+    if Path(config.resume).is_dir():
+        raise UserError(f"resume {config.resume} is a folder: give one checkpoint, as {found[-1]}")
+    return found[0]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, in order of iteration."""
+    numbered = [(re.fullmatch(r"model_iter(\d+)\.pth", path.name), path) for path in folder.iterdir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+
+
+def going_on(argv: Sequence[str]) -> list[str]:
+    """The arguments of a run with those changed that make it go on."""
+    argv = list(argv)
+    if "resume" not in argv[:-1]:
+        return [*argv, "resume", AUTO]
+    last = len(argv) - 2 - argv[:-1][::-1].index("resume")
+    given = argv[last + 1]
+    goes_on = given == AUTO or given.startswith(f"{AUTO}:") or Path(given).is_dir()
+    return argv if goes_on else [*argv[: last + 1], AUTO, *argv[last + 2 :]]
+
+
+def _with(config: Config, **options) -> Config:
+    config = config.clone()
+    config.defrost()
+    config.update(options)
+    config.freeze()
+    return config

@@ -1,0 +1,146 @@
+"""A training program, from its command line to the trainer's loop: a new run, or one that goes on."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from core.configs.loading import default_output_dir, load_config
+from core.configs.node import Config
+from core.models import log_dead_channels
+from core.runs.folder import CONFIG, ENVIRONMENT, LOG, PANELS, TENSORBOARD, check_folder, claimed_folder
+from core.runs.loop import Training
+from core.runs.monitor import tensorboard_is_there
+from core.runs.output import LOG_PERIOD
+from core.runs.resume import continued_config, describe_start, find_start
+from core.runs.states import StateFolder, flat_config
+from core.utils import distributed
+from core.utils.devices import describe_device, describe_precision, device_errors
+from core.utils.environment import describe_environment
+from core.utils.errors import UserError
+from core.utils.files import remove_leftovers, write_text
+from core.utils.locks import locked
+from core.utils.logging import LOGGER, start_logging
+
+SHOWN_CLASSES = 5  # of the class names, at the start
+
+
+def run_training(kind: type[Training], config_file: str, options: Sequence[str], skip_test: bool) -> None:
+    """A training program: a new run, or one that goes on from a state, as `resume` says, in OUTPUT_DIR.
+
+    Everything is found and loaded before anything is written.
+
+    Raises:
+        UserError: bad config, missing data, a folder in use, a full disk, …
+        Stopped: a signal asked for it.
+    """
+    start_logging()
+    config = load_config(config_file, options)
+    check_division(config)
+    config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
+    test = ["--skip-test"] if skip_test else []
+    words = [*distributed.launcher(), kind.PROGRAM, "-cfg", config_file, *options, *test]
+    command = shlex.join(map(str, words))
+    with device_errors(config, training=True):
+        if continued:
+            _continue_run(kind, config, skip_test, command)
+        else:
+            _begin_run(kind, config, skip_test, command, restart)
+
+
+def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: str, restart: bool) -> None:
+    if distributed.is_main():
+        check_folder(config.OUTPUT_DIR, restart)
+    trainer = kind.load(config, skip_test)
+    with _by_main(claimed_folder(config.OUTPUT_DIR, config.dump(), restart)):
+        distributed.barrier()  # claimed
+        folder = Path(config.OUTPUT_DIR)
+        start_logging(folder / LOG)
+        LOGGER.info("writing to %s", folder)
+        log_run(trainer, skip_test)
+        _note_environment(trainer, command)
+        trainer.run()
+
+
+def _continue_run(kind: type[Training], config: Config, skip_test: bool, command: str) -> None:
+    folder = Path(config.OUTPUT_DIR)
+    with _by_main(locked(folder, "OUTPUT_DIR")):
+        path, state = StateFolder(folder).newest()
+        config = continued_config(state, config, kind.PROGRAM)
+        trainer = kind.load(config, skip_test, weights=False)
+        start_logging(folder / LOG)
+        LOGGER.info("going on in %s from %s", folder, path)
+        log_run(trainer, skip_test)
+        _note_environment(trainer, command)
+        if distributed.is_main():
+            remove_leftovers(folder)
+        trainer.load_state_dict(state)
+        del state
+        if distributed.is_main():
+            write_text(folder / CONFIG, config.dump())
+        if trainer.iteration == config.SOLVER.STOP_ITER:
+            LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
+        trainer.run()
+
+
+def _by_main(context: AbstractContextManager) -> AbstractContextManager:
+    """A context that only the main process enters."""
+    return context if distributed.is_main() else nullcontext()
+
+
+def _note_environment(trainer: Training, command: str) -> None:
+    """Write what the run is (now) made with."""
+    if distributed.is_main():
+        config, device = trainer.config, trainer.device
+        words = describe_device(device, config.MODEL.DEVICE), describe_precision(device, config.SOLVER)
+        text = json.dumps(describe_environment(command, *words), indent=1)
+        write_text(Path(config.OUTPUT_DIR) / ENVIRONMENT, text)
+
+
+def check_division(config: Config) -> None:
+    """Raise UserError unless every process's every part of a batch gets the same number of images."""
+    solver, processes = config.SOLVER, distributed.count()
+    if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
+        several = f"{processes} processes × " if processes > 1 else ""
+        raise UserError(
+            f"SOLVER.BATCH_SIZE {solver.BATCH_SIZE} is the images of an iteration, which do not divide by {several}"
+            f"SOLVER.ACCUMULATE {solver.ACCUMULATE}: give a multiple of {processes * solver.ACCUMULATE}"
+        )
+
+
+def log_run(trainer: Training, skip_test: bool) -> None:
+    """Log what was found, and what the run will write."""
+    config, taxonomy = trainer.config, trainer.taxonomy
+    solver, vis = config.SOLVER, config.VIS
+    for key, value in flat_config(config).items():
+        LOGGER.debug("option %s: %s", key, value)
+    LOGGER.debug("class names: %s", ", ".join(taxonomy.names))
+    device = describe_device(trainer.device, config.MODEL.DEVICE)
+    LOGGER.info("device: %s, %s", device, describe_precision(trainer.device, solver))
+    more = ", …" if len(taxonomy) > SHOWN_CLASSES else ""
+    LOGGER.info("classes: %d (%s%s)", len(taxonomy), ", ".join(taxonomy.names[:SHOWN_CLASSES]), more)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, describe_start(config))
+    log_dead_channels(trainer.model)
+    if trainer.evaluator is not None:
+        images = trainer.evaluator.images
+        LOGGER.info("evaluation: %d images of %s at every checkpoint", len(images), images.name)
+    else:
+        LOGGER.info("no evaluation: %s", "--skip-test" if skip_test else "DATASETS.TEST is empty")
+    LOGGER.info(
+        "%d iterations of %d images; checkpoint and state every %d, the newest %d states are kept; "
+        "metrics and log every %d",
+        solver.STOP_ITER,
+        solver.BATCH_SIZE,
+        solver.CHECKPOINT_PERIOD,
+        solver.KEEP_STATES,
+        LOG_PERIOD,
+    )
+    board = f"below {TENSORBOARD}/" if vis.TENSORBOARD else "off (VIS.TENSORBOARD)"
+    if vis.TENSORBOARD and not tensorboard_is_there():
+        board = "off: the package is missing (pip install tensorboard)"
+    number = solver.STOP_ITER // vis.PERIOD if vis.PERIOD else 0
+    panels = f"{number} below {PANELS}/, every {vis.PERIOD}" if vis.PERIOD else "off (VIS.PERIOD 0)"
+    LOGGER.info("TensorBoard: %s; panels: %s", board, panels)
+    trainer.describe()
