@@ -175,11 +175,6 @@ def png_bytes(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def jpeg_bytes(image: np.ndarray) -> bytes:
-    """The JPEG file of H×W×3 RGB uint8."""
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
-
-
 def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
     """Write H×W uint8 indices as a palette PNG, atomically (`palette`: 256×3 uint8 RGB)."""
     image = Image.fromarray(label)
