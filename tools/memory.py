@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from core.runs.folder import METRICS
 from tools.tables import last_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of the run (default {ITERATIONS})")
     iterations = parser.parse_args(argv).iterations
     with tempfile.TemporaryDirectory(prefix="dtst-memory-") as folder:
-        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / "metrics.csv")
+        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / METRICS)
     print("\n".join(table(samples)))
     percent = growth(samples, iterations)
     verdict = "flat" if percent <= LIMIT else "NOT flat"

@@ -18,6 +18,7 @@ from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.programs import ranking
+from core.runs.resume import source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER

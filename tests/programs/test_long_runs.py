@@ -115,7 +115,7 @@ def kill():
 
 
 def test_a_killed_run_goes_on_by_resume_auto(cityscapes_root, tiny_checkpoint, write_config, monkeypatch, capsys):
-    """With a ResNet-18, and the evaluation of every checkpoint."""
+    """With frozen batch norm, and the evaluation of every checkpoint."""
     config = str(write_config(cityscapes_root, **ADAPTATION))
     out = cityscapes_root / "out"
     assert adapt(["-cfg", config, "OUTPUT_DIR", str(cityscapes_root / "straight")]) == 0

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,9 +55,10 @@ def as_batch(images):
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
 
 
-def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, tiny_checkpoint):
-    """In a process of its own, as a user does it."""
-    config = write_config(cityscapes_root, **{"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 2})
+def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, resnet18):
+    """Of a ResNet-18, in a process of its own, as a user does it."""
+    checkpoint = Path(resnet18["resume"])
+    config = write_config(cityscapes_root, **resnet18, **{"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 2})
     process = start("test.py", "--saveres", "-cfg", config)
     assert (process.returncode, process.stderr) == (0, "")
     out = cityscapes_root / "out"
@@ -64,7 +66,7 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
     files = sorted(path for path in out.rglob("*") if path.is_file())
     assert files == [*(folder / name for name in SAVED), out / "test_cityscapes_val.csv"]
     images = [Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]
-    expected = probabilities(tiny_checkpoint, config, as_batch(images)).argmax(1).numpy()
+    expected = probabilities(checkpoint, config, as_batch(images)).argmax(1).numpy()
     for name, prediction in zip(SAVED, expected, strict=True):
         with Image.open(folder / name) as saved:
             assert (saved.mode, saved.size) == ("P", (128, 64))
@@ -73,7 +75,7 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
             colours = np.array(saved.convert("RGB"))
         assert (colours == np.reshape(PALETTE, (19, 3))[prediction]).all(axis=-1).mean() > 0.999
     (row,) = rows_of(out / "test_cityscapes_val.csv")
-    assert row["checkpoint"] == tiny_checkpoint.name
+    assert row["checkpoint"] == checkpoint.name
     assert f"mIoU {float(row['mIoU']):.2f}" in process.stdout
 
 

@@ -42,10 +42,10 @@ def held(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_cityscapes, write_config):
-    """One whole run in a process of its own, with a worker process: 8 iterations, 2 later passes, 2 checkpoints."""
+def run(tmp_path_factory, make_cityscapes, write_config, resnet18):
+    """A ResNet-18's whole run in a process of its own, with a worker: 8 iterations, 2 later passes, 2 checkpoints."""
     folder = make_cityscapes(tmp_path_factory.mktemp("run"))
-    config = write_config(folder, **LONG, **{"DATALOADER.NUM_WORKERS": 1, "VIS.PERIOD": 3})
+    config = write_config(folder, **LONG, **resnet18, **{"DATALOADER.NUM_WORKERS": 1, "VIS.PERIOD": 3})
     process = start("train_TCR_DTU.py", "-cfg", config)
     assert process.returncode == 0, process.stderr
     return SimpleNamespace(folder=folder, config=config, out=folder / "out", process=process)
@@ -97,8 +97,8 @@ def test_a_run_writes_these_files_and_no_others(run):
 
 
 @pytest.mark.parametrize("iteration", [4, 8])
-def test_checkpoints_of_a_run_have_the_published_format(run, tiny_checkpoint, iteration):
-    saved, source = read_checkpoint(run.out / f"model_iter{iteration:06d}.pth"), read_checkpoint(tiny_checkpoint)
+def test_checkpoints_of_a_run_have_the_published_format(run, resnet18, iteration):
+    saved, source = read_checkpoint(run.out / f"model_iter{iteration:06d}.pth"), read_checkpoint(resnet18["resume"])
     assert {"iteration", "feature_extractor", "classifier"} <= saved.keys()
     assert saved["iteration"] == iteration
     for part in ("feature_extractor", "classifier"):
@@ -106,13 +106,13 @@ def test_checkpoints_of_a_run_have_the_published_format(run, tiny_checkpoint, it
         assert all(value.isfinite().all() and value.dtype == torch.float32 for value in saved[part].values())
 
 
-def test_checkpoints_hold_the_teacher_which_moves_only_when_the_history_says_so(run, tiny_checkpoint):
+def test_checkpoints_hold_the_teacher_which_moves_only_when_the_history_says_so(run, resnet18):
     middle, last = (run.out / f"model_iter{iteration:06d}.pth" for iteration in (4, 8))
     moves = [int(row["iteration"]) for row in rows_of(run.out / "dtu_history.csv") if row["decision"] != "refused"]
-    assert same_weights(tiny_checkpoint, middle) == (not any(move <= 4 for move in moves))
+    assert same_weights(resnet18["resume"], middle) == (not any(move <= 4 for move in moves))
     assert same_weights(middle, last) == (not any(4 < move <= 8 for move in moves))
     assert moves  # at the latest a forced update at the query with 5 batches
-    before, after = (read_checkpoint(path)["classifier"] for path in (tiny_checkpoint, last))
+    before, after = (read_checkpoint(path)["classifier"] for path in (resnet18["resume"], last))
     step = [(after[key] - before[key]).abs().max().item() for key in before]
     assert 0 < max(step) < 0.01 * len(moves)  # a share of 0.01 of what the student learnt, at each move
 
@@ -297,10 +297,10 @@ def test_without_evaluation_one_line_says_why(adapted, argv, overrides, reason):
     assert not any("mIoU" in line for line in log)
 
 
-def test_check_tries_everything_and_leaves_nothing_behind(adapted, tmp_path, monkeypatch):
+def test_check_tries_everything_and_leaves_nothing_behind(adapted, tmp_path, resnet18, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    out, log = adapted("--check")
+    out, log = adapted("--check", **resnet18)
     assert not out.exists()
     assert not list((tmp_path / "scratch").iterdir())
     text = "\n".join(log)
