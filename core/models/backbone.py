@@ -144,15 +144,7 @@ class DilatedBasicBlock(resnet.BasicBlock):
     """torchvision's BasicBlock with both 3×3 convolutions dilated (its own refuses dilation)."""
 
     def __init__(
-        self,
-        inplanes,
-        planes,
-        stride=1,
-        downsample=None,
-        groups=1,
-        base_width=64,
-        dilation=1,
-        norm_layer=None,
+        self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
     ):
         super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
         self.conv1 = resnet.conv3x3(inplanes, planes, stride, dilation=dilation)

@@ -48,12 +48,7 @@ def config_parser(
         allow_abbrev=False,
     )
     parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
-    parser.add_argument(
-        name,
-        nargs="*",
-        metavar=words,
-        help=words_help,
-    )
+    parser.add_argument(name, nargs="*", metavar=words, help=words_help)
     return parser
 
 

@@ -62,9 +62,7 @@ def _try_out(config: Config, skip_test: bool) -> None:
         batch = _try_paste(trainer)
         first_seconds, scalars = _timed(lambda: _step(trainer, batch))
         LOGGER.info(
-            "one training step: loss %.4f, %.1f %% of the pixels labelled",
-            scalars["loss"],
-            100 * scalars["labelled"],
+            "one training step: loss %.4f, %.1f %% of the pixels labelled", scalars["loss"], 100 * scalars["labelled"]
         )
         step_seconds, _ = _timed(lambda: _step(trainer, batch))
         LOGGER.info("the first step took %.1f s, the second %.2f s", first_seconds, step_seconds)

@@ -54,12 +54,7 @@ class Training(ABC):
     samples: TrainingSamples
 
     def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        images: ImageSet,
-        taxonomy: Taxonomy,
-        evaluator: Evaluator | None = None,
+        self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
     ):
         distributed.check_alike(images.names, f"the images of {images.name}")
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy

@@ -23,12 +23,7 @@ from core.evaluation.predictor import Predictor, evaluating
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
 from core.selftraining.generations import FORMAT, Generation, file_name
-from core.selftraining.resampling import (
-    MIN_CLASS_PIXELS,
-    ConfidenceRanks,
-    agreement,
-    consistency_thresholds,
-)
+from core.selftraining.resampling import MIN_CLASS_PIXELS, ConfidenceRanks, agreement, consistency_thresholds
 from core.utils import distributed
 from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError

@@ -59,12 +59,7 @@ class Trainer(Training):
     PROGRAM = "train_TCR_DTU.py"
 
     def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        images: ImageSet,
-        taxonomy: Taxonomy,
-        evaluator: Evaluator | None = None,
+        self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
     ):
         super().__init__(config, model, images, taxonomy, evaluator)
         self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()

@@ -12,15 +12,7 @@ from core.configs import load_config
 from core.datasets.catalog import find_images
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.programs.ranking import (
-    RULE,
-    agreement,
-    entropy_of,
-    find_unlabelled_images,
-    mean_ranks,
-    measure,
-    png_bytes,
-)
+from core.programs.ranking import RULE, agreement, entropy_of, find_unlabelled_images, mean_ranks, measure, png_bytes
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate

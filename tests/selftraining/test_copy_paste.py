@@ -267,12 +267,7 @@ def test_pastes_reach_all_borders_of_the_view():
         pasted = paste_instances(view, [block(5, 5, RIDER)], RIDER, np.random.default_rng(seed))
         if (pasted == RIDER).any():
             top, left, bottom, right = box_of(pasted, RIDER)
-            corners |= {
-                ("top", top == 0),
-                ("left", left == 0),
-                ("bottom", bottom == 13),
-                ("right", right == 13),
-            }
+            corners |= {("top", top == 0), ("left", left == 0), ("bottom", bottom == 13), ("right", right == 13)}
     assert len(corners) == 8
 
 
@@ -364,11 +359,7 @@ def test_a_partner_goes_to_any_of_several_anchors():
 def test_only_partners_are_drawn_and_only_to_single_class_boxes(first, second, drawn):
     mixed = np.full((24, 24), RIDER, np.uint8)
     mixed[12:] = BICYCLE
-    anchor = {
-        "mixed": mixed,
-        "partner": np.full((24, 24), 17, np.uint8),
-        "rider": np.full((24, 24), RIDER, np.uint8),
-    }
+    anchor = {"mixed": mixed, "partner": np.full((24, 24), 17, np.uint8), "rider": np.full((24, 24), RIDER, np.uint8)}
     follower = mixed[::2, ::2].copy() if second == "mixed" else np.full((10, 10), second, np.uint8)
     for seed in range(60):
         instances = [(coloured(labels), labels) for labels in (anchor[first], follower)]

@@ -12,13 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.configs import cfg
-from core.selftraining.dynamic_teacher import (
-    HISTORY_FIELDS,
-    DynamicTeacher,
-    count_improved,
-    draw_points,
-    ema_update,
-)
+from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher, count_improved, draw_points, ema_update
 
 UP, DOWN = 200, 50  # grey levels of images that a rising theta makes more certain, or less
 
