@@ -13,23 +13,21 @@ _EXACT = 1 << 24  # pixels that can be counted in single precision
 
 def value_counts(values: np.ndarray) -> np.ndarray:
     """How often each value stands in an H×W uint8 map: 256 int64."""
-    counts, step = np.zeros(256, np.int64), max(_EXACT // max(values.shape[1], 1), 1)
-    for start in range(0, len(values), step):
-        part = np.ascontiguousarray(values[start : start + step])
-        if part.size:
-            counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64)
-    return counts
+    return _counts(values)
 
 
 def joint_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """How often each pair of values stands at one place of two H×W uint8 maps: 256×256 int64."""
-    counts = np.zeros((256, 256), np.int64)
-    step = max(_EXACT // max(first.shape[1], 1), 1)
-    for start in range(0, len(first), step):
-        if not first.size:
-            break
-        maps = [np.ascontiguousarray(part[start : start + step]) for part in (first, second)]
-        counts += cv2.calcHist(maps, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return _counts(first, second)
+
+
+def _counts(*maps: np.ndarray) -> np.ndarray:
+    counts = np.zeros((256,) * len(maps), np.int64)
+    rows = max(_EXACT // max(maps[0].shape[1], 1), 1)
+    for start in range(0, len(maps[0]) if maps[0].size else 0, rows):
+        parts = [np.ascontiguousarray(one[start : start + rows]) for one in maps]
+        found = cv2.calcHist(parts, [*range(len(maps))], None, counts.shape, [0, 256] * len(maps))
+        counts += found.reshape(counts.shape).astype(np.int64)
     return counts
 
 

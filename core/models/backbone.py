@@ -79,17 +79,7 @@ class FoldedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm):
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=False,
-            device="meta",
-        )
+        super().__init__(*_arguments(conv), bias=False, device="meta")
         self.weight = conv.weight
         self._norm = [norm]  # in a list, so that its buffers keep their one place in the module tree
         self._whole = Remembered()
@@ -119,15 +109,18 @@ class FoldedConv2d(nn.Conv2d):
 
     def plain(self) -> nn.Conv2d:
         """The convolution that does the same with a weight and bias of its own."""
-        weight, bias = self._folded()
-        arguments = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        conv = nn.Conv2d(*arguments, self.groups, device="meta")
-        conv.weight, conv.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+        conv = nn.Conv2d(*_arguments(self), device="meta")
+        conv.weight, conv.bias = (nn.Parameter(tensor.detach().clone()) for tensor in self._folded())
         return conv
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self._norm[0].scale_and_shift()
         return self.weight * scale.view(-1, 1, 1, 1), shift
+
+
+def _arguments(conv: nn.Conv2d) -> tuple:
+    """Those of another convolution of its kind."""
+    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 def fold_frozen_norms(module: nn.Module) -> None:
@@ -157,7 +150,6 @@ ARCHITECTURES = {
     "resnet50": (resnet.Bottleneck, (3, 4, 6, 3)),
     "resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
 }
-
 
 # the layers after which DSU may act, by the numbers that MODEL.POS gives them
 DSU_POSITIONS = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")

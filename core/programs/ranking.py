@@ -1,6 +1,6 @@
 """Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from torch import nn
 from core.configs import load_config
 from core.datasets.catalog import find_images, find_target_images, find_taxonomy
 from core.datasets.images import png_bytes
-from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
-from core.evaluation.predictor import Predictor, evaluating
+from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.programs.testing import folder_name
 from core.runs.resume import find_checkpoints
@@ -25,8 +24,7 @@ from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import copy_to_host, describe_device, device_errors, prepare_device, to_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder
-from core.utils.logging import LOGGER, progress, start_logging
-from core.utils.threads import overlapped
+from core.utils.logging import LOGGER, start_logging
 
 # signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
 # spread; chosen on four runs, and measured on others (README)
@@ -74,7 +72,6 @@ def entropy_of(distribution: np.ndarray) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-@torch.inference_mode()
 def measure(model: nn.Module, images: ImageSet, predictor: Predictor, config) -> tuple[Signals, list[bytes]]:
     """The signals of `model`, whose mode is left as it was, and the winning classes of every image as PNG files.
 
@@ -83,34 +80,11 @@ def measure(model: nn.Module, images: ImageSet, predictor: Predictor, config) ->
     """
     sums, shares, labels = 0.0, 0, []
 
-    def take(reading: Sequence[Callable[[], torch.Tensor]]) -> None:
-        nonlocal sums, shares
-        numbers, winner = (copied().numpy() for copied in reading)
-        sums, shares = sums + numbers, shares + value_counts(winner)
-        labels.append(png_bytes(winner))
-
-    with evaluating(model):
-        for _ in overlapped(take, _readings(model, images, predictor, config)):
-            pass
-    (confidence, entropy, density), mean = np.split(sums / shares.sum(), [3])
-    return Signals(float(confidence), float(entropy), float(density), shares[: len(mean)] / shares.sum(), mean), labels
-
-
-def _readings(
-    model: nn.Module, images: ImageSet, predictor: Predictor, config
-) -> Iterator[tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]]:
-    """Of every image, as functions that wait for their copies: the sums over its pixels of confidence, entropy, density
-    and of each class's probability, float64, and its h×w uint8 winning classes.
-    """
-    loader = full_view_loader(
-        images,
-        [config.INPUT.INPUT_SIZE_TEST],
-        config.TEST.BATCH_SIZE,
-        config.DATALOADER.NUM_WORKERS,
-        pin=predictor.device.type == "cuda",
-    )
-    for batch in progress(loader, f"looking at {images.name}"):
-        logits = predictor.logits(model, predictor.prepare(batch["views"][0]))
+    def read(batch: dict) -> list[Sequence[Callable[[], torch.Tensor]]]:
+        """Of every image, as they come from the device: the sums over its pixels of confidence, entropy, density and of
+        each class's probability, float64, and its h×w uint8 winning classes.
+        """
+        made, logits = [], predictor.logits(model, predictor.prepare(batch["views"][0]))
         for index, log_probs in zip(batch["index"], logits.log_softmax(dim=1), strict=True):
             probs = log_probs.exp()
             peak, winner = probs.max(dim=0)
@@ -119,7 +93,19 @@ def _readings(
             density = snd_score(rows, points) * winner.numel()
             signals = torch.stack([peak.sum(), -(probs * log_probs).sum(), density])
             numbers = torch.cat([signals, probs.sum(dim=(1, 2))]).double()
-            yield copy_to_host(numbers), copy_to_host(winner.to(torch.uint8))
+            made.append((copy_to_host(numbers), copy_to_host(winner.to(torch.uint8))))
+        return made
+
+    def take(made: list[Sequence[Callable[[], torch.Tensor]]]) -> None:
+        nonlocal sums, shares
+        for reading in made:
+            numbers, winner = (copied().numpy() for copied in reading)
+            sums, shares = sums + numbers, shares + value_counts(winner)
+            labels.append(png_bytes(winner))
+
+    predictor.sweep(model, images, f"looking at {images.name}", read, take)
+    (confidence, entropy, density), mean = np.split(sums / shares.sum(), [3])
+    return Signals(float(confidence), float(entropy), float(density), shares[: len(mean)] / shares.sum(), mean), labels
 
 
 def agreement(first: Sequence[bytes], second: Sequence[bytes], num_classes: int) -> tuple[float, float]:

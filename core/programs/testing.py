@@ -9,7 +9,7 @@ import numpy as np
 from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_label_values, find_taxonomy, find_test_images, output_names
 from core.datasets.images import write_palette_png, write_png
-from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import build_model, log_dead_channels
 from core.models.compiling import check_compiler, compile_networks
@@ -97,10 +97,11 @@ def _evaluate(config, save: bool, flip: bool, multi_scale: bool, label_ids: str 
             LOGGER.info(line)
         if not distributed.is_main():
             continue
+        row = {"checkpoint": path.name, **table_row(scores, taxonomy)}
         if table is None:
             averaged = "_flip" * flip + "_multi_scale" * multi_scale
-            table = Table(folder / f"test_{label}{averaged}.csv", ("checkpoint", *table_columns(taxonomy)))
-        table.append({"checkpoint": path.name, **table_row(scores, taxonomy)})
+            table = Table(folder / f"test_{label}{averaged}.csv", tuple(row))
+        table.append(row)
         results.append((scores.mean_iou, path))
     if table is not None:
         LOGGER.info("wrote %s", table.path)

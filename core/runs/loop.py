@@ -59,7 +59,7 @@ class Training(ABC):
         distributed.check_alike(images.names, f"the images of {images.name}")
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
         self.evaluator, self.device = evaluator, next(model.parameters()).device
-        self.output = RunOutput(config, taxonomy, self.device, evaluator)
+        self.output = RunOutput(config, taxonomy, self.device)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
         self.parallel = distributed.parallel(model)  # what a step calls for its gradients
@@ -171,11 +171,23 @@ class Training(ABC):
         return {}
 
     def conclude(self) -> bool:
-        """What follows an iteration where it is due: checkpoint, state, evaluation; returns whether they were.
+        """What follows an iteration where it is due: state, checkpoint, evaluation; returns whether they were.
 
-        A state is saved before all that follows its iteration is done, so this is also how a continued run begins.
+        At the iteration that a run goes on from, this makes up for what it was stopped before.
         """
-        return self.output.conclude(self.iteration, self.result, self.state_dict)
+        solver, output = self.config.SOLVER, self.output
+        if self.iteration == 0 or (self.iteration % solver.CHECKPOINT_PERIOD and self.iteration != solver.STOP_ITER):
+            return False
+        with output.aside():
+            with signals.deferred():
+                if self.iteration != output.resumed:
+                    output.save_state(self.state_dict())  # first: going on from it makes up for all that follows
+                output.save_checkpoint(self.result, self.iteration)
+            if self.evaluator is not None and self.iteration not in output.evaluated:
+                scores = self.evaluator.run(self.result)
+                with signals.deferred():
+                    output.evaluation(self.iteration, scores)
+        return True
 
     @property
     def panel_due(self) -> bool:

@@ -243,7 +243,7 @@ class DynamicTeacher:
 
     def _record(self, row: dict) -> None:
         """A decision, into the history and TensorBoard."""
-        self._output.append(HISTORY, HISTORY_FIELDS, row)
+        self._output.append(HISTORY, dict.fromkeys(HISTORY_FIELDS) | row)
         shown = {"decision": DECISIONS.index(row["decision"])}
         if "batches" in row:
             shown["interval"] = row["batches"]  # one is stored in every iteration since the last move

@@ -25,7 +25,7 @@ from core.runs.resume import source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
-from core.selftraining.generations import Generation, delete_generations, log_candidates, table_columns, table_row
+from core.selftraining.generations import Generation, delete_generations, log_candidates, table_row
 from core.selftraining.losses import negative_loss_sum, negative_pairs, positive_loss_sum
 from core.selftraining.pseudo_labels import (
     advance_running_confidence,
@@ -250,7 +250,7 @@ class Trainer(Training):
         names = self.taxonomy.names
         with signals.deferred():  # the table has a row of every generation that a state may name
             self.generation = generation
-            self.output.append(CANDIDATES, table_columns(names), table_row(generation, names))
+            self.output.append(CANDIDATES, table_row(generation, names))
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, names, paste_classes, time.monotonic() - start)

@@ -5,8 +5,8 @@ import time
 from published import IMAGE, begin, ghostlib, published, torch, waits_of, write
 from timed import begin_clock, clock_arguments, timed
 
+import core.evaluation.predictor as predictors
 import core.selftraining.candidate_pass as candidates
-from core.evaluation.predictor import Predictor
 from core.selftraining.generations import delete_generations
 
 IMAGES = 16
@@ -26,7 +26,7 @@ class Threads:
     """Takes the place of core.utils.threads.overlapped, and notes what either thread works; waits are none."""
 
     def __init__(self):
-        self.overlapped, self.seconds = candidates.overlapped, {"forward": 0.0, "take": 0.0}
+        self.overlapped, self.seconds = predictors.overlapped, {"forward": 0.0, "take": 0.0}
 
     def __call__(self, function, items):
         return self.overlapped(self._noting(function, "take"), self._each(items))
@@ -62,9 +62,10 @@ def main():
                 index = list(range(first, first + size))
                 yield {"views": [view], "index": index, "size": [IMAGE] * size, "bad": [False] * size}
 
-        candidates.full_view_loader, candidates.progress = batches, lambda items, *_: items
-        candidates.overlapped = threads = Threads()
-        predictor = Predictor(config, torch.device(config.MODEL.DEVICE))
+        predictors.full_view_loader = batches
+        predictors.progress = candidates.progress = lambda items, *_: items
+        predictors.overlapped = threads = Threads()
+        predictor = predictors.Predictor(config, torch.device(config.MODEL.DEVICE))
         some = Images(IMAGES, images.skipped)
         work = candidates.CandidatePass(some, len(taxonomy), predictor, config, folder / "candidates")
         model.requires_grad_(False)

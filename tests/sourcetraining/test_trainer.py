@@ -49,7 +49,8 @@ def make_trainer(config=None, model=None, images=None, output=None):
     images = images or ImageSet("things_train", (), ())
     statistics = presence_statistics(images) if len(images) else LabelStatistics(PIXELS, ())
     trainer = SourceTrainer(config or make_config(), model or make_model(), images, TAXONOMY, statistics=statistics)
-    trainer.output = output or trainer.output
+    if output:
+        trainer.output, trainer.conclude = output, lambda: output.disturb(trainer.model)
     return trainer
 
 
@@ -206,10 +207,10 @@ def test_a_batch_is_left_as_it_was():
 
 
 class Recorder:
-    """Stands for a run's output; disturbs the model and the global generators as an evaluation may."""
+    """Stands for a run's output, and disturbs the model and the global generators as an evaluation may."""
 
     def __init__(self, disturb=lambda model: None):
-        self.started, self.rows, self._disturb = False, [], disturb
+        self.started, self.rows, self.disturb = False, [], disturb
 
     def start_clock(self, iteration):
         self.started = True
@@ -224,9 +225,6 @@ class Recorder:
     def completed(self, iteration, learning_rate, scalars, per_class):
         assert self.started
         self.rows.append((iteration, learning_rate, float(scalars["loss"])))
-
-    def conclude(self, iteration, model, state):
-        self._disturb(model)
 
 
 @pytest.fixture
