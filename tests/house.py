@@ -1,7 +1,7 @@
 """The house in numbers: lines and levels of packages, arrows and circles between them, files that an image meets.
 
-Run as `python -m tests.house`. Imports are read, not run; for the last, an image is trained on, from its file to a moved
-weight.
+Run as `python -m tests.house`. Imports are read, not run; for the last, an image is trained on, from its file to a
+moved weight.
 """
 
 import argparse
@@ -108,13 +108,14 @@ def upward(graph: Graph) -> list[str]:
     return sorted(f"{one} -> {other}" for one, other in pairs if level[other] >= level[one])
 
 
-def files_met(work: Callable[[], object], root: Path = PROJECT) -> list[str]:
-    """Files of core with a function that is handed, or gives, an image or a map while `work` runs."""
-    met, prefix = set(), f"{root / 'core'}/"
+def files_met(work: Callable[[], object], root: Path = PROJECT) -> tuple[list[str], list[str]]:
+    """Files of core of which a function is handed or gives an image or a map while `work` runs; of which any runs."""
+    met, running, prefix = set(), set(), f"{root / 'core'}/"
 
     def note(frame, event: str, argument: object) -> None:
         name = frame.f_code.co_filename
         if name.startswith(prefix) and event in ("call", "return"):
+            running.add(name.removeprefix(f"{root}/"))
             values = frame.f_locals.values() if event == "call" else [argument]
             if any(map(_holds_a_map, list(values))):
                 met.add(name.removeprefix(f"{root}/"))
@@ -124,7 +125,7 @@ def files_met(work: Callable[[], object], root: Path = PROJECT) -> list[str]:
         work()
     finally:
         sys.setprofile(None)
-    return sorted(met)
+    return sorted(met), sorted(running - met)
 
 
 def _holds_a_map(value: object) -> bool:
@@ -138,8 +139,8 @@ def _holds_a_map(value: object) -> bool:
     return isinstance(value, list | tuple) and any(map(_holds_a_map, value))
 
 
-def path_of_an_image() -> list[str]:
-    """The files that a target image and what is pasted into it meet, from disk to the student's weights.
+def path_of_an_image() -> tuple[list[str], list[str]]:
+    """:func:`files_met` where a target image and what is pasted into it go from disk to the student's weights.
 
     Whether the teacher follows is another matter, and dynamic_teacher.py's; it is not asked here.
     """
@@ -186,8 +187,9 @@ def main(argv: Sequence[str]) -> int:
     wrong = upward(packages)
     ring = circle(graph)
     print(f"levels: {depth(packages)}; upwards: {', '.join(wrong) or 'none'}; circle: {' -> '.join(ring) or 'none'}")
-    met = path_of_an_image()
+    met, others = path_of_an_image()
     print(f"an image meets {len(met)} files of core from disk to weight:", *met, sep="\n  ")
+    print(f"and {len(others)} of which a function runs meanwhile:", *others, sep="\n  ")
     return int(bool(wrong or ring))
 
 

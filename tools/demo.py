@@ -5,14 +5,13 @@ used again.
 """
 
 import argparse
-import csv
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +23,15 @@ from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, out
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import Taxonomy
 from core.programs.frame import Parser, run_program
-from core.runs.output import CONFIG
+from core.runs.folder import CONFIG
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing, write_json
+from tools.tables import read_table
+from tools.toy_domains.domains import DOMAINS
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
+TARGET = "toy_target_val"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
 SHOWN_IMAGES = 3
 MARK = ".demo.json"
@@ -59,6 +61,14 @@ class Run:
     def checkpoint(self) -> Path:
         """The last one."""
         return self.folder / f"model_iter{load_config(self.config_file, self.words).SOLVER.STOP_ITER:06d}.pth"
+
+    @property
+    def evaluation(self) -> Path:
+        """Inside the run's own folder, so that it goes with it."""
+        return self.folder / "evaluation"
+
+    def predictions(self, dataset: str) -> Path:
+        return self.evaluation / "inference" / dataset
 
     def is_complete(self) -> bool:
         """Whether the folder holds this very run, to its end."""
@@ -100,7 +110,7 @@ class Demo:
             UserError: a command failed.
         """
         runs = (self.source, self.fixed, self.full)
-        drawn = all((self.domains / name).is_dir() for name in ("toy_source", "toy_target"))
+        drawn = all((self.domains / name).is_dir() for name in DOMAINS)
         draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
         self._make(self.domains, drawn, draw, [run.folder for run in runs])
         for run in runs:
@@ -109,17 +119,14 @@ class Demo:
             self._make(run.folder, run.is_complete(), [*command, *run.words], later)
         at_home = self._evaluate(self.source, SOURCE_CONFIG, "toy_source_val")
         # adaptation starts from the source model with frozen batch norm, so that is what "before" means
-        on_target = [self._evaluate(run, ADAPTATION_CONFIG, "toy_target_val") for run in runs]
+        on_target = [self._evaluate(run, ADAPTATION_CONFIG, TARGET) for run in runs]
         config = load_config(ADAPTATION_CONFIG, self.full.words)
         taxonomy = find_taxonomy(config)
         titles = ("source model at home", *(f"{run.title} on the target" for run in runs))
         print("\n" + "\n".join(table_lines(taxonomy, titles, [at_home, *on_target])))
-        draw_picture(
-            self.picture,
-            find_test_images(config),
-            taxonomy,
-            [("before adaptation", predictions(self.source)), ("after adaptation", predictions(self.full))],
-        )
+        columns = {"before adaptation": self.source, "after adaptation": self.full}
+        predicted = [(title, run.predictions(TARGET)) for title, run in columns.items()]
+        draw_picture(self.picture, find_test_images(config), taxonomy, predicted)
         print(f"\npicture: {self.picture}")
 
     def _make(self, folder: Path, complete: bool, words: Sequence[str], later: Sequence[Path]) -> None:
@@ -135,14 +142,13 @@ class Demo:
 
     def _evaluate(self, run: Run, config_file: str, dataset: str) -> dict[str, float]:
         """Scores of a run's last checkpoint by column of test.py's table."""
-        folder = evaluation_folder(run)
-        table = folder / f"test_{dataset}.csv"
+        table = run.evaluation / f"test_{dataset}.csv"
         scores = read_scores(table)
-        if scores is not None and (folder / "inference" / dataset).is_dir():
+        if scores is not None and run.predictions(dataset).is_dir():
             print(f"reused: {table}", flush=True)
             return scores
         words = ["test.py", "-cfg", config_file, "--saveres", *self.adapted[:-1], str(run.checkpoint)]
-        run_command([*words, "OUTPUT_DIR", str(folder), "DATASETS.TEST", dataset])
+        run_command([*words, "OUTPUT_DIR", str(run.evaluation), "DATASETS.TEST", dataset])
         return read_scores(table)
 
 
@@ -180,23 +186,10 @@ def faster_precision() -> str:
 
 def read_scores(table: Path) -> dict[str, float] | None:
     """The one row of a table of test.py; None unless it is there and whole."""
-    if not table.is_file():
-        return None
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if len(rows) != 1 or None in rows[0].values():
+    rows = read_table(table)
+    if len(rows) != 1:
         return None
     return {column: float(value) for column, value in rows[0].items() if column != "checkpoint"}
-
-
-def evaluation_folder(run: Run) -> Path:
-    """Inside the run's own folder, so that it goes with it."""
-    return run.folder / "evaluation"
-
-
-def predictions(run: Run) -> Path:
-    """The folder of the run's predictions on the target."""
-    return evaluation_folder(run) / "inference" / "toy_target_val"
 
 
 def run_command(words: Sequence[str]) -> None:
@@ -212,17 +205,14 @@ def table_lines(taxonomy: Taxonomy, titles: Sequence[str], scores: Sequence[dict
     width = max(map(len, (*taxonomy.names, "mIoU")))
     rows = [(name, [score[f"IoU_{name}"] for score in scores]) for name in taxonomy.names]
     rows.append(("mIoU", [score["mIoU"] for score in scores]))
-    titles = [f"{title:>6}" for title in titles]
-    lines = ["  ".join((" " * width, *titles))]
+    lines = ["  ".join((" " * width, *(f"{title:>6}" for title in titles)))]
     for name, values in rows:
-        cells = (f"{value:{len(title)}.2f}" for title, value in zip(titles, values, strict=True))
+        cells = (f"{value:{max(len(title), 6)}.2f}" for title, value in zip(titles, values, strict=True))
         lines.append("  ".join((f"{name:<{width}}", *cells)))
     home, before, *_, after = (score["mIoU"] for score in scores)
     share = f" ({100 * (after - before) / (home - before):.0f} %)" if home > before else ""
-    lines.append(
-        f"the shift costs {home - before:.2f} points of mIoU; adaptation brings back {after - before:.2f}{share}"
-    )
-    return lines
+    gain = f"adaptation brings back {after - before:.2f}{share}"
+    return [*lines, f"the shift costs {home - before:.2f} points of mIoU; {gain}"]
 
 
 def draw_picture(
@@ -239,23 +229,18 @@ def draw_picture(
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    palette = taxonomy.palette()
-    columns: list[tuple[str, Callable[[int], np.ndarray]]] = [
-        ("target image", lambda index: read_image(images.paths[index])),
-        ("ground truth", lambda index: palette[images.read_label(index)]),
-    ]
-    names = output_names(images)
-    for title, folder in predicted:
-        columns.append((title, lambda index, folder=folder: palette[read_label(folder / names[index])]))
+    palette, names = taxonomy.palette(), output_names(images)
+    titles = ("target image", "ground truth", *(title for title, _ in predicted))
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
-    figure, axes = pyplot.subplots(
-        count, len(columns), figsize=(3.2 * len(columns), 1.65 * count + 0.6), squeeze=False, layout="constrained"
-    )
+    size = (3.2 * len(titles), 1.65 * count + 0.6)
+    figure, axes = pyplot.subplots(count, len(titles), figsize=size, squeeze=False, layout="constrained")
     for row, index in zip(axes, chosen, strict=True):
-        for axis, (_, picture) in zip(row, columns, strict=True):
-            axis.imshow(picture(index))
+        maps = [images.read_label(index), *(read_label(folder / names[index]) for _, folder in predicted)]
+        pictures = [read_image(images.paths[index]), *(palette[classes] for classes in maps)]
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
             axis.set_axis_off()
-    for axis, (title, _) in zip(axes[0], columns, strict=True):
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     patches = [Patch(color=colour / 255, label=name) for name, colour in zip(taxonomy.names, palette, strict=False)]
     figure.legend(handles=patches, ncols=7, loc="outside lower center", frameon=False)

@@ -151,41 +151,18 @@ def describe(config, taxonomy: Taxonomy, checkpoint: Path, normalised_inside: bo
     }
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An exported file against the model, on one batch: `shape` of the input, and what came out."""
-
-    shape: tuple[int, ...]
-    difference: float  # largest, of logits
-    largest: float  # logit, by magnitude
-    pixels: int  # whose winning class differs
-
-    @property
-    def within_tolerance(self) -> bool:
-        return self.difference <= TOLERANCE * self.largest  # false for NaN
-
-    def __str__(self) -> str:
-        batch, _, height, width = self.shape
-        return (
-            f"{batch} × {width}×{height}: logits up to {self.largest:.3g} differ by at most {self.difference:.2g} "
-            f"({self.difference / self.largest:.1g} of that), the class in {self.pixels} of "
-            f"{batch * width * height} pixels"
-        )
-
-
 @torch.inference_mode()
-def compare(
+def check(
     run: Callable[[torch.Tensor], torch.Tensor],
     model: nn.Module,
     normalise: Normalise,
     normalised_inside: bool,
     shapes: Sequence[tuple[int, ...]],
-) -> Iterator[Comparison]:
-    """Feed both with the same noise of every shape.
+) -> None:
+    """Feed an exported file and the model, as it was before, with the same noise of every shape.
 
-    Args:
-        run: the exported file.
-        model: as it was before the export.
+    Raises:
+        UserError: their outputs differ.
     """
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
@@ -196,12 +173,15 @@ def compare(
         found = run(image if normalised_inside else prepared)
         if found.shape != expected.shape:
             raise UserError(f"the exported file gives {tuple(found.shape)} for {shape}, not {tuple(expected.shape)}")
-        yield Comparison(
-            shape,
-            float((found - expected).abs().max()),
-            float(expected.abs().max()),
-            int((found.argmax(1) != expected.argmax(1)).sum()),
+        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        pixels, (batch, _, height, width) = int((found.argmax(1) != expected.argmax(1)).sum()), shape
+        result = (
+            f"{batch} × {width}×{height}: logits up to {largest:.3g} differ by at most {difference:.2g} "
+            f"({difference / largest:.1g} of that), the class in {pixels} of {batch * width * height} pixels"
         )
+        if not difference <= TOLERANCE * largest:  # or NaN
+            raise UserError(f"the exported file is not the model ({result}): nothing was written")
+        LOGGER.info("checked: %s", result)
 
 
 def checked_shapes(config) -> list[tuple[int, ...]]:
@@ -238,10 +218,7 @@ def export(args: argparse.Namespace) -> None:
             reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
             raise UserError(f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {reason}") from error
         temporary.write_bytes(data)
-        for result in compare(form.read(temporary), model, normalise, args.normalise, checked_shapes(config)):
-            if not result.within_tolerance:
-                raise UserError(f"the {args.format} file is not the model ({result}): nothing was written")
-            LOGGER.info("checked: %s", result)
+        check(form.read(temporary), model, normalise, args.normalise, checked_shapes(config))
     LOGGER.info("wrote %s (%s, %.1f MB, %d classes)", path, args.format, len(data) / 1e6, len(taxonomy))
 
 

@@ -5,7 +5,6 @@ dynamic teacher's queries are on the way.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -19,6 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 from PIL import Image
+
+from core.runs.folder import METRICS
+from tools.tables import last_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 300
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of the run (default {ITERATIONS})")
     iterations = parser.parse_args(argv).iterations
     with tempfile.TemporaryDirectory(prefix="dtst-memory-") as folder:
-        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / "metrics.csv")
+        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / METRICS)
     print("\n".join(table(samples)))
     percent = growth(samples, iterations)
     verdict = "flat" if percent <= LIMIT else "NOT flat"
@@ -68,19 +70,15 @@ def write_experiment(folder: Path, iterations: int) -> Path:
         "DATASETS": {"SOURCE_TRAIN": "toy_source_train", "TARGET_TRAIN": f"folder:{folder / 'images'}"},
         "DATALOADER": {"NUM_WORKERS": 2},
         "INPUT": {
-            "INPUT_SIZE_TEST": [96, 64],
+            "INPUT_SIZE_TEST": list(SIZE),
             "TARGET_INPUT_SIZE_TRAIN": [64, 32],
             "INPUT_SCALES_TRAIN": [0.75, 1.25],
-            "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
         },
         "TCR": {"UPDATE_FREQUENCY": 2 * iterations // 3},  # a pass at the start, and one more
-        "SOLVER": {
-            "BASE_LR": 1e-6,
-            "STOP_ITER": iterations,
-            "BATCH_SIZE": 2,
-            "CHECKPOINT_PERIOD": max(iterations // 3, 1),
-        },
+        "SOLVER": {"BASE_LR": 1e-6, "STOP_ITER": iterations, "BATCH_SIZE": 2},
     }
+    tree["INPUT"]["HORIZONTAL_FLIP_PROB_TRAIN"] = 0.5
+    tree["SOLVER"]["CHECKPOINT_PERIOD"] = max(iterations // 3, 1)
     path = folder / "memory.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
@@ -124,25 +122,10 @@ def tree_memory(root: int, proc: Path = Path("/proc")) -> dict[int, int]:
         process = int(status.parent.name)
         parents[process] = int(fields["PPid"])
         memory[process] = 1024 * int(fields.get("RssAnon", "0 kB").split()[0])
-    return {process: held for process, held in memory.items() if root in _line_of(process, parents) and held}
-
-
-def _line_of(process: int, parents: dict[int, int]) -> list[int]:
-    """A process, its parent, and so on."""
-    line = [process]
-    while line[-1] in parents and parents[line[-1]] not in line:
-        line.append(parents[line[-1]])
-    return line
-
-
-def last_iteration(metrics: Path) -> int:
-    """Of the last row of metrics.csv; 0 before there is one."""
-    try:
-        with metrics.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return int(rows[-1]["iteration"]) if rows else 0
-    except FileNotFoundError:
-        return 0
+    found = {root}
+    while children := {process for process, parent in parents.items() if parent in found} - found:
+        found |= children
+    return {process: memory[process] for process in found if memory.get(process)}
 
 
 def growth(samples: Sequence[Sample], iterations: int) -> float:

@@ -79,7 +79,7 @@ def compiled_graphs():
 
 @pytest.mark.parametrize("program", [adapt, evaluate])
 def test_programs_compile_where_asked(program, cityscapes_root, write_config, own_checkpoint):
-    options = {"MODEL.COMPILE": True, "MODEL.NAME": "tools.benchmark:small_network", "resume": own_checkpoint}
+    options = {"MODEL.COMPILE": True, "MODEL.NAME": "tools.benchmark.data:small_network", "resume": own_checkpoint}
     options |= {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1}
     torch._dynamo.reset()  # the other program's network may be the same
     graphs = compiled_graphs()
@@ -90,7 +90,7 @@ def test_programs_compile_where_asked(program, cityscapes_root, write_config, ow
 @pytest.fixture
 def own_checkpoint(tmp_path, make_checkpoint):
     """The path of a checkpoint of tools.benchmark's small network."""
-    return str(make_checkpoint(tmp_path / "small.pth", NAME="tools.benchmark:small_network"))
+    return str(make_checkpoint(tmp_path / "small.pth", NAME="tools.benchmark.data:small_network"))
 
 
 def test_without_a_compiler_one_line_says_so(cityscapes_root, write_config, tmp_path, monkeypatch):

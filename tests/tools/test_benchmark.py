@@ -1,24 +1,33 @@
 """The benchmark for real, on small images."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tools import benchmark
+from tools.benchmark import stages
+from tools.benchmark.__main__ import main
 
-PROJECT = Path(__file__).resolve().parents[2]
-SMALL = ["MODEL.NAME", "deeplab_resnet18", "INPUT.INPUT_SIZE_TEST", "(96, 48)"]
-SMALL += ["INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)"]
+SMALL = ["INPUT.INPUT_SIZE_TEST", "(96, 48)", "INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)", "MODEL.NAME"]
 
 
-def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "IMAGE_SIZE", (640, 320))
-    monkeypatch.setattr(benchmark, "PASS_IMAGES", 4)
+@pytest.mark.parametrize(
+    ("wanted", "network", "named"),
+    [
+        (
+            "samples,step,sweeps",
+            "tools.benchmark.data:small_network",
+            ("samples from a cache", "training step", "DTU query of 9", "evaluation, per image"),
+        ),
+        ("start", "tools.benchmark.data:small_network", ("resume auto",)),
+        ("networks", "deeplab_resnet18", ("forward, fp32", "forward and backward, bf16")),
+    ],
+)
+def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys, wanted, network, named):
+    monkeypatch.setattr(stages, "IMAGE_SIZE", (640, 320))
+    monkeypatch.setattr(stages, "PASS_IMAGES", 4)
     table = tmp_path / "table.json"
-    assert benchmark.main(["--repeats", "1", "--device", "cpu", "--json", str(table), *SMALL]) == 0
+    options = ["--repeats", "1", "--device", "cpu", "--json", str(table), "--stages", wanted]
+    assert main([*options, *SMALL, network]) == 0
     rows = json.loads(table.read_text())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2
@@ -26,22 +35,10 @@ def test_every_stage_is_measured_beside_its_limit(tmp_path, monkeypatch, capsys)
         assert line.startswith(row["stage"])
         assert row["seconds"] > 0 < row["limit_seconds"]
         assert row["ratio"] == pytest.approx(row["seconds"] / row["limit_seconds"])
-    text = "\n".join(lines)
-    stages = (
-        "samples from a cache",
-        "training step",
-        "DTU query of 9",
-        "forward, bf16",
-        "evaluation, per image",
-        "resume",
-    )
-    assert not [stage for stage in stages if stage not in text]
+    assert not [stage for stage in named if stage not in "\n".join(lines)]
 
 
-def test_an_unknown_stage_is_one_line():
-    command = [sys.executable, "-m", "tools.benchmark", "--stages", "samples,stepp"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "error: --stages stepp: no such stage; there are samples, step, networks, sweeps, start"
-    ]
+def test_an_unknown_stage_is_one_line(capsys):
+    assert main(["--stages", "samples,stepp"]) == 1
+    expected = "error: --stages stepp: no such stage; there are samples, step, networks, sweeps, start\n"
+    assert capsys.readouterr().err == expected

@@ -1,12 +1,15 @@
 """The demo: its table against scores given by hand, and the whole of it for real, small."""
 
+import importlib
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import yaml
 
+from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import Taxonomy
 from tools import demo
 
@@ -27,6 +30,10 @@ def test_the_table_holds_every_score_under_its_title_and_says_what_came_back():
     assert "costs 50.00" in gap
     assert "brings back 10.00 (20 %)" in gap
     assert len({len(line) for line in (head, road, sky, mean)}) == 1  # columns end under their titles
+    same = [score(50, 50)] * 3
+    assert demo.table_lines(PAIR, ("home", "source", "full"), same)[-1].endswith(
+        "brings back 0.00"
+    )  # no shift, no share
 
 
 @pytest.fixture
@@ -46,6 +53,20 @@ def small(tmp_path, monkeypatch):
     return tmp_path / "demo"
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """The demo's commands run in this process, which has imported torch already."""
+
+    def run(command):
+        _, *words = command
+        name = words.pop(0).removesuffix(".py")
+        name = f"{words.pop(0)}.__main__" if name == "-m" else name
+        return SimpleNamespace(returncode=importlib.import_module(name).main(words))
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("in_process")
 def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_missing(small, capfd):
     runs = small / "seed_1"
     assert demo.main(["--folder", str(small)]) == 0
@@ -121,22 +142,16 @@ def test_scores_are_read_only_from_a_whole_table(tmp_path):
         assert demo.read_scores(table) == expected
 
 
-def test_no_shift_no_share():
-    same = score(50, 50)
-    assert "brings back 0.00" in demo.table_lines(PAIR, ("home", "source", "full"), [same] * 3)[-1]
-
-
 def test_a_failed_command_ends_the_demo_in_one_line(small, monkeypatch, capfd):
     monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "0"))
     assert demo.main(["--folder", str(small)]) == 1
     errors = capfd.readouterr().err.splitlines()
     assert len(errors) == 2  # the command's own, and the demo's
+    assert errors[0].startswith("error: 0 images for toy_source train")
     assert "exit code 1" in errors[1]
 
 
 def test_the_picture_shows_image_truth_and_predictions(tmp_path):
-    from core.datasets.catalog import ImageSet
-
     rng = np.random.default_rng(0)
     paths = tuple(tmp_path / f"{i}.png" for i in range(5))
     for path in paths:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tools import memory
-from tools.memory import Sample, growth, last_iteration, main, table, tree_memory, watch
+from tools.memory import Sample, growth, main, table, tree_memory, watch
 
 
 def made_up(level):
@@ -38,15 +38,6 @@ def test_the_table_has_a_row_per_iteration():
     assert lines[2].split() == ["20", "2", "3", "300.0", "400.0"]
 
 
-def test_the_last_iteration_is_read_from_the_table_of_a_run(tmp_path):
-    path = tmp_path / "metrics.csv"
-    assert last_iteration(path) == 0
-    path.write_text("iteration,loss\n")
-    assert last_iteration(path) == 0
-    path.write_text("iteration,loss\n20,1.5\n40,1.4\n")
-    assert last_iteration(path) == 40
-
-
 def test_sums_are_over_a_process_its_children_and_theirs(tmp_path):
     for process, parent, held in ((10, 1, 500), (11, 10, 30), (12, 11, 4), (13, 1, 7000), (14, 99, 1)):
         (tmp_path / str(process)).mkdir()
@@ -61,8 +52,10 @@ def test_memory_of_a_child_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "PERIOD", 0.05)
     code = "import sys, time; held = bytearray(64 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep(1)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    (tmp_path / "metrics.csv").write_text("iteration,loss\n20,1.5\n40,1.4\n")
     with subprocess.Popen([sys.executable, "-c", outer]) as run:
         samples = list(watch(run, tmp_path / "metrics.csv"))
+    assert {sample.iteration for sample in samples} == {40}  # what the run has told
     assert max(sample.processes for sample in samples) == 2
     assert max(sample.memory for sample in samples) > 64 << 20
     assert tree_memory(run.pid) == {}

@@ -10,10 +10,9 @@ import pytest
 
 from core.programs.testing import evaluate_checkpoints
 from tests.helpers import contents, rows_of
-from tools.report import main as report
-from tools.report_figures import MAX_POINTS, thinned
-from tools.report_page import text
-from tools.report_views import extremes
+from tools.report.__main__ import main as report
+from tools.report.figures import MAX_POINTS, thinned
+from tools.report.views import extremes
 from train_TCR_DTU import main as train
 
 STOP = 6
@@ -120,12 +119,16 @@ def test_candidates_are_those_of_every_generation(page, run):
     assert cells(agreement, "sky") == [f"{100 * float(row['consistency_sky']):.1f}" for row in rows[1:]]
 
 
-def test_without_images_no_model_is_touched(run, tmp_path, monkeypatch):
+def test_without_images_no_model_is_touched_and_names_cannot_break_the_page(run, tmp_path, monkeypatch):
     folder, labelled = run
-    monkeypatch.setattr("tools.report.build_model", None)
-    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("state", "*.pth", "candidates"))
-    assert report([str(tmp_path / "run"), "--no-images", "-o", str(tmp_path / "new/page.html")]) == 0
-    headings = References((tmp_path / "new/page.html").read_text(encoding="utf-8")).headings
+    monkeypatch.setattr("tools.report.contents.build_model", None)
+    copy, out = tmp_path / "<b>\x1b[1m& ü", tmp_path / "new/page.html"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("state", "*.pth", "candidates"))
+    assert report([str(copy), "--no-images", "-o", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "<h1>&lt;b&gt;[1m&amp; ü</h1>" in page
+    ElementTree.fromstring(page.partition("\n")[2])
+    headings = References(page).headings
     assert {"Training", "Dynamic teacher", "Candidates", "Made with"} < set(headings)
     assert ("IoU over time" in headings) == labelled
     assert not any(heading.startswith(("Images", "Source")) for heading in headings)
@@ -176,7 +179,3 @@ def test_long_curves_are_thinned_to_the_last_point():
     assert values[-1] == 10 * MAX_POINTS + 6
     assert len(set(np.diff(values))) == 1
     assert thinned([1, 2]) == [1, 2]
-
-
-def test_names_cannot_break_the_page():
-    assert text("<b>\x1b[1m&\x00 ü") == "&lt;b&gt;[1m&amp; ü"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from core.runs.folder import HISTORY, METRICS
 from core.runs.resume import load_model
 from core.runs.states import StateFolder
 from tools.gpu_check.workplace import (
@@ -23,14 +24,15 @@ from tools.gpu_check.workplace import (
     program_of,
     rows_of,
 )
-from tools.memory import last_iteration, tree_memory
+from tools.memory import tree_memory
+from tools.tables import last_iteration
 
 CHOOSE = (
     "import sys, torch; from core.utils.devices import choose_device; d = choose_device(sys.argv[1]); "
     "print(d, int((2 * torch.ones(8, device=d)).sum()))"
 )
 LONG = {"SOLVER__STOP_ITER": 100_000, "SOLVER__MAX_ITER": 100_000, "TCR__UPDATE_FREQUENCY": 100_000}
-DECISION = ("iteration", "decision", "batches", "scored", "improved")  # of dtu_history.csv
+DECISION = ("iteration", "decision", "batches", "scored", "improved")  # of HISTORY
 SMALL_CASES = {  # options of an adaptation in double precision, many decisions and two candidate passes
     "tiny": {
         "MODEL__NAME": TINY,
@@ -152,7 +154,7 @@ def sigterm(bench: Workplace, found: Findings) -> None:
     """SIGTERM in mid-training: exit code 143, one line, and the state is saved."""
     folder = bench.folder / "sigterm"
     with bench.started(bench.resnet("sigterm", **LONG)) as run:
-        wait_until(run, lambda: last_iteration(folder / "metrics.csv") > 0)
+        wait_until(run, lambda: last_iteration(folder / METRICS) > 0)
         start = time.monotonic()
         run.send_signal(signal.SIGTERM)
         _, err = finish(run)
@@ -180,7 +182,7 @@ def out_of_memory(bench: Workplace, found: Findings) -> None:
 def loaders(bench: Workplace, found: Findings) -> None:
     """Loader processes do not use the device: none has it open, as the main process has."""
     with bench.started(bench.resnet("loaders", DATALOADER__NUM_WORKERS=2, **LONG, TCR__PASTE_LAG=16)) as run:
-        wait_until(run, lambda: last_iteration(bench.folder / "loaders/metrics.csv") > 0)
+        wait_until(run, lambda: last_iteration(bench.folder / "loaders" / METRICS) > 0)
         using = {process: holds_device(process) for process in tree_memory(run.pid)}
         run.send_signal(signal.SIGTERM)
         finish(run)
@@ -227,7 +229,7 @@ def last_state(folder: Path) -> dict:
 
 def decisions(folder: Path) -> list[tuple[str, ...]]:
     """The rows of the dynamic teacher's history, without its scores."""
-    return [tuple(row[name] for name in DECISION) for row in rows_of(folder / "dtu_history.csv")]
+    return [tuple(row[name] for name in DECISION) for row in rows_of(folder / HISTORY)]
 
 
 def wait_until(run: subprocess.Popen, there: Callable[[], bool]) -> None:

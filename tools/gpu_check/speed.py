@@ -20,6 +20,7 @@ from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.reader import ImageSet
 from core.evaluation.predictor import Predictor
+from core.runs.folder import HISTORY
 from core.runs.resume import load_model
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.samples import Batch
@@ -151,7 +152,7 @@ def timed_steps(folder: Path, quick: bool, name: str, options: dict) -> dict:
     """
     bench = Workplace(folder, quick)
     trainer = bench.trainer(f"speed {name}", bench.published(**options))
-    batch, history = first_batch(trainer), bench.folder / f"speed {name}/dtu_history.csv"
+    batch, history = first_batch(trainer), bench.folder / f"speed {name}" / HISTORY
     solver_step, began = trainer.solver.step, time.perf_counter()
     plain, host, rescoring = [], [], []
 

@@ -25,9 +25,9 @@ from core.selftraining.trainer import Trainer
 from core.utils.checkpoints import save_checkpoint
 from core.utils.devices import prepare_device
 from core.utils.environment import PROJECT
-from tools.benchmark_data import photograph
+from tools.benchmark.data import photograph
 from tools.gpu_check.network import make_sensible
-from tools.toy_domains import draw_domains
+from tools.toy_domains.drawing import draw_domains
 
 SIMULATED = "DTST_SIMULATED"  # environment variable: 1 where the device is none, and cannot do what needs a real one
 ADAPT, TRAIN = "train_TCR_DTU.py", "train_src.py"

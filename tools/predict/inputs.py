@@ -1,0 +1,78 @@
+"""What a user points at: image files, folders, glob patterns and video files."""
+
+import glob
+import os
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+from core.datasets.catalog import require_files, require_utf_8
+from core.datasets.images import EXTENSIONS
+from core.datasets.reader import ImageSet, walk_files
+from core.utils.errors import UserError
+from tools.predict.video import VIDEO_EXTENSIONS
+
+_KNOWN = ", ".join((*EXTENSIONS, *VIDEO_EXTENSIONS))
+
+
+def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[ImageSet, ImageSet]:
+    """The images and the videos that `words` name, each once, in the order of the words, sorted within each.
+
+    Files of other kinds in a folder or pattern are passed over; named alone they are an error. The names of the set
+    are paths below the folder that is common to all words.
+
+    Args:
+        words: paths or patterns, `~` and `**` included. A path that exists is never a pattern.
+        leave_out: folders that a search does not enter (an earlier call's output).
+    Raises:
+        UserError: a word that names nothing.
+    """
+    paths: dict[str, Path] = {}  # from the absolute path to the one that messages show
+    tops = []
+    hidden = tuple(os.path.abspath(folder) + os.sep for folder in leave_out)
+    for word in words:
+        found = {os.path.abspath(path): path for path in _find(word)}
+        found = {absolute: path for absolute, path in found.items() if not absolute.startswith(hidden)}
+        if not found:
+            raise UserError(f"input {word} holds no image or video ({_KNOWN})")
+        paths |= {absolute: path for absolute, path in found.items() if absolute not in paths}
+        folder = os.path.abspath(os.path.expanduser(word))
+        tops += [folder] if os.path.isdir(folder) else map(os.path.dirname, found)
+    top = os.path.commonpath(tops)
+    require_utf_8(list(paths.values()), "inputs")
+    require_files(list(paths.values()), "input", "inputs")
+    videos = {absolute for absolute, path in paths.items() if _is_video(path)}
+    return _as_set("images", top, paths, paths.keys() - videos), _as_set("videos", top, paths, videos)
+
+
+def _find(word: str) -> list[Path]:
+    """The images and videos of one word, sorted."""
+    path = Path(os.path.expanduser(word))
+    if os.path.isdir(path):
+        return sorted(filter(_is_input, walk_files(path)))
+    if os.path.lexists(path):
+        if not _is_input(path):
+            raise UserError(f"input {word} is not an image or video: its name must end in one of {_KNOWN}")
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise UserError(f"input {word}: there is no such file or folder")
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not matches:
+        raise UserError(f"input {word}: no file matches it")
+    found = []
+    for match in matches:
+        found += _find(str(match)) if os.path.isdir(match) else filter(_is_input, [match])
+    return found
+
+
+def _is_input(path: Path) -> bool:
+    return path.name.lower().endswith(EXTENSIONS) or _is_video(path)
+
+
+def _is_video(path: Path) -> bool:
+    return path.name.lower().endswith(VIDEO_EXTENSIONS)
+
+
+def _as_set(name: str, top: str, paths: dict[str, Path], chosen: Set[str]) -> ImageSet:
+    kept = [absolute for absolute in paths if absolute in chosen]
+    names = tuple(Path(os.path.relpath(absolute, top)).as_posix() for absolute in kept)
+    return ImageSet(name, tuple(paths[absolute] for absolute in kept), names)

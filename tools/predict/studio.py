@@ -1,0 +1,194 @@
+"""From images and videos to pictures of predictions: which files they become, and how they are drawn and written."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.datasets.catalog import output_names
+from core.datasets.images import write_palette_png, write_png
+from core.datasets.loading import full_view_loader
+from core.datasets.reader import ImageSet
+from core.evaluation.pictures import Painter, fitted, grey
+from core.evaluation.predictor import Predictor, evaluating, view_sizes
+from core.utils.errors import UserError
+from core.utils.logging import progress
+from tools.predict.movies import movie
+from tools.predict.video import open_video
+
+KINDS = {
+    "colour": "the classes' colours (a palette PNG, whose values are class indices)",
+    "overlay": "these, half transparent, upon the image",
+    "label-ids": "the label values of the data set that the classes come from (Cityscapes' labelIds, say), grey PNG",
+    "confidence": "the winning class's probability, grey: 255 is 1",
+    "side-by-side": "image, overlay, colours and confidence in one, with a legend",
+}
+NUMBERS = "label-ids"  # which no movie can hold
+PNG_DEFAULT, MOVIE_DEFAULT = ("colour", "overlay"), ("side-by-side",)
+SERIES_FPS = 5.0  # of a movie made of images
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One prediction: H×W×3 uint8 image, H×W uint8 class indices, H×W uint8 confidence (None: not asked for)."""
+
+    index: int
+    image: np.ndarray
+    classes: np.ndarray
+    confidence: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Images that belong together, and where their pictures go.
+
+    Attributes:
+        source: images, or the path of a video.
+        container: png, gif or mp4.
+        places: for each of KINDS that is wanted a movie's file, or the folder of PNG files.
+        claimed: files and folders that must not be there yet.
+        name: from an image's index to its PNG file in that folder.
+    """
+
+    source: ImageSet | Path
+    container: str
+    places: dict[str, Path]
+    claimed: Sequence[Path]
+    name: Callable[[int], str] | None = None
+
+
+def plan_series(
+    images: ImageSet, videos: ImageSet, out: Path, container: str | None, kinds: Sequence[str]
+) -> list[Series]:
+    """All images as one series, and each video as one.
+
+    Args:
+        container: png, gif or mp4; None: PNG files of images, MP4 of videos.
+        kinds: what to save; empty: PNG_DEFAULT or MOVIE_DEFAULT.
+    Raises:
+        UserError: label ids as a movie.
+    """
+    planned, as_png, as_movie = [], kinds or PNG_DEFAULT, kinds or MOVIE_DEFAULT
+    if len(images) and container in ("png", None):
+        names, places = output_names(images), {kind: out / kind for kind in as_png}
+        claimed = [folder / name for folder in places.values() for name in names]
+        planned.append(Series(images, "png", places, claimed, names.__getitem__))
+    elif len(images):
+        places = {kind: out / f"{kind}.{container}" for kind in as_movie}
+        planned.append(Series(images, container, places, [*places.values()]))
+    movies = output_names(videos, f".{container or 'mp4'}")
+    for path, name, movie_name in zip(videos.paths, videos.names, movies, strict=True):
+        if container == "png":  # a folder that is named as the video cannot be in the way of an image's pictures
+            places = {kind: out / kind / name for kind in as_png}
+            planned.append(Series(path, "png", places, [*places.values()], "{:06d}.png".format))
+        else:
+            places = {kind: out / kind / movie_name for kind in as_movie}
+            planned.append(Series(path, container or "mp4", places, [*places.values()]))
+    for series in planned:
+        if NUMBERS in series.places and series.container != "png":
+            raise UserError(f"--save {NUMBERS}: {series.container} would change the numbers; give --as png")
+    return planned
+
+
+class Studio:
+    """Predicts and draws.
+
+    Args:
+        config: a whole config.
+        model: on `device`.
+        painter: draws pictures.
+        label_values: 256 uint8, from class index to label value.
+        flip, multi_scale: average over views, as test.py does.
+        fps: of movies; None: the video's own, of images SERIES_FPS.
+    """
+
+    def __init__(
+        self,
+        config,
+        model: nn.Module,
+        device: torch.device,
+        painter: Painter,
+        label_values: np.ndarray,
+        flip: bool = False,
+        multi_scale: bool = False,
+        fps: float | None = None,
+    ):
+        self._config, self._model, self._predictor = config, model, Predictor(config, device)
+        self._painter, self._label_values, self._fps = painter, label_values, fps
+        self._flip, self._sizes = flip, view_sizes(config, multi_scale)
+
+    def run(self, series: Series) -> int:
+        """Make the pictures of a series; returns how many images it has. One batch of them at a time is in memory.
+
+        Raises:
+            UserError: an image or video that cannot be read, a file that cannot be written.
+        """
+        count, batch_size = 0, self._config.TEST.BATCH_SIZE
+        with ExitStack() as stack:
+            if isinstance(series.source, ImageSet):
+                workers = self._config.DATALOADER.NUM_WORKERS if len(series.source) > batch_size else 0
+                batches = full_view_loader(series.source, self._sizes, batch_size, workers, keep=True)
+                title, total, fps = "images", len(series.source), SERIES_FPS
+            else:
+                video = stack.enter_context(open_video(series.source))
+                batches = video.batches(self._sizes, batch_size)
+                title, total, fps = video.path.name, video.count, video.fps
+            save = stack.enter_context(self._saver(series, self._fps or fps))
+            confidence = not {"confidence", "side-by-side"}.isdisjoint(series.places)
+            for shot in progress(self._shots(batches, confidence), title, total):
+                save(shot)
+                count += 1
+        return count
+
+    def _shots(self, batches: Iterable[dict], confidence: bool) -> Iterator[Shot]:
+        with torch.inference_mode(), evaluating(self._model):
+            for batch in batches:
+                predicted = self._predictor.predict(self._model, batch, self._flip, confidence)
+                for index, image, reading in zip(batch["index"], batch["image"], predicted, strict=True):
+                    labels, probability = reading()
+                    yield Shot(index, image, labels, None if probability is None else grey(probability))
+
+    @contextmanager
+    def _saver(self, series: Series, fps: float) -> Iterator[Callable[[Shot], None]]:
+        if series.container == "png":
+            yield lambda shot: self._write_pngs(series, shot)
+            return
+        with ExitStack() as stack:
+            streams, sizes = {}, {}
+            for kind, path in series.places.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                streams[kind] = stack.enter_context(movie(path, fps))
+
+            def append(shot: Shot) -> None:
+                for kind, stream in streams.items():
+                    picture = self._draw(kind, shot)
+                    stream(fitted(picture, sizes.setdefault(kind, picture.shape[:2])))
+
+            yield append
+
+    def _write_pngs(self, series: Series, shot: Shot) -> None:
+        for kind, folder in series.places.items():
+            path = folder / series.name(shot.index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "colour":
+                write_palette_png(path, shot.classes, self._painter.palette)
+            elif kind == NUMBERS:
+                write_png(path, self._label_values[shot.classes])
+            elif kind == "confidence":
+                write_png(path, shot.confidence)
+            else:
+                write_png(path, self._draw(kind, shot))
+
+    def _draw(self, kind: str, shot: Shot) -> np.ndarray:
+        """H×W×3 uint8."""
+        if kind == "colour":
+            return self._painter.colour(shot.classes)
+        if kind == "overlay":
+            return self._painter.overlay(shot.image, shot.classes)
+        if kind == "confidence":
+            return np.stack([shot.confidence] * 3, axis=-1)
+        return self._painter.side_by_side(shot.image, shot.classes, shot.confidence)

@@ -1,0 +1,59 @@
+"""What a run folder holds, read for tools.report: tables, config, environment, checkpoints."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.configs import load_config
+from core.configs.node import Config
+from core.datasets.catalog import find_taxonomy
+from core.datasets.taxonomy import Taxonomy
+from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
+from core.runs.resume import checkpoints_in
+from core.utils.errors import UserError
+from tools.tables import read_table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; tables are lists of rows, strings by column, empty where the run has none.
+
+    Attributes:
+        checkpoints: by iteration; empty before the first.
+        environment: what the run was made with, empty where it did not say.
+    """
+
+    folder: Path
+    config: Config
+    taxonomy: Taxonomy
+    metrics: list[dict]
+    evaluations: list[dict]
+    history: list[dict]
+    candidates: list[dict]
+    checkpoints: list[Path]
+    environment: dict
+
+    @classmethod
+    def read(cls, folder: Path, options: list[str]) -> "Run":
+        """Raises UserError where `folder` is no run; `options` overwrite those of its config, KEY VALUE."""
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is not a run's folder: it holds no {CONFIG}; give the OUTPUT_DIR of a training")
+        if not (folder / METRICS).is_file():
+            raise UserError(f"{folder}: its run has no {METRICS} yet; the first rows come after 20 iterations")
+        config = load_config(folder / CONFIG, options)
+        tables = [read_table(folder / name) for name in (METRICS, EVALUATION, HISTORY, CANDIDATES)]
+        found = checkpoints_in(folder), _read_environment(folder)
+        return cls(folder, config, find_taxonomy(config), *tables, *found)
+
+    @property
+    def done(self) -> int:
+        """Iterations that the tables know of."""
+        return int(self.metrics[-1]["iteration"]) if self.metrics else 0
+
+
+def _read_environment(folder: Path) -> dict:
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

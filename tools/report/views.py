@@ -1,0 +1,110 @@
+"""What a report needs the networks for: source and adapted model over the images, and pictures of the extremes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from core.datasets.images import read_image
+from core.datasets.loading import full_view_loader
+from core.datasets.reader import ImageSet
+from core.evaluation.metrics import Scores, confusion_matrix, iou
+from core.evaluation.pictures import Painter
+from core.evaluation.predictor import Predictor, evaluating, view_sizes
+from core.utils.checkpoints import load_checkpoint
+from core.utils.logging import progress
+
+WIDTH = 400  # px, at most, of a picture; and its height
+_QUALITY = 82  # JPEG
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One model over the images.
+
+    Attributes:
+        scores: of the whole set; None without labels.
+        per_image: with labels the mean IoU (percent) of the classes that the image's label holds, else its mean
+            confidence (percent).
+    """
+
+    scores: Scores | None
+    per_image: np.ndarray
+
+
+class Viewer:
+    """Runs checkpoints over images.
+
+    Args:
+        config: a whole config.
+        model: on its device; each checkpoint is loaded into it.
+        images: with labels or without.
+        num_classes: C.
+    """
+
+    def __init__(self, config, model: nn.Module, images: ImageSet, num_classes: int):
+        self._config, self._model, self.images, self._num_classes = config, model, images, num_classes
+        self._predictor = Predictor(config, next(model.parameters()).device)
+
+    def observe(self, checkpoint: Path) -> Observation:
+        """Raises UserError for a checkpoint that does not fit, or an image that cannot be read."""
+        labelled = self.images.label_path is not None
+        total, values = torch.zeros(self._num_classes, self._num_classes, dtype=torch.int64), []
+        for index, prediction, confidence in self._predictions(checkpoint, range(len(self.images)), not labelled):
+            if not labelled:
+                values.append(100 * float(confidence.mean()))
+                continue
+            confusion = confusion_matrix(prediction, self.images.read_label(index), self._num_classes)
+            total += confusion
+            occurs = confusion.sum(1) > 0
+            values.append(100 * float(iou(confusion)[occurs].mean()) if occurs.any() else float("nan"))
+        return Observation(Scores.of(total) if labelled else None, np.array(values))
+
+    def pictures(self, checkpoints: Sequence[Path], indices: Sequence[int], painter: Painter) -> list[list[bytes]]:
+        """JPEG files of each image: as it is, then every checkpoint's overlay, then the label's where there is one."""
+        maps = [[classes for _, classes, _ in self._predictions(path, indices, False)] for path in checkpoints]
+        found = []
+        for place, index in enumerate(indices):
+            image = read_image(self.images.paths[index])
+            layers = [of_checkpoint[place] for of_checkpoint in maps]
+            if self.images.label_path is not None:
+                layers.append(self.images.read_label(index))
+            scale = min(WIDTH / max(image.shape), 1)
+            size = [max(round(length * scale), 1) for length in image.shape[1::-1]]
+            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            layers = [cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST) for layer in layers]
+            found.append([jpeg_bytes(small), *(jpeg_bytes(painter.overlay(small, layer)) for layer in layers)])
+        return found
+
+    @torch.inference_mode()
+    def _predictions(
+        self, checkpoint: Path, indices: Sequence[int], confidence: bool
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """(index, H×W uint8 classes, H×W confidence if asked for) of the images `indices`, in their order."""
+        load_checkpoint(self._model, checkpoint)
+        images = replace(self.images.restricted(indices), label_path=None)
+        test = self._config.TEST
+        workers = self._config.DATALOADER.NUM_WORKERS if len(images) > test.BATCH_SIZE else 0
+        loader = full_view_loader(images, view_sizes(self._config, False), test.BATCH_SIZE, workers)
+        with evaluating(self._model):
+            for batch in progress(loader, checkpoint.name):
+                predicted = self._predictor.predict(self._model, batch, flip=False, confidence=confidence)
+                for position, reading in zip(batch["index"], predicted, strict=True):
+                    yield indices[position], *reading()
+
+
+def extremes(values: np.ndarray, count: int) -> tuple[list[int], list[int]]:
+    """Indices of the `count` smallest and the `count` largest values, each once, NaNs never: the extreme first."""
+    order = [int(index) for index in np.argsort(values, kind="stable") if np.isfinite(values[index])]
+    low = order[: min(count, -(-len(order) // 2))]
+    return low, order[::-1][: min(count, len(order) - len(low))]
+
+
+def jpeg_bytes(picture: np.ndarray) -> bytes:
+    """The JPEG file of H×W×3 uint8 RGB."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1]
+    return encoded.tobytes()
