@@ -1,7 +1,7 @@
 """From 8-bit images on the host to logits on the device, and to classes and confidences."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,7 @@ def view_sizes(config, multi_scale: bool) -> list[tuple[int, int]]:
 
 
 class Predictor:
-    """Runs networks on one device as a config says: normalisation, memory layout, precision.
-
-    Args:
-        config: a whole config.
-        device: where the networks are.
-    """
+    """Runs networks on one device as a config says: normalisation, memory layout, precision."""
 
     def __init__(self, config, device: torch.device):
         self.device, self._config, self._normalise = device, config, Normalise(config.INPUT, device)
@@ -44,13 +39,9 @@ class Predictor:
         """B×3×H×W uint8, on the host or the device → normalised network input on the device, channels last."""
         return self._normalise(to_device(images, self.device))
 
-    def precision(self) -> AbstractContextManager:
-        """The context that networks run in."""
-        return autocast(self.device, self._config.SOLVER.AMP)
-
     def logits(self, model: nn.Module, prepared: torch.Tensor) -> torch.Tensor:
         """Stride-8 logits (B×C×h×w, float32) of prepared images."""
-        with self.precision():
+        with autocast(self.device, self._config.SOLVER.AMP):
             return model(prepared)
 
     def maps(self, model: nn.Module, views: Sequence[torch.Tensor], flip: bool) -> list[tuple[torch.Tensor, bool]]:
@@ -116,13 +107,10 @@ class Predictor:
             sizes: (H, W) of every image.
             confidence: compute it, the probability of the winning class; False: it is None.
         """
-        on_cpu = maps[0][0].device.type == "cpu"
         works = [partial(_read, maps, position, size, confidence) for position, size in enumerate(sizes)]
-        return [partial(_now, work) if on_cpu else work() for work in works]
-
-
-def _now(work: Callable[[], Reading]) -> tuple[np.ndarray, np.ndarray | None]:
-    return work()()
+        if maps[0][0].device.type == "cpu":
+            return [lambda work=work: work()() for work in works]
+        return [work() for work in works]
 
 
 @torch.inference_mode()

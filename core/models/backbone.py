@@ -1,5 +1,6 @@
 """torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -131,6 +132,21 @@ def fold_frozen_norms(module: nn.Module) -> None:
             if isinstance(child, FrozenBatchNorm) and isinstance(previous[1], nn.Conv2d):
                 setattr(parent, previous[0], FoldedConv2d(previous[1], child))
             previous = (name, child)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, as other programs run it: frozen batch norms are part of the weights of the convolutions.
+
+    Its outputs are those of the model, in float32.
+    """
+    model = copy.deepcopy(model).float().eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FoldedConv2d):
+                setattr(parent, name, child.plain())
+            elif isinstance(child, FrozenBatchNorm) and child.folded:
+                setattr(parent, name, nn.Identity())
+    return model.requires_grad_(False)
 
 
 class DilatedBasicBlock(resnet.BasicBlock):

@@ -17,7 +17,7 @@ from core.datasets.sampling import Stream, TrainingSamples
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.models.compiling import check_compiler
+from core.models.build import check_compiler
 from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.output import RunOutput
@@ -47,6 +47,9 @@ class Training(ABC):
         evaluator: evaluates every checkpoint; None: no evaluation.
     Raises:
         UserError: of several processes, some see other images.
+
+    Attributes:
+        result: the network that checkpoints hold.
     """
 
     PROGRAM: ClassVar[str]  # its name, as states know it
@@ -58,6 +61,7 @@ class Training(ABC):
     ):
         distributed.check_alike(images.names, f"the images of {images.name}")
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
+        self.result = model
         self.evaluator, self.device = evaluator, next(model.parameters()).device
         self.output = RunOutput(config, taxonomy, self.device)
         self.predictor = Predictor(config, self.device)
@@ -106,11 +110,6 @@ class Training(ABC):
     @abstractmethod
     def describe(self) -> None:
         """Log the training images, and what else a user of this program should know at its start."""
-
-    @property
-    @abstractmethod
-    def result(self) -> nn.Module:
-        """The network that checkpoints hold."""
 
     @abstractmethod
     def train_step(self, batch) -> dict[str, torch.Tensor]:
@@ -188,11 +187,6 @@ class Training(ABC):
                 with signals.deferred():
                     output.evaluation(self.iteration, scores)
         return True
-
-    @property
-    def panel_due(self) -> bool:
-        """Whether a panel is wanted of the iteration at hand."""
-        return self.output.monitor.panel_due(self.iteration + 1)
 
     def begin_step(self) -> None:
         """Before a step's first forward: its randomness, and what it may have to put back."""

@@ -33,11 +33,7 @@ PER_CLASS = (
 
 
 class Generation:
-    """One complete generation, for reading.
-
-    Args:
-        folder: …/candidates/g0000.
-    """
+    """One complete generation, for reading, in a folder such as …/candidates/g0000."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -112,11 +108,7 @@ def log_candidates(generation: Generation, names: Sequence[str], paste_classes: 
 
 
 def table_row(generation: Generation, names: Sequence[str]) -> dict:
-    """A generation as one row of the run's table: per class :data:`PER_CLASS`, an empty cell for what it lacks.
-
-    Args:
-        names: of the classes.
-    """
+    """A generation as a row of the run's table: :data:`PER_CLASS` by class name, an empty cell for what it lacks."""
     pixels = np.asarray(generation.pixels, np.float64)
     values = {
         "offering": [len(images) for images in generation.candidates],

@@ -51,11 +51,6 @@ def class_thresholds(
     return (peak * (upper * (1 - torch.exp(-running_conf / beta)))).clamp(min=lower)
 
 
-def threshold_scale(running_conf: torch.Tensor) -> torch.Tensor:
-    """:func:`class_thresholds` of an image in which every class peaks at 1: C floats."""
-    return class_thresholds(torch.ones_like(running_conf).unsqueeze(0), running_conf)[0]
-
-
 def select_pseudo_labels(
     probs: torch.Tensor, running_conf: torch.Tensor, beta: float = BETA, upper: float = 0.80, lower: float = 0.20
 ) -> torch.Tensor:

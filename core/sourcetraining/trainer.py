@@ -10,7 +10,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import Stream
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
-from core.models.compiling import compile_networks
+from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
 from core.models.dsu import DSU
 from core.runs.loop import Training
@@ -30,7 +30,6 @@ class SourceTrainer(Training):
     """One source training run.
 
     Args:
-        config, model, images, taxonomy, evaluator: as of :class:`Training`.
         statistics: of the images' labels; None: they are counted, which takes minutes the first time, after whatever
             else could be wrong; pairs that cannot be trained on are then left out.
     """
@@ -84,10 +83,6 @@ class SourceTrainer(Training):
             if self.config.SOLVER.BATCH_SIZE < 2:
                 LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
 
-    @property
-    def result(self) -> nn.Module:
-        return self.model
-
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
         self.begin_step()
@@ -109,7 +104,7 @@ class SourceTrainer(Training):
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
-        if self.panel_due:
+        if self.output.monitor.panel_due(self.iteration + 1):
             self.output.monitor.panel(self.iteration + 1, *source_tiles(parts[-1], logits.detach()))
         self.iteration += 1
         return {"loss": loss} if stepped else {}

@@ -131,7 +131,7 @@ def collect(images, generation, config, workers, schedule, confidence, iteration
     """All batches of a stretch, the running confidence of every iteration recorded as the trainer does it."""
     samples = TargetSamples(images, CITYSCAPES_19, config)
     order = uniform_order(len(images), len(iterations) * batch_size, 1, 0)
-    stream = RequestStream(iterations, batch_size, order, generation, schedule)
+    stream = RequestStream(generation, schedule, iterations, batch_size, order)
     batches = []
     for iteration, batch in zip(
         iterations, Loader(samples, samples.collate, workers, batch_sampler=stream), strict=True
@@ -237,13 +237,13 @@ def test_schedule_gives_the_start_values_before_the_lag():
 
 def test_requests_of_a_stretch():
     schedule = PasteSchedule(PASTE, CLASSES, "uniform", 16)
-    stream = RequestStream(range(10, 13), 2, np.array([4, 3, 2, 1, 0, 5, 5]), "g", schedule)
+    stream = RequestStream("g", schedule, range(10, 13), 2, np.array([4, 3, 2, 1, 0, 5, 5]))
     requests = list(stream)
     assert len(stream) == 3
     assert [[r.image for r in batch] for batch in requests] == [[4, 3], [2, 1], [0, 5]]
     assert [[r.position for r in batch] for batch in requests] == [[20, 21], [22, 23], [24, 25]]
     assert {r.generation for batch in requests for r in batch} == {"g"}
-    without = list(RequestStream(range(1), 1, np.array([0]), None, schedule))
+    without = list(RequestStream(None, schedule, range(1), 1, np.array([0])))
     assert without == [[PasteRequest(image=0, position=0)]]
 
 
