@@ -73,12 +73,16 @@ def write_experiment(folder: Path, iterations: int) -> Path:
             "INPUT_SIZE_TEST": list(SIZE),
             "TARGET_INPUT_SIZE_TRAIN": [64, 32],
             "INPUT_SCALES_TRAIN": [0.75, 1.25],
+            "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
         },
         "TCR": {"UPDATE_FREQUENCY": 2 * iterations // 3},  # a pass at the start, and one more
-        "SOLVER": {"BASE_LR": 1e-6, "STOP_ITER": iterations, "BATCH_SIZE": 2},
+        "SOLVER": {
+            "BASE_LR": 1e-6,
+            "STOP_ITER": iterations,
+            "BATCH_SIZE": 2,
+            "CHECKPOINT_PERIOD": iterations // 3 or 1,
+        },
     }
-    tree["INPUT"]["HORIZONTAL_FLIP_PROB_TRAIN"] = 0.5
-    tree["SOLVER"]["CHECKPOINT_PERIOD"] = max(iterations // 3, 1)
     path = folder / "memory.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

@@ -78,18 +78,18 @@ class CustomReader:
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
         files = self.splits[split]
-        folder = _folder(root, files.images)
+        folder = root / os.path.expanduser(files.images)
         if not os.path.isdir(folder):
-            raise UserError(f"{where} {name}: its folder of images {folder} does not exist")
+            raise UserError(f"{where}: its folder of images {folder} does not exist")
         paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
         labels = None
         if files.labels is not None:
-            labels = _LabelFiles(files, folder, _folder(root, files.labels))
+            labels = _LabelFiles(files, folder, root / os.path.expanduser(files.labels))
             masks = set(map(labels, paths))  # where images and labels share a folder
             paths = [path for path in paths if path not in masks]
         if not paths:
             wanted = f"image ({', '.join(EXTENSIONS)})" if files.pattern is None else files.pattern
-            raise UserError(f"{where} {name}: no {wanted} below {folder}")
+            raise UserError(f"{where}: no {wanted} below {folder}")
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
         table = None if labels is None else label_table(taxonomy, self.classes, self.no_class)
         return ImageSet(name, tuple(paths), names, labels, table)
@@ -249,10 +249,6 @@ def _require_class(name: Any, names: Sequence[str], key: str) -> None:
 
 def _is_byte(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 255
-
-
-def _folder(root: Path, folder: str) -> Path:
-    return root / os.path.expanduser(folder)
 
 
 def _is_image(path: Path, pattern: str | None) -> bool:

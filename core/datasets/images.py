@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from core.datasets.skipping import BadImage
-from core.utils.files import replacing
+from core.utils.files import open_regular, replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_PIXELS = 2**28  # of one image: a wider one is a mistake, or made to exhaust the memory
@@ -49,12 +48,10 @@ def _opened(file: IO[bytes] | str | Path) -> Iterator[Image.Image]:
 def _read_bytes(path: str | Path, kind: str) -> bytes:
     """The whole file, once its header has said that decoding it is reasonable."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage(f"{kind} {path} cannot be read: it is not a regular file", path)
-            if status.st_size > _MAX_BYTES:
-                raise BadImage(f"{kind} {path} cannot be read: it has {status.st_size} bytes", path)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise ValueError(f"it has {size} bytes")
             data = file.read()
     except (OSError, ValueError) as error:  # the latter where the name holds a null character
         reason = getattr(error, "strerror", None) or error
@@ -85,11 +82,6 @@ def _has_its_end(data: bytes, image: Image.Image) -> bool:
         return 8 + int.from_bytes(data[4:8], "little") <= len(data)
     pixels = JpegImageFile(io.BytesIO(data)).fp.tell()  # a thumbnail, which has an end of its own, stands before them
     return data.rfind(_JPEG_END, pixels) >= 0
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for anyone to write into it, should it be a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _undecodable(path: str | Path, kind: str, data: bytes, reason: str = "") -> BadImage:
@@ -173,11 +165,6 @@ def png_bytes(image: np.ndarray) -> bytes:
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image)[1].tobytes()
-
-
-def jpeg_bytes(image: np.ndarray) -> bytes:
-    """The JPEG file of H×W×3 RGB uint8."""
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
 
 
 def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -31,6 +32,8 @@ _HINTS = {
     signal.SIGKILL: ", as where memory runs out",
     signal.SIGBUS: ", as where shared memory (/dev/shm) runs out",
 }
+
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores, which is fine
 
 
 class WorkerDied(UserError):
@@ -60,15 +63,11 @@ class _Guarded(Dataset):
         return sample, self._skipped.take()
 
 
-class _GuardedCollate:
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, made: list[tuple]) -> tuple:
-        samples = [sample for sample, _ in made]
-        errors = [sample for sample in samples if isinstance(sample, UserError)]
-        batch = errors[0] if errors else self.collate(samples)
-        return batch, [bad for _, noted in made for bad in noted]
+def _guarded_collate(collate: Callable, made: list[tuple]) -> tuple:
+    samples = [sample for sample, _ in made]
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    batch = errors[0] if errors else collate(samples)
+    return batch, [bad for _, noted in made for bad in noted]
 
 
 class _Handed:
@@ -116,21 +115,20 @@ class Loader:
                 "worker_init_fn": _start_worker,
                 "multiprocessing_context": _worker_context(),
             }
-        with _many_workers():
-            self._loader = DataLoader(
-                _Guarded(dataset, self._skipped),
-                num_workers=workers,
-                collate_fn=_GuardedCollate(collate),
-                batch_sampler=self._handed,
-                **options,
-            )
+        self._loader = DataLoader(
+            _Guarded(dataset, self._skipped),
+            num_workers=workers,
+            collate_fn=partial(_guarded_collate, collate),
+            batch_sampler=self._handed,
+            **options,
+        )
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
         others = set(multiprocessing.active_children())
-        with _many_workers(), _deaths_show_in_next():
+        with _deaths_show_in_next():
             batches = iter(self._loader)
         # in the order in which they were started: a name is ForkServerProcess-7, say
         workers = sorted(set(multiprocessing.active_children()) - others, key=lambda w: int(w.name.split("-")[1]))
@@ -224,14 +222,6 @@ def _deaths_show_in_next() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
-
-
-@contextmanager
-def _many_workers() -> Iterator[None]:
-    """Without the warning that there are more workers than cores, which is fine."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
 
 
 class FullViews(Dataset):

@@ -16,7 +16,22 @@ _LOST = "another process of the job has gone (killed, out of memory) or does not
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with a UserError, and so with one line, where the arguments are wrong."""
+    """Ends with a UserError, and so with one line, where the arguments are wrong.
+
+    Args:
+        description: what the program does.
+        example: a whole command, `python FILE …` or `python -m MODULE …`, which `--help` shows.
+    """
+
+    def __init__(self, description: str, example: str):
+        first, second, third = example.split()[:3]
+        super().__init__(
+            prog=f"{first} -m {third}" if second == "-m" else second,
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str):
         raise UserError(f"{message}; try --help")
@@ -28,24 +43,15 @@ def config_parser(
     words: str = "KEY VALUE",
     words_help: str = "options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
     name: str = "options",
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser with `-cfg FILE` (or --config-file) and trailing words, KEY VALUE pairs in most programs.
 
     Args:
-        description: what the program does.
-        example: a whole command, which `--help` shows.
         words: what the trailing words are, for the usage line.
         words_help: the same at length.
         name: the attribute that they land in.
     """
-    first, second, third = example.split()[:3]
-    parser = Parser(
-        prog=f"{first} -m {third}" if second == "-m" else second,
-        description=description,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description, example)
     parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
     parser.add_argument(name, nargs="*", metavar=words, help=words_help)
     return parser

@@ -14,7 +14,7 @@ from core.datasets.sizes import mean_pixels
 from core.datasets.taxonomy import IGNORE
 from core.runs.folder import check_folder
 from core.runs.output import duration
-from core.runs.resume import changed, find_start
+from core.runs.resume import find_start
 from core.runs.start import check_division, log_run
 from core.selftraining.candidate_pass import FIRST_PASS_SIDE
 from core.selftraining.samples import Batch, PasteRequest
@@ -52,7 +52,8 @@ def _try_out(config: Config, skip_test: bool) -> None:
     log_run(run, skip_test)
     few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
-        trainer = Trainer(changed(config, OUTPUT_DIR=folder), run.model, run.images.restricted(few), run.taxonomy)
+        config = config.changed({"OUTPUT_DIR": folder})
+        trainer = Trainer(config, run.model, run.images.restricted(few), run.taxonomy)
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)
         batch = _try_paste(trainer)

@@ -53,6 +53,7 @@ class Training(ABC):
     """
 
     PROGRAM: ClassVar[str]  # its name, as states know it
+    DOMAIN: ClassVar[str]  # of its images
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
     samples: TrainingSamples
 
@@ -107,9 +108,13 @@ class Training(ABC):
     def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
         """The training images, once the options that concern only this program are checked. Raises UserError."""
 
+    def describe_images(self) -> None:
+        """Log the training images."""
+        LOGGER.info("%s images: %d of %s", self.DOMAIN, len(self.images), self.images.name)
+
     @abstractmethod
     def describe(self) -> None:
-        """Log the training images, and what else a user of this program should know at its start."""
+        """Log what else a user of this program should know at its start."""
 
     @abstractmethod
     def train_step(self, batch) -> dict[str, torch.Tensor]:

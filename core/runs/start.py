@@ -113,6 +113,7 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     LOGGER.debug("class names: %s", ", ".join(taxonomy.names))
     device = describe_device(trainer.device, config.MODEL.DEVICE)
     LOGGER.info("device: %s, %s", device, describe_precision(trainer.device, solver))
+    trainer.describe_images()
     more = ", …" if len(taxonomy) > SHOWN_CLASSES else ""
     LOGGER.info("classes: %d (%s%s)", len(taxonomy), ", ".join(taxonomy.names[:SHOWN_CLASSES]), more)
     parameters = sum(p.numel() for p in trainer.model.parameters())

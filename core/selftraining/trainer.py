@@ -48,7 +48,7 @@ _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bound
 class Trainer(Training):
     """One adaptation run; the model that it is given, of the source domain, becomes the student."""
 
-    PROGRAM = "train_TCR_DTU.py"
+    PROGRAM, DOMAIN = "train_TCR_DTU.py", "target"
 
     def __init__(
         self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
@@ -80,7 +80,6 @@ class Trainer(Training):
 
     def describe(self) -> None:
         config = self.config
-        LOGGER.info("target images: %d of %s", len(self.images), self.images.name)
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if source_checkpoint(config) is None:

@@ -34,8 +34,7 @@ class SourceTrainer(Training):
             else could be wrong; pairs that cannot be trained on are then left out.
     """
 
-    PROGRAM = "train_src.py"
-    UNCERTAIN = True
+    PROGRAM, DOMAIN, UNCERTAIN = "train_src.py", "source", True
 
     def __init__(
         self,
@@ -73,10 +72,12 @@ class SourceTrainer(Training):
             )
         return find_source_images(config)
 
-    def describe(self) -> None:
+    def describe_images(self) -> None:
         for note in self._notes:
             LOGGER.info(note)
-        LOGGER.info("source images: %d of %s", len(self.images), self.images.name)
+        super().describe_images()
+
+    def describe(self) -> None:
         if any(isinstance(module, DSU) for module in self.model.modules()):
             options = self.config.MODEL
             LOGGER.info("DSU with probability %g at the positions %s", options.UNCERTAINTY, tuple(options.POS))

@@ -81,7 +81,10 @@ def _heard() -> _Listener | None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """A block that a signal does not interrupt; one that came in it raises :class:`Stopped` where it ends."""
+    """A block that a signal does not interrupt; one that came in it raises :class:`Stopped` where it ends.
+
+    So does one that went unseen before it: Python drops what a handler raises in a finaliser.
+    """
     listener = _heard()
     if listener is None:
         yield
@@ -112,12 +115,6 @@ def interruptible() -> Iterator[None]:
 def received() -> int:
     """The signal that came first, 0 if none has."""
     return 0 if _listener is None or _listener.received is None else int(_listener.received)
-
-
-def check() -> None:
-    """Raise :class:`Stopped` if a signal came but went unseen: Python drops what a handler raises in a finaliser."""
-    if _listener is not None:
-        _listener.check()
 
 
 def acknowledge() -> None:

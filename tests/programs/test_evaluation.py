@@ -110,34 +110,24 @@ def test_every_checkpoint_of_a_folder_keeps_its_own_predictions(evaluated, citys
     assert saved == {f"model_iter{number:06d}/{name}" for number in (1, 2) for name in SAVED}
 
 
-def read_predictions(out):
-    return np.stack([np.array(Image.open(out / "inference/cityscapes_val" / name)) for name in SAVED])
-
-
-def test_flip_averages_with_the_mirrored_image(evaluated, cityscapes_root, tiny_checkpoint):
-    out, _ = evaluated("--saveres", "--flip")
-    config, batch = (
-        cityscapes_root / "tiny.yaml",
-        as_batch([Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]),
-    )
-    plain = probabilities(tiny_checkpoint, config, batch)
-    averaged = plain + probabilities(tiny_checkpoint, config, batch.flip(-1)).flip(-1)
-    found = read_predictions(out)
-    assert (found == averaged.argmax(1).numpy()).mean() > 0.999
-    assert (found == plain.argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
-
-
-def test_multi_scale_averages_three_sizes(evaluated, cityscapes_root, tiny_checkpoint):
-    out, _ = evaluated("--multi-scale", "--saveres")
+@pytest.mark.parametrize(
+    ("flags", "sizes", "flips"),
+    [(["--flip"], [(128, 64)], 2), (["--multi-scale"], [(90, 45), (128, 64), (166, 83)], 1)],  # 0.7, 1.0 and 1.3 times
+    ids=["flip", "multi-scale"],
+)
+def test_probabilities_are_averaged_over_views(evaluated, cityscapes_root, tiny_checkpoint, flags, sizes, flips):
+    out, _ = evaluated("--saveres", *flags)
     images = [Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]
-    total = 0
-    for size in ((90, 45), (128, 64), (166, 83)):  # 0.7, 1.0 and 1.3 times (128, 64)
+
+    def predicted(size, flipped=False):
         batch = as_batch([image.resize(size, Image.Resampling.BICUBIC) for image in images])
-        total = total + probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", batch)
-    found = read_predictions(out)
-    assert (found == total.argmax(1).numpy()).mean() > 0.995  # antialiased within one grey level of PIL
-    alone = probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", as_batch(images))
-    assert (found == alone.argmax(1).numpy()).mean() < 0.99
+        found = probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", batch.flip(-1) if flipped else batch)
+        return found.flip(-1) if flipped else found
+
+    expected = sum(predicted(size, flipped) for size in sizes for flipped in (False, True)[:flips]).argmax(1).numpy()
+    found = np.stack([np.array(Image.open(out / "inference/cityscapes_val" / name)) for name in SAVED])
+    assert (found == expected).mean() > (0.999 if flips == 2 else 0.995)  # antialiased within one grey level of PIL
+    assert (found == predicted((128, 64)).argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
 
 
 def test_16_classes_are_also_reported_without_wall_fence_and_pole(evaluated, cityscapes_root, make_checkpoint):

@@ -30,12 +30,7 @@ def draw(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
-    parser = Parser(
-        prog="python -m tools.toy_domains",
-        description=__doc__.partition("\n")[0],
-        epilog="example: python -m tools.toy_domains datasets",
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__.partition("\n")[0], "python -m tools.toy_domains datasets")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder in which toy_source and toy_target are made")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="another seed, other scenes (default 1)")
     parser.add_argument(
