@@ -45,23 +45,19 @@ def confusion_matrix(pred, label, num_classes: int, ignore: int = 255) -> torch.
     if pred.shape != label.shape:
         raise ValueError(f"prediction is {tuple(pred.shape)}, label is {tuple(label.shape)}")
     if pred.ndim == 2 and {pred.dtype, label.dtype} == {torch.uint8} and ignore == IGNORE:
-        return _confusion_of_maps(pred.cpu().numpy(), label.cpu().numpy(), num_classes)
+        counts = torch.from_numpy(joint_counts(label.cpu().numpy(), pred.cpu().numpy()))
+        counts[IGNORE] = 0
+        for name, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
+            if unknown := totals[num_classes:].nonzero().flatten().tolist():
+                raise ValueError(_unknown(name, num_classes + unknown[0], num_classes))
+        return counts[:num_classes, :num_classes].clone()
     kept = label != ignore
     pred, label = pred[kept].long(), label[kept].long()
     for name, values in (("label", label), ("prediction", pred)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
-            bad = values[(values < 0) | (values >= num_classes)]
+        bad = values[(values < 0) | (values >= num_classes)]
+        if len(bad):
             raise ValueError(_unknown(name, int(bad[0]), num_classes))
     return torch.bincount(label * num_classes + pred, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def _confusion_of_maps(pred: np.ndarray, label: np.ndarray, num_classes: int) -> torch.Tensor:
-    counts = joint_counts(label, pred)
-    counts[IGNORE] = 0
-    for name, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
-        if totals[num_classes:].any():
-            raise ValueError(_unknown(name, num_classes + int(np.flatnonzero(totals[num_classes:])[0]), num_classes))
-    return torch.from_numpy(counts[:num_classes, :num_classes].copy())
 
 
 def _unknown(name: str, value: int, num_classes: int) -> str:

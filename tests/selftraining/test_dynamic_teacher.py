@@ -322,16 +322,6 @@ def test_the_buffer_holds_8_bit_images_points_and_scores(metric):
     assert tensors_of(run.object) == []
 
 
-def test_points_are_a_hundred_different_rows():
-    for iteration in range(20):
-        points = draw_points(5000, 1, iteration)
-        assert points.dtype == torch.int64
-        assert points.shape == (100,)
-        assert len(set(points.tolist())) == 100
-        assert points.min() >= 0
-        assert points.max() < 5000
-
-
 def test_points_are_drawn_evenly():
     counts = np.bincount(np.concatenate([draw_points(400, 1, i).numpy() for i in range(400)]), minlength=400)
     assert len(counts) == 400
@@ -349,9 +339,10 @@ def test_points_depend_on_seed_and_iteration_only():
     assert not torch.equal(first, draw_points(5000, 2, 7))
 
 
-@pytest.mark.parametrize("count", [1, 7, 99, 100, 101])
-def test_few_rows_are_all_taken(count):
-    points = draw_points(count, 1, 0).tolist()
-    assert len(set(points)) == min(count, 100)
-    if count <= 100:
-        assert sorted(points) == list(range(count))
+@pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 5000])
+def test_points_are_a_hundred_different_rows_or_all_of_fewer(count):
+    for iteration in range(20):
+        points = draw_points(count, 1, iteration)
+        assert points.dtype == torch.int64
+        assert points.shape == (min(count, 100),)
+        assert len(set(points.tolist()) & set(range(count))) == len(points)

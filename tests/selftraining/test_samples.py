@@ -18,6 +18,7 @@ from core.evaluation.predictor import Predictor
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.resampling import balanced_order
 from core.selftraining.samples import PasteRequest, PasteSchedule, RequestStream, TargetSamples
+from tests.helpers import changed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ROAD, CLASSES, IGNORE = 0, 19, 255
@@ -32,13 +33,8 @@ def colour(label):
 
 def make_config(**options):
     """Full view 128×64, student view 96×48, no rescaling, no flip, no jitter; `SECTION__KEY` arguments change it."""
-    config = cfg.clone()
-    config.INPUT.INPUT_SIZE_TEST = (128, 64)
-    config.INPUT.TARGET_INPUT_SIZE_TRAIN = (96, 48)
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    sizes = {"INPUT__INPUT_SIZE_TEST": (128, 64), "INPUT__TARGET_INPUT_SIZE_TRAIN": (96, 48)}
+    return changed(cfg, **(sizes | options))
 
 
 def image_set(folder, arrays):

@@ -18,6 +18,7 @@ from core.models.dsu import DSU
 from core.sourcetraining.samples import SourceBatch
 from core.sourcetraining.statistics import LabelStatistics
 from core.sourcetraining.trainer import SourceTrainer, balanced_block, cross_entropy_sum, label_weight
+from tests.helpers import changed
 
 TAXONOMY = Taxonomy(("road", "sky", "car", "rider", "pole"))
 C, IGNORE = len(TAXONOMY), 255
@@ -27,16 +28,9 @@ PIXELS = np.array([[600, 100, 0, 7, 40], [200, 60, 0, 3, 0]])  # per image and c
 
 
 def make_config(**options):
-    config = cfg.clone()
-    config.INPUT.SOURCE_INPUT_SIZE_TRAIN = SIZE[::-1]
-    config.DATALOADER.NUM_WORKERS = 0
-    config.MODEL.NUM_CLASSES = C
-    config.SOLVER.BASE_LR, config.SOLVER.MAX_ITER, config.SOLVER.BATCH_SIZE = 0.01, 50, 2
-    config.SOLVER.STOP_ITER = 3
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2, "SOLVER__STOP_ITER": 3}
+    sizes = {"INPUT__SOURCE_INPUT_SIZE_TRAIN": SIZE[::-1], "MODEL__NUM_CLASSES": C, "DATALOADER__NUM_WORKERS": 0}
+    return changed(cfg, **(solver | sizes | options))
 
 
 def make_model(*between):
