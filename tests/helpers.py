@@ -20,6 +20,11 @@ class Killed(BaseException):
     """Stands for a kill -9: nothing of the program's own catches it."""
 
 
+def changed(config, **options):
+    """A copy of a config with other values of some options: changed(cfg, SOLVER__BASE_LR=0.1)."""
+    return config.changed({key.replace("__", "."): value for key, value in options.items()})
+
+
 def start(program, *argv):
     """Run a program as a user does; its completed process."""
     command = [sys.executable, program, *map(str, argv)]

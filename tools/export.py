@@ -28,7 +28,7 @@ from core.datasets.taxonomy import Taxonomy
 from core.datasets.transforms import Normalise
 from core.evaluation.predictor import evaluating
 from core.models import build_model, log_dead_channels
-from core.models.inference import plain_copy
+from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, run_program
 from core.runs.resume import find_checkpoint
 from core.utils.checkpoints import load_checkpoint

@@ -13,7 +13,6 @@ from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
 
 _LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
-_SPECIAL = "\\'"  # within $'…'
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,7 +76,10 @@ def run_program(
     try:
         with signals.listening() if resumable else nullcontext():
             try:
-                _join_job(parser, parallel)
+                if parallel:
+                    distributed.join()
+                elif distributed.planned_count() > 1:
+                    raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
                 with nullcontext() if distributed.is_main() else redirect_stdout(None):  # --help, once
                     args = parser.parse_intermixed_args(argv)
                 body(args)
@@ -112,13 +114,6 @@ def run_program(
         stop_logging()
 
 
-def _join_job(parser: argparse.ArgumentParser, parallel: bool) -> None:
-    if parallel:
-        distributed.join()
-    elif distributed.planned_count() > 1:
-        raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
-
-
 def _tells(stopped: signals.Stopped) -> bool:
     """Whether this process says why all end: the main one where they stop together, the first one while they start."""
     if stopped.note:
@@ -143,8 +138,6 @@ def _quoted(word: str) -> str:
     """A word of a command as a shell takes it; with $'…', which bash and zsh know, where it would not be one line."""
     if word.isprintable():
         return shlex.quote(word)
-    return f"$'{''.join(c if c.isprintable() and c not in _SPECIAL else _escaped(c) for c in word)}'"
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+    special = (c for c in set(word) if not c.isprintable() or c in "\\'")
+    escaped = {ord(c): "".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in special}
+    return f"$'{word.translate(escaped)}'"

@@ -91,7 +91,7 @@ def batches_of(images, config, workers):
     images = replace(images, skipped=SkippedImages(2))
     samples = TargetSamples(images, CITYSCAPES_19, config)
     schedule = PasteSchedule(samples.paste_classes, 19, "uniform", 16)
-    stream = RequestStream(range(9), 2, np.arange(18) % COUNT, None, schedule)
+    stream = RequestStream(None, schedule, range(9), 2, np.arange(18) % COUNT)
     batches = list(Loader(samples, samples.collate, workers, batch_sampler=stream))
     return [batch.names for batch in batches], [batch.student for batch in batches], images.skipped.paths
 

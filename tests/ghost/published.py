@@ -26,7 +26,7 @@ import torch
 import core.selftraining.candidate_pass as candidates
 from core.configs.loading import load_config
 from core.datasets.catalog import find_target_images, find_taxonomy
-from core.evaluation.predictor import Predictor
+from core.evaluation import predictor as predictors
 from core.runs.resume import load_model
 from core.selftraining.generations import delete_generations
 from core.selftraining.samples import PasteRequest
@@ -202,8 +202,9 @@ def passes(args):
                 index = list(range(first, first + size))
                 yield {"views": [view], "index": index, "size": [IMAGE] * size, "bad": [False] * size}
 
-        candidates.full_view_loader, candidates.progress = batches, lambda items, *_: items
-        predictor = Predictor(config, torch.device(config.MODEL.DEVICE))
+        predictors.full_view_loader, predictors.progress = batches, lambda items, *_: items
+        candidates.progress = predictors.progress
+        predictor = predictors.Predictor(config, torch.device(config.MODEL.DEVICE))
         some = Images(PASS_IMAGES, images.skipped)
         work = candidates.CandidatePass(some, len(taxonomy), predictor, config, folder / "candidates")
         model.requires_grad_(False)
