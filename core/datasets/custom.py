@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,13 @@ class Split:
     label_pattern: str | None = None
 
 
-@dataclass(frozen=True)
-class _LabelFiles:
-    """From image file to label file; a value, so that loader processes can be handed it."""
-
-    split: Split
-    image_folder: Path
-    label_folder: Path
-
-    def __call__(self, image: Path) -> Path:
-        name = image.relative_to(self.image_folder).as_posix()
-        stem = name.removesuffix(image.suffix)
-        if self.split.label_pattern is None:
-            return self.label_folder / f"{stem}.png"
-        star = stem if self.split.pattern is None else _star(name, self.split.pattern)
-        return self.label_folder / self.split.label_pattern.replace("*", star)
+def _label_file(split: Split, image_folder: Path, label_folder: Path, image: Path) -> Path:
+    name = image.relative_to(image_folder).as_posix()
+    stem = name.removesuffix(image.suffix)
+    if split.label_pattern is None:
+        return label_folder / f"{stem}.png"
+    star = stem if split.pattern is None else _star(name, split.pattern)
+    return label_folder / split.label_pattern.replace("*", star)
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class CustomReader:
         paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
         labels = None
         if files.labels is not None:
-            labels = _LabelFiles(files, folder, root / os.path.expanduser(files.labels))
+            labels = partial(_label_file, files, folder, root / os.path.expanduser(files.labels))
             masks = set(map(labels, paths))  # where images and labels share a folder
             paths = [path for path in paths if path not in masks]
         if not paths:
