@@ -268,11 +268,7 @@ def _draw_building(
 
 
 def _draw_windows(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    style: Style,
-    wall: tuple[float, float, float],
-    floors: tuple[int, float],
+    canvas: Canvas, rng: np.random.Generator, style: Style, wall: tuple[float, float, float], floors: tuple[int, float]
 ) -> None:
     """Windows, and shops or a door, on a wall (x, near, far) with floors (number, height)."""
     (x, near, far), (storeys, storey) = wall, floors
