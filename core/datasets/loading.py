@@ -206,14 +206,12 @@ def _end_with_main() -> None:
 @contextmanager
 def _deaths_show_in_next() -> Iterator[None]:
     """Keep torch from raising a worker's death wherever the main process happens to be; `next` finds it, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if threading.current_thread() is threading.main_thread():  # elsewhere torch leaves it alone
+            signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager
