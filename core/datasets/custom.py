@@ -130,10 +130,10 @@ def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
     usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
     given: dict[str, Any] = {"colours": usual | colours}
     if "paste" in fields:
-        given["paste"] = _classes(fields["paste"], names, f"{key}.paste")
+        given["paste"] = _texts(fields["paste"], f"{key}.paste", names)
     if "partners" in fields:
         partners = _by_class(fields, "partners", names, key)
-        given["partner_names"] = {n: _classes(value, names, f"{key}.partners.{n}") for n, value in partners.items()}
+        given["partner_names"] = {n: _texts(value, f"{key}.partners.{n}", names) for n, value in partners.items()}
         for name, others in given["partner_names"].items():
             if name in others:
                 raise UserError(f"{key}.partners.{name} names the class itself")
@@ -211,16 +211,8 @@ def _by_class(fields: Mapping, field: str, names: Sequence[str], key: str) -> di
     return dict(values)
 
 
-def _classes(value: Any, names: Sequence[str], key: str) -> tuple[str, ...]:
-    """A list of some of the classes."""
-    chosen = _texts(value, key)
-    for name in chosen:
-        _require_class(name, names, key)
-    return chosen
-
-
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    """A list of names, none twice."""
+def _texts(value: Any, key: str, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """A list of names, none twice; of `classes`, if given."""
     if not isinstance(value, list):
         raise UserError(f"{key} must be a list of names, not {shown(value)}")
     seen = set()
@@ -230,6 +222,8 @@ def _texts(value: Any, key: str) -> tuple[str, ...]:
         if name in seen:
             raise UserError(f"{key} names {name!r} twice")
         seen.add(name)
+        if classes is not None:
+            _require_class(name, classes, key)
     return tuple(value)
 
 
