@@ -57,7 +57,9 @@ def predict(args: argparse.Namespace) -> None:
     claimed = [path for series in planned for path in series.claimed]
     if not args.overwrite:
         refuse_existing(claimed, "choose another -o, or give --overwrite")
-        refuse_other_legend(out / LEGEND, legend)
+        if (out / LEGEND).is_file() and (out / LEGEND).read_bytes() != legend:
+            other = f"{out / LEGEND} is there with other classes or colours"
+            raise UserError(f"{other}: choose another -o, or give --overwrite")
     with device_errors(config, training=False):
         device, model = prepare_device(config), build_model(config).requires_grad_(False)
         load_checkpoint(model, checkpoint)
@@ -77,12 +79,6 @@ def predict(args: argparse.Namespace) -> None:
         source = "images" if isinstance(series.source, ImageSet) else f"frames of {one_line(series.source)}"
         places = ", ".join(map(one_line, series.places.values()))
         LOGGER.info("%d %s in %.1f s; wrote %s", count, source, seconds, places)
-
-
-def refuse_other_legend(legend: Path, content: bytes) -> None:
-    """Raise UserError if there is a legend of another content."""
-    if legend.is_file() and legend.read_bytes() != content:
-        raise UserError(f"{legend} is there with other classes or colours: choose another -o, or give --overwrite")
 
 
 def _kinds(text: str) -> tuple[str, ...]:
