@@ -244,17 +244,13 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_names_are_found_and_read(options, tmp_path, name):
-    Image.new("RGB", (20, 10), (9, 90, 200)).save(tmp_path / "frames" / name)
+def test_odd_names_are_found_and_read_and_their_errors_are_one_line_without_codes(options, tmp_path, name):
+    path = tmp_path / "frames" / name
+    Image.new("RGB", (20, 10), (9, 90, 200)).save(path)
     images = find_target_images(options())
     assert name in images.names
     assert [batch["bad"] for batch in full_view_loader(images, [(8, 4)], 3, 0)] == [[False] * 3]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_errors_with_odd_names_are_one_line_without_codes(options, tmp_path, name):
-    (tmp_path / "frames" / name).write_bytes(b"")
-    images = find_target_images(options())
+    path.write_bytes(b"")
     with pytest.raises(UserError) as caught:
         list(full_view_loader(images, [(8, 4)], 1, 0))
     message = str(caught.value)
@@ -270,13 +266,6 @@ def test_a_name_that_is_no_utf_8_is_refused_at_the_start(options, tmp_path):
         pass
     with pytest.raises(UserError, match=r"TARGET_TRAIN.*caf\\udce9\.png.*UTF-8"):
         find_target_images(options())
-
-
-@pytest.mark.parametrize("kind", ["LA", "RGBA"])
-def test_a_label_with_alpha_is_refused_and_one_with_a_palette_is_not(tmp_path, kind):
-    Image.new(kind, (4, 4)).save(tmp_path / "alpha.png")
-    with pytest.raises(BadImage, match=r"alpha\.png is 8-bit with 4 channels.*single-channel"):
-        read_label(tmp_path / "alpha.png")
 
 
 def test_a_format_that_is_not_one_of_ours_is_refused_whatever_its_name(tmp_path):
