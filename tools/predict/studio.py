@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import output_names
+from core.datasets.catalog import find_label_values, output_names
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.pictures import Painter, fitted, grey
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
-from core.programs.testing import label_id_writer
 from core.utils.errors import UserError
 from core.utils.logging import progress
 from tools.predict.movies import movie
@@ -112,7 +111,7 @@ class Studio:
     ):
         self._config, self._model, self._painter, self._fps = config, model, painter, fps
         self._predictor = Predictor(config, next(model.parameters()).device)
-        self._write_label_ids = label_id_writer(config)
+        self._label_values = find_label_values(config)
         self._flip, self._sizes = flip, view_sizes(config, multi_scale)
 
     def run(self, series: Series) -> int:
@@ -169,7 +168,7 @@ class Studio:
             if kind == "colour":
                 write_palette_png(path, shot.classes, self._painter.palette)
             elif kind == NUMBERS:
-                self._write_label_ids(path, shot.classes)
+                write_png(path, self._label_values[shot.classes])
             elif kind == "confidence":
                 write_png(path, shot.confidence)
             else:
