@@ -8,10 +8,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from core.configs import load_config
 from core.programs.frame import config_parser, run_program
 from core.programs.ranking import rank_checkpoints
 from core.programs.testing import evaluate_checkpoints
+from core.utils.devices import device_errors
 from core.utils.errors import UserError
+from core.utils.logging import start_logging
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,20 +44,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")
 
     def body(args: Namespace) -> None:
-        if args.rank_without_labels:
-            if args.saveres or args.flip or args.multi_scale or args.save_label_ids:
-                raise UserError("--rank-without-labels neither saves nor averages predictions: give it alone")
-            rank_checkpoints(args.config_file, args.options)
-            return
-        evaluate_checkpoints(
-            args.config_file,
-            args.options,
-            args.saveres,
-            args.flip,
-            args.multi_scale,
-            args.save_label_ids,
-            args.overwrite,
-        )
+        if args.rank_without_labels and (args.saveres or args.flip or args.multi_scale or args.save_label_ids):
+            raise UserError("--rank-without-labels neither saves nor averages predictions: give it alone")
+        start_logging()
+        config = load_config(args.config_file, args.options)
+        with device_errors(config, training=False):
+            if args.rank_without_labels:
+                rank_checkpoints(config)
+            else:
+                averaged = args.flip, args.multi_scale
+                evaluate_checkpoints(config, args.saveres, *averaged, args.save_label_ids, args.overwrite)
 
     return run_program(body, parser, argv, parallel=True)
 

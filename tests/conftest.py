@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from core.configs import cfg
@@ -16,8 +17,14 @@ from core.datasets.transforms import Normalise, to_tensor
 from core.models import build_model
 from core.utils.checkpoints import save_checkpoint
 from core.utils.logging import LOGGER
+from tests.networks import TINY
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+for name, examples in (("few", 150), ("many", 5000)):  # make test-long takes many
+    settings.register_profile(
+        name, max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck
+    )
+settings.load_profile("few")
 
 CELL = 16  # pixels; the scenes are a grid of such squares
 GRID = (4, 8)  # rows and columns: images of 128×64
@@ -157,22 +164,20 @@ def log_lines():
 
 
 def tiny_options(**options):
-    """A clone of the defaults with a ResNet-18 of 19 classes."""
+    """A clone of the defaults with the tiny network of 19 classes."""
     config = cfg.clone()
-    config.MODEL.NAME, config.MODEL.FREEZE_BN = "deeplab_resnet18", True
+    config.MODEL.NAME, config.MODEL.FREEZE_BN = TINY, True
     for key, value in options.items():
         config.MODEL[key] = value
     return config
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
-    """Path of a deeplab_resnet18 checkpoint of 19 classes that knows the scenes: treat it as read-only.
+def save_knowing_checkpoint(path, config):
+    """Write a checkpoint of a network of 19 classes that knows the scenes.
 
     Its backbone is random; the classifier's centre taps are the least-squares map from features to classes.
     """
     torch.manual_seed(0)
-    config = tiny_options()
     model = build_model(config).eval()
     index_of = np.zeros(256, np.int64)
     for index, label_id, _ in CLASSES.values():
@@ -191,9 +196,22 @@ def tiny_checkpoint(tmp_path_factory):
             parameter.zero_()
         classifier.conv2d_list[0].weight[:, :, 1, 1] = sharpness * (solution[:-1] / spread).T.float()
         classifier.conv2d_list[0].bias.copy_(sharpness * solution[-1].float())
-    path = tmp_path_factory.mktemp("source") / "tiny_r18.pth"
     save_checkpoint(model, path, 20000)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Path of a checkpoint of the tiny network that knows the scenes: treat it as read-only."""
+    return save_knowing_checkpoint(tmp_path_factory.mktemp("source") / "tiny.pth", tiny_options())
+
+
+@pytest.fixture(scope="session")
+def resnet18(tmp_path_factory):
+    """Options of the published deeplab_resnet18, with a checkpoint that knows the scenes."""
+    path = tmp_path_factory.mktemp("source") / "r18.pth"
+    save_knowing_checkpoint(path, tiny_options(NAME="deeplab_resnet18"))
+    return {"MODEL.NAME": "deeplab_resnet18", "resume": str(path)}
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +230,7 @@ def tiny_config(folder):
     """The options of the tiny experiment, by their full names."""
     return {
         "OUTPUT_DIR": str(folder / "out"),
-        "MODEL.NAME": "deeplab_resnet18",
+        "MODEL.NAME": TINY,
         "MODEL.NUM_CLASSES": 19,
         "MODEL.FREEZE_BN": True,
         "MODEL.DEVICE": "cpu",

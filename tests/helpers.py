@@ -12,12 +12,26 @@ from pathlib import Path
 import torch
 
 from core.utils.checkpoints import PARTS
+from core.utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def outcome(action, *args):
+    """(what the action returns, None), or (None, the line of its UserError)."""
+    try:
+        return action(*args), None
+    except UserError as error:
+        return None, str(error)
+
+
 class Killed(BaseException):
     """Stands for a kill -9: nothing of the program's own catches it."""
+
+
+def changed(config, **options):
+    """A copy of a config with other values of some options: changed(cfg, SOLVER__BASE_LR=0.1)."""
+    return config.changed({key.replace("__", "."): value for key, value in options.items()})
 
 
 def start(program, *argv):

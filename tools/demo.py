@@ -4,7 +4,6 @@ Every step is one of the project's own commands, which is printed before it runs
 used again.
 """
 
-import argparse
 import json
 import shlex
 import shutil
@@ -251,13 +250,7 @@ def draw_picture(
 
 def main(argv: Sequence[str]) -> int:
     """Run the demo; returns its exit code."""
-    parser = Parser(
-        prog="python -m tools.demo",
-        description=__doc__,
-        epilog="example: python -m tools.demo --seed 2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, "python -m tools.demo --seed 2")
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
     parser.add_argument("--seed", type=int, default=1, help="of source training and adaptation (default: 1)")
     return run_program(lambda args: Demo(args.folder, args.seed).run(), parser, argv)

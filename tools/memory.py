@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from core.runs.folder import METRICS
 from tools.tables import last_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of the run (default {ITERATIONS})")
     iterations = parser.parse_args(argv).iterations
     with tempfile.TemporaryDirectory(prefix="dtst-memory-") as folder:
-        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / "metrics.csv")
+        samples = watch_run(write_experiment(Path(folder), iterations), Path(folder) / "out" / METRICS)
     print("\n".join(table(samples)))
     percent = growth(samples, iterations)
     verdict = "flat" if percent <= LIMIT else "NOT flat"
@@ -72,12 +73,16 @@ def write_experiment(folder: Path, iterations: int) -> Path:
             "INPUT_SIZE_TEST": list(SIZE),
             "TARGET_INPUT_SIZE_TRAIN": [64, 32],
             "INPUT_SCALES_TRAIN": [0.75, 1.25],
+            "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
         },
         "TCR": {"UPDATE_FREQUENCY": 2 * iterations // 3},  # a pass at the start, and one more
-        "SOLVER": {"BASE_LR": 1e-6, "STOP_ITER": iterations, "BATCH_SIZE": 2},
+        "SOLVER": {
+            "BASE_LR": 1e-6,
+            "STOP_ITER": iterations,
+            "BATCH_SIZE": 2,
+            "CHECKPOINT_PERIOD": iterations // 3 or 1,
+        },
     }
-    tree["INPUT"]["HORIZONTAL_FLIP_PROB_TRAIN"] = 0.5
-    tree["SOLVER"]["CHECKPOINT_PERIOD"] = max(iterations // 3, 1)
     path = folder / "memory.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

@@ -4,7 +4,7 @@ import difflib
 import os
 import warnings
 from ast import literal_eval
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ MAX_CHARACTERS = 2**18  # of a yaml file
 MAX_VALUES = 100_000  # in a yaml file, those that it repeats by reference counted each time
 MAX_NUMBER = 2**63 - 1
 MAX_DEPTH = 20  # of sections and lists in an open section
+_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {  # in words, and what is taken for it
+    bool: ("True or False", (bool,)),
+    int: ("a whole number", (int, float)),
+    float: ("a number", (int, float)),
+    tuple: ("a list", (list, tuple)),
+}
 _SPELLED_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -85,10 +91,18 @@ class Config(CfgNode):
             else:
                 self._set(key, value, where)
 
+    def changed(self, options: Mapping[str, Any]) -> "Config":
+        """A copy with other values of some options, by full name; nothing is checked."""
+        config = self.clone()
+        for key, value in options.items():
+            section, _, name = key.rpartition(".")
+            config.find(section)[name] = value
+        return config
+
     def find(self, key: str) -> Any:
-        """The option (or section) of that full name; None if there is none."""
+        """The option (or section) of that full name, all of the tree for an empty one; None if there is none."""
         node = self
-        for name in key.split("."):
+        for name in filter(None, key.split(".")):
             if not isinstance(node, Config) or name not in node:
                 return None
             node = node[name]
@@ -109,9 +123,7 @@ class Config(CfgNode):
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
-        *parents, last = names
-        node = self.find(".".join(parents)) if parents else self
-        node[last] = _convert(value, default, f"{where}: {key}")
+        self.find(".".join(names[:-1]))[names[-1]] = _convert(value, default, f"{where}: {key}")
 
 
 class OpenConfig(Config):
@@ -195,18 +207,9 @@ def _convert(value: Any, default: Any, where: str) -> Any:
     given = value
     if isinstance(value, str):
         value = _read_literal(value.strip(), wanted)
-    if _is_moderate(value):
-        if wanted is bool and isinstance(value, bool):
-            return value
-        if wanted is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if wanted is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if wanted is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-    kind = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a list"}[wanted]
+    kind, types = _KINDS[wanted]
+    if type(value) in types and _is_moderate(value) and (wanted is not int or value == value // 1):
+        return wanted(value)
     example = f", as {default!r}" if default != () else ""
     raise UserError(f"{where} must be {kind}{example}, not {shown(value if _is_moderate(value) else given)}")
 
@@ -215,9 +218,8 @@ def _is_moderate(value: Any) -> bool:
     """Whether every number of a value is one that programs can compute with."""
     if isinstance(value, list | tuple):
         return all(map(_is_moderate, value))
-    if isinstance(value, float) and value.is_integer():
-        return abs(value) <= MAX_NUMBER
-    return not isinstance(value, int) or abs(value) <= MAX_NUMBER
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return not whole or abs(value) <= MAX_NUMBER
 
 
 def _read_literal(text: str, wanted: type) -> Any:

@@ -47,11 +47,7 @@ def find_taxonomy(config) -> Taxonomy:
     Raises:
         UserError: none of them has a class set, one has none of NUM_CLASSES classes, or two have different ones.
     """
-    found: dict[str, Taxonomy] = {}
-    for key in KEYS:
-        name = config.DATASETS[key]
-        if name and not name.startswith(FOLDER_PREFIX):
-            found[f"DATASETS.{key} {name}"] = _taxonomy_of(config, key)
+    found = {f"DATASETS.{key} {config.DATASETS[key]}": _taxonomy_of(config, key) for key in _named(config)}
     if not found:
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
@@ -59,8 +55,7 @@ def find_taxonomy(config) -> Taxonomy:
         )
     (first, taxonomy), *others = found.items()
     for where, other in others:
-        pairs = zip(taxonomy.names, other.names, strict=True)
-        for index, (name, other_name) in enumerate(pairs):
+        for index, (name, other_name) in enumerate(zip(taxonomy.names, other.names, strict=True)):
             if name != other_name:
                 raise UserError(
                     f"{first} and {where} must have the same classes, but class {index} is {name!r} in the first, "
@@ -75,11 +70,15 @@ def find_label_values(config) -> np.ndarray:
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
     taxonomy = find_taxonomy(config)
-    named = (key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(FOLDER_PREFIX))
-    entry, _ = _find_entry(config, next(named))
+    entry, _ = _find_entry(config, _named(config)[0])
     table = np.full(256, IGNORE, np.uint8)
     table[: len(taxonomy)] = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
     return table
+
+
+def _named(config) -> list[str]:
+    """The keys of the data sets that have class names."""
+    return [key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(FOLDER_PREFIX)]
 
 
 def _taxonomy_of(config, key: str) -> Taxonomy:
@@ -100,10 +99,23 @@ def find_images(config, key: str) -> ImageSet:
         UserError: unknown name, missing folder, no image in it, or something in it that is named like an image but no
             file.
     """
-    images = _found_images(config, key)
-    require_utf_8(images.paths, f"DATASETS.{key} {images.name}")
+    name, where = config.DATASETS[key], f"DATASETS.{key}"
+    if not name:
+        unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
+        raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
+    where = f"{where} {name}"
+    if name.startswith(FOLDER_PREFIX):
+        images = _find_folder(name, where)
+    else:
+        entry, split = _find_entry(config, key)
+        if split not in entry.reader.splits:
+            dataset = name.partition("_")[0]
+            known = ", ".join(f"{dataset}_{known}" for known in entry.reader.splits)
+            raise UserError(f"{where}: {dataset} has no split {split!r}; known are {known}")
+        images = entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), find_taxonomy(config), where)
+    require_utf_8(images.paths, where)
     if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
-        require_files(images.paths, "image", f"DATASETS.{key} {images.name}")
+        require_files(images.paths, "image", where)
     return images
 
 
@@ -116,28 +128,14 @@ def require_utf_8(paths: Sequence[Path], where: str) -> None:
             raise UserError(f"{where}: the name of {path} is not UTF-8; rename it") from None
 
 
-def _found_images(config, key: str) -> ImageSet:
-    name, where = config.DATASETS[key], f"DATASETS.{key}"
-    if not name:
-        unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
-        raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
-    if name.startswith(FOLDER_PREFIX):
-        return _find_folder(name, where)
-    entry, split = _find_entry(config, key)
-    if split not in entry.reader.splits:
-        dataset = name.partition("_")[0]
-        known = ", ".join(f"{dataset}_{known}" for known in entry.reader.splits)
-        raise UserError(f"{where} {name}: {dataset} has no split {split!r}; known are {known}")
-    return entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), find_taxonomy(config), where)
-
-
 def find_target_images(config) -> ImageSet:
     """The unlabelled images to adapt to: DATASETS.TARGET_TRAIN, restricted by TARGET_LIST; label files play no part.
 
     A run may do without SKIP_BAD_IMAGES of them.
     """
     found = find_images(config, "TARGET_TRAIN")
-    images = ImageSet(found.name, found.paths, found.names, skipped=_skipping(config))
+    skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
+    images = ImageSet(found.name, found.paths, found.names, skipped=skipped)
     list_file = config.DATASETS.TARGET_LIST
     return _restrict(images, Path(list_file)) if list_file else images
 
@@ -165,11 +163,7 @@ def find_source_images(config) -> ImageSet:
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
     if not config.DATALOADER.SKIP_BAD_IMAGES:
         _require_labels(images, "SOURCE_TRAIN")
-    return replace(images, skipped=_skipping(config))
-
-
-def _skipping(config) -> SkippedImages:
-    return SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
+    return replace(images, skipped=SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES))
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
@@ -198,7 +192,10 @@ def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
 def _find_entry(config, key: str) -> tuple[Entry, str]:
     """The entry and the split that DATASETS.<key> names."""
     dataset, _, split = config.DATASETS[key].partition("_")
-    entries = ENTRIES | _custom_entries(config)
+    entries = dict(ENTRIES)
+    for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):  # a mistake in any is an error
+        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
+        entries[name] = Entry((taxonomy,), reader)
     if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
@@ -207,22 +204,13 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
     return entries[dataset], split
 
 
-def _custom_entries(config) -> dict[str, Entry]:
-    """The data sets of DATASETS.CUSTOM; UserError for a mistake in any of them."""
-    entries = {}
-    for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):
-        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
-        entries[name] = Entry((taxonomy,), reader)
-    return entries
-
-
 def _find_folder(name: str, where: str) -> ImageSet:
     folder = Path(os.path.expanduser(name.removeprefix(FOLDER_PREFIX)))
     if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
-        raise UserError(f"{where} {name}: {folder} is not a folder")
+        raise UserError(f"{where}: {folder} is not a folder")
     paths = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
     if not paths:
-        raise UserError(f"{where} {name}: no image ({', '.join(EXTENSIONS)}) below {folder}")
+        raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
     return ImageSet(name, tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths))
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from core.datasets.skipping import BadImage
-from core.utils.files import replacing
+from core.utils.files import open_regular, replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_PIXELS = 2**28  # of one image: a wider one is a mistake, or made to exhaust the memory
@@ -49,12 +48,10 @@ def _opened(file: IO[bytes] | str | Path) -> Iterator[Image.Image]:
 def _read_bytes(path: str | Path, kind: str) -> bytes:
     """The whole file, once its header has said that decoding it is reasonable."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage(f"{kind} {path} cannot be read: it is not a regular file", path)
-            if status.st_size > _MAX_BYTES:
-                raise BadImage(f"{kind} {path} cannot be read: it has {status.st_size} bytes", path)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise ValueError(f"it has {size} bytes")
             data = file.read()
     except (OSError, ValueError) as error:  # the latter where the name holds a null character
         reason = getattr(error, "strerror", None) or error
@@ -85,11 +82,6 @@ def _has_its_end(data: bytes, image: Image.Image) -> bool:
         return 8 + int.from_bytes(data[4:8], "little") <= len(data)
     pixels = JpegImageFile(io.BytesIO(data)).fp.tell()  # a thumbnail, which has an end of its own, stands before them
     return data.rfind(_JPEG_END, pixels) >= 0
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for anyone to write into it, should it be a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _undecodable(path: str | Path, kind: str, data: bytes, reason: str = "") -> BadImage:
@@ -124,8 +116,12 @@ def read_label(path: str | Path) -> np.ndarray:
     """
     data = _read_bytes(path, "label")
     is_png = data.startswith(b"\x89PNG")
-    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:
-        return _decode_palette(path, data)
+    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:  # OpenCV would turn the indices into colours
+        try:
+            with _opened(io.BytesIO(data)) as image:
+                return np.array(image)
+        except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+            raise _undecodable(path, "label", data) from None
     label = _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
     depth = data[_PNG_DEPTH] if is_png else 8 * label.itemsize  # OpenCV makes 8 bits of fewer
     if label.ndim != 2 or depth != 8:
@@ -147,15 +143,6 @@ def read_red_channel(path: str | Path) -> np.ndarray:
     return label[..., 2]  # OpenCV's order is BGR
 
 
-def _decode_palette(path: str | Path, data: bytes) -> np.ndarray:
-    """The indices, which OpenCV would turn into colours."""
-    try:
-        with _opened(io.BytesIO(data)) as image:
-            return np.array(image)
-    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-        raise _undecodable(path, "label", data) from None
-
-
 def write_label(path: str | Path, label: np.ndarray) -> None:
     """Write H×W uint8 as a PNG, losslessly and fast: rows as differences from those above, of which runs are kept."""
     encoded = cv2.imencode(".png", label, _LABEL_PNG)[1]
@@ -173,11 +160,6 @@ def png_bytes(image: np.ndarray) -> bytes:
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image)[1].tobytes()
-
-
-def jpeg_bytes(image: np.ndarray) -> bytes:
-    """The JPEG file of H×W×3 RGB uint8."""
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
 
 
 def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -27,10 +28,7 @@ from core.utils.errors import UserError, shorten
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 _PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
-_HINTS = {
-    signal.SIGKILL: ", as where memory runs out",
-    signal.SIGBUS: ", as where shared memory (/dev/shm) runs out",
-}
+_HINTS = {signal.SIGKILL: ", as where memory runs out", signal.SIGBUS: ", as where shared memory (/dev/shm) runs out"}
 
 
 class WorkerDied(UserError):
@@ -60,15 +58,11 @@ class _Guarded(Dataset):
         return sample, self._skipped.take()
 
 
-class _GuardedCollate:
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, made: list[tuple]) -> tuple:
-        samples = [sample for sample, _ in made]
-        errors = [sample for sample in samples if isinstance(sample, UserError)]
-        batch = errors[0] if errors else self.collate(samples)
-        return batch, [bad for _, noted in made for bad in noted]
+def _guarded_collate(collate: Callable, made: list[tuple]) -> tuple:
+    samples = [sample for sample, _ in made]
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    batch = errors[0] if errors else collate(samples)
+    return batch, [bad for _, noted in made for bad in noted]
 
 
 class _Handed:
@@ -116,14 +110,10 @@ class Loader:
                 "worker_init_fn": _start_worker,
                 "multiprocessing_context": _worker_context(),
             }
+        guarded, collate = _Guarded(dataset, self._skipped), partial(_guarded_collate, collate)
+        options |= {"num_workers": workers, "collate_fn": collate, "batch_sampler": self._handed}
         with _many_workers():
-            self._loader = DataLoader(
-                _Guarded(dataset, self._skipped),
-                num_workers=workers,
-                collate_fn=_GuardedCollate(collate),
-                batch_sampler=self._handed,
-                **options,
-            )
+            self._loader = DataLoader(guarded, **options)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -216,14 +206,12 @@ def _end_with_main() -> None:
 @contextmanager
 def _deaths_show_in_next() -> Iterator[None]:
     """Keep torch from raising a worker's death wherever the main process happens to be; `next` finds it, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if threading.current_thread() is threading.main_thread():  # elsewhere torch leaves it alone
+            signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager

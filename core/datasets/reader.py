@@ -108,7 +108,7 @@ class Reader:
         folders = [folder for folder in (_find_folder(root, sub) for sub in self.folders) if folder is not None]
         if not folders:
             raise UserError(
-                f"{where} {name}: folder {root / self.folders[0]} does not exist; put the data set there "
+                f"{where}: folder {root / self.folders[0]} does not exist; put the data set there "
                 "(datasets/README.md says how) or set DATASETS.ROOT"
             )
         for folder in folders:
@@ -116,10 +116,8 @@ class Reader:
             if paths:
                 break
         else:
-            raise UserError(
-                f"{where} {name}: no image found as {folders[0] / self.splits[split][0]}; "
-                "datasets/README.md shows the layout"
-            )
+            missing = folders[0] / self.splits[split][0]
+            raise UserError(f"{where}: no image found as {missing}; datasets/README.md shows the layout")
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
         table = label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class)
         reading = (self.label_path, table, self.read_values, self.skip_mismatched, self.balanced)

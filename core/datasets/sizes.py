@@ -21,18 +21,13 @@ def warn_of_aspect(images: ImageSet, options) -> None:
         size = image_size(images.paths[index])
         if size is None or abs(size[0] / size[1] / (width / height) - 1) <= ASPECT_TOLERANCE:
             continue
-        fitting = fitting_size((width, height), size[0] / size[1])
-        crop = options.TARGET_INPUT_SIZE_TRAIN
-        LOGGER.info(
+        given = (options.INPUT_SIZE_TEST, options.TARGET_INPUT_SIZE_TRAIN)
+        fitting = [fitting_size(each, size[0] / size[1]) for each in given]
+        words = (
             "aspect: %s is %d×%d, but INPUT.INPUT_SIZE_TEST %d×%d has another aspect, so images are squeezed; "
-            "INPUT_SIZE_TEST %s and TARGET_INPUT_SIZE_TRAIN %s would fit it",
-            images.names[index],
-            *size,
-            width,
-            height,
-            fitting,
-            fitting_size(crop, size[0] / size[1]),
+            "INPUT_SIZE_TEST %s and TARGET_INPUT_SIZE_TRAIN %s would fit it"
         )
+        LOGGER.info(words, images.names[index], *size, width, height, *fitting)
         return
 
 

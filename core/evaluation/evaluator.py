@@ -7,13 +7,10 @@ import torch
 from torch import nn
 
 from core.datasets.catalog import ImageSet
-from core.datasets.loading import full_view_loader
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.metrics import Scores, confusion_matrix
-from core.evaluation.predictor import Predictor, evaluating, view_sizes
+from core.evaluation.predictor import Predictor, Reading, view_sizes
 from core.utils import distributed
-from core.utils.logging import progress
-from core.utils.threads import overlapped
 
 
 class Evaluator:
@@ -40,8 +37,7 @@ class Evaluator:
         multi_scale: bool = False,
     ):
         self.images, self.num_classes = images, num_classes
-        self._predictor, self._config = predictor, config
-        self._flip, self._sizes = flip, view_sizes(config, multi_scale)
+        self._predictor, self._flip, self._sizes = predictor, flip, view_sizes(config, multi_scale)
         distributed.check_alike(images.names, f"the images of {images.name}")
 
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:
@@ -55,17 +51,13 @@ class Evaluator:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
         labelled = self.images.label_path is not None
-        loader = full_view_loader(
-            self.images,
-            self._sizes,
-            self._config.TEST.BATCH_SIZE,
-            self._config.DATALOADER.NUM_WORKERS,
-            labels=labelled,
-            pin=self._predictor.device.type == "cuda",
-        )
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
-        def take(readings: list, batch: dict) -> None:
+        def read(batch: dict) -> tuple[dict, list[Reading]]:
+            return batch, self._predictor.predict(model, batch, self._flip)
+
+        def take(predicted: tuple[dict, list[Reading]]) -> None:
+            batch, readings = predicted
             for position, reading in enumerate(readings):
                 prediction, _ = reading()
                 if labelled:
@@ -73,11 +65,9 @@ class Evaluator:
                 if save is not None:
                     save(batch["index"][position], prediction)
 
-        with distributed.own_part(), evaluating(model), torch.inference_mode():
-            batches = distributed.heeding(progress(loader, f"evaluating on {self.images.name}"))
-            predicted = ((self._predictor.predict(model, batch, self._flip), batch) for batch in batches)
-            for _ in overlapped(lambda parts: take(*parts), predicted):
-                pass
+        with distributed.own_part():
+            title = f"evaluating on {self.images.name}"
+            self._predictor.sweep(model, self.images, title, read, take, self._sizes, labelled)
         return Scores.of(distributed.total(confusion)) if labelled else None
 
 
@@ -98,17 +88,11 @@ def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:
     return lines
 
 
-def table_row(scores: Scores, taxonomy: Taxonomy) -> dict:
-    """The scores as one row of a CSV with :func:`table_columns`."""
+def table_row(scores: Scores, taxonomy: Taxonomy) -> dict[str, str]:
+    """The scores as one row of a CSV, by its columns."""
     row = {"mIoU": scores.mean_iou, "mIoU_occurring": scores.mean_iou_occurring}
     row |= {f"mIoU_{len(names)}": scores.mean_iou_over(map(taxonomy.index, names)) for _, names in taxonomy.subsets}
     row |= {"mAcc": scores.mean_accuracy, "allAcc": scores.all_accuracy}
     row |= {f"IoU_{name}": iou for name, iou in zip(taxonomy.names, scores.iou, strict=True)}
     row |= {f"accuracy_{name}": accuracy for name, accuracy in zip(taxonomy.names, scores.accuracy, strict=True)}
     return {column: f"{value:.4f}" for column, value in row.items()}
-
-
-def table_columns(taxonomy: Taxonomy) -> list[str]:
-    """Columns of :func:`table_row`."""
-    means = ["mIoU", "mIoU_occurring", *(f"mIoU_{len(names)}" for _, names in taxonomy.subsets)]
-    return [*means, "mAcc", "allAcc", *(f"{score}_{name}" for score in ("IoU", "accuracy") for name in taxonomy.names)]

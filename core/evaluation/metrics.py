@@ -13,23 +13,21 @@ _EXACT = 1 << 24  # pixels that can be counted in single precision
 
 def value_counts(values: np.ndarray) -> np.ndarray:
     """How often each value stands in an H×W uint8 map: 256 int64."""
-    counts, step = np.zeros(256, np.int64), max(_EXACT // max(values.shape[1], 1), 1)
-    for start in range(0, len(values), step):
-        part = np.ascontiguousarray(values[start : start + step])
-        if part.size:
-            counts += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel().astype(np.int64)
-    return counts
+    return _counts(values)
 
 
 def joint_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """How often each pair of values stands at one place of two H×W uint8 maps: 256×256 int64."""
-    counts = np.zeros((256, 256), np.int64)
-    step = max(_EXACT // max(first.shape[1], 1), 1)
-    for start in range(0, len(first), step):
-        if not first.size:
-            break
-        maps = [np.ascontiguousarray(part[start : start + step]) for part in (first, second)]
-        counts += cv2.calcHist(maps, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return _counts(first, second)
+
+
+def _counts(*maps: np.ndarray) -> np.ndarray:
+    counts = np.zeros((256,) * len(maps), np.int64)
+    rows = max(_EXACT // max(maps[0].shape[1], 1), 1)
+    for start in range(0, len(maps[0]) if maps[0].size else 0, rows):
+        parts = [np.ascontiguousarray(one[start : start + rows]) for one in maps]
+        found = cv2.calcHist(parts, [*range(len(maps))], None, counts.shape, [0, 256] * len(maps))
+        counts += found.reshape(counts.shape).astype(np.int64)
     return counts
 
 
@@ -47,23 +45,19 @@ def confusion_matrix(pred, label, num_classes: int, ignore: int = 255) -> torch.
     if pred.shape != label.shape:
         raise ValueError(f"prediction is {tuple(pred.shape)}, label is {tuple(label.shape)}")
     if pred.ndim == 2 and {pred.dtype, label.dtype} == {torch.uint8} and ignore == IGNORE:
-        return _confusion_of_maps(pred.cpu().numpy(), label.cpu().numpy(), num_classes)
+        counts = torch.from_numpy(joint_counts(label.cpu().numpy(), pred.cpu().numpy()))
+        counts[IGNORE] = 0
+        for name, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
+            if unknown := totals[num_classes:].nonzero().flatten().tolist():
+                raise ValueError(_unknown(name, num_classes + unknown[0], num_classes))
+        return counts[:num_classes, :num_classes].clone()
     kept = label != ignore
     pred, label = pred[kept].long(), label[kept].long()
     for name, values in (("label", label), ("prediction", pred)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
-            bad = values[(values < 0) | (values >= num_classes)]
+        bad = values[(values < 0) | (values >= num_classes)]
+        if len(bad):
             raise ValueError(_unknown(name, int(bad[0]), num_classes))
     return torch.bincount(label * num_classes + pred, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def _confusion_of_maps(pred: np.ndarray, label: np.ndarray, num_classes: int) -> torch.Tensor:
-    counts = joint_counts(label, pred)
-    counts[IGNORE] = 0
-    for name, totals in (("label", counts.sum(1)), ("prediction", counts.sum(0))):
-        if totals[num_classes:].any():
-            raise ValueError(_unknown(name, num_classes + int(np.flatnonzero(totals[num_classes:])[0]), num_classes))
-    return torch.from_numpy(counts[:num_classes, :num_classes].copy())
 
 
 def _unknown(name: str, value: int, num_classes: int) -> str:

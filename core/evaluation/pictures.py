@@ -23,12 +23,7 @@ _NO_LABEL = ("no label", _BLACK)
 
 
 class Painter:
-    """Draws the predictions of one class set.
-
-    Args:
-        taxonomy: gives the names.
-        palette: 256×3 uint8 RGB.
-    """
+    """Draws the predictions of one class set in the colours of a palette (256×3 uint8 RGB)."""
 
     def __init__(self, taxonomy: Taxonomy, palette: np.ndarray):
         self.palette = palette

@@ -1,17 +1,23 @@
 """From 8-bit images on the host to logits on the device, and to classes and confidences."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from core.datasets.loading import full_view_loader
+from core.datasets.reader import ImageSet
 from core.datasets.transforms import Normalise
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
+from core.utils import distributed
 from core.utils.devices import autocast, copy_to_host, to_device
+from core.utils.logging import progress
+from core.utils.threads import overlapped
 
 MULTI_SCALES = (0.7, 1.0, 1.3)
 Reading = Callable[[], tuple[np.ndarray, np.ndarray | None]]  # H×W uint8 classes, H×W float32 confidence, on the host
@@ -24,28 +30,18 @@ def view_sizes(config, multi_scale: bool) -> list[tuple[int, int]]:
 
 
 class Predictor:
-    """Runs networks on one device as a config says: normalisation, memory layout, precision.
-
-    Args:
-        config: a whole config.
-        device: where the networks are.
-    """
+    """Runs networks on one device as a config says: normalisation, memory layout, precision."""
 
     def __init__(self, config, device: torch.device):
-        self.device = device
-        self._normalise, self._amp = Normalise(config.INPUT, device), config.SOLVER.AMP
+        self.device, self._config, self._normalise = device, config, Normalise(config.INPUT, device)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """B×3×H×W uint8, on the host or the device → normalised network input on the device, channels last."""
         return self._normalise(to_device(images, self.device))
 
-    def precision(self) -> AbstractContextManager:
-        """The context that networks run in."""
-        return autocast(self.device, self._amp)
-
     def logits(self, model: nn.Module, prepared: torch.Tensor) -> torch.Tensor:
         """Stride-8 logits (B×C×h×w, float32) of prepared images."""
-        with self.precision():
+        with autocast(self.device, self._config.SOLVER.AMP):
             return model(prepared)
 
     def maps(self, model: nn.Module, views: Sequence[torch.Tensor], flip: bool) -> list[tuple[torch.Tensor, bool]]:
@@ -67,6 +63,36 @@ class Predictor:
         """:meth:`read` of the :meth:`maps` of a batch of :class:`core.datasets.loading.FullViews`."""
         return self.read(self.maps(model, batch["views"], flip), batch["size"], confidence)
 
+    @torch.inference_mode()
+    def sweep(
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        title: str,
+        read: Callable[[dict], Any],
+        take: Callable[[Any], None],
+        sizes: list[tuple[int, int]] | None = None,
+        labels: bool = False,
+    ) -> None:
+        """Work through a set of images, in order: what is made of one batch is taken while the next is predicted.
+
+        `model` is in eval mode meanwhile. Of several processes each sees to its share of the images.
+
+        Args:
+            title: of the work, for its bar.
+            read: called with every batch of :class:`core.datasets.loading.FullViews`; gives what `take` is to have: on
+                a GPU, functions that wait for their copies.
+            take: called with that, in a thread of its own.
+            sizes: (width, height) of the views; None: INPUT_SIZE_TEST.
+            labels: read the label files, too.
+        """
+        test, workers, pin = self._config.TEST, self._config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
+        sizes = sizes or view_sizes(self._config, multi_scale=False)
+        loader = full_view_loader(images, sizes, test.BATCH_SIZE, workers, labels, pin=pin)
+        with evaluating(model):
+            for _ in overlapped(take, map(read, distributed.heeding(progress(loader, title)))):
+                pass
+
     @staticmethod
     def read(
         maps: Sequence[tuple[torch.Tensor, bool]], sizes: Sequence[tuple[int, int]], confidence: bool = False
@@ -81,13 +107,10 @@ class Predictor:
             sizes: (H, W) of every image.
             confidence: compute it, the probability of the winning class; False: it is None.
         """
-        on_cpu = maps[0][0].device.type == "cpu"
         works = [partial(_read, maps, position, size, confidence) for position, size in enumerate(sizes)]
-        return [partial(_now, work) if on_cpu else work() for work in works]
-
-
-def _now(work: Callable[[], Reading]) -> tuple[np.ndarray, np.ndarray | None]:
-    return work()()
+        if maps[0][0].device.type == "cpu":
+            return [lambda work=work: work()() for work in works]
+        return [work() for work in works]
 
 
 @torch.inference_mode()

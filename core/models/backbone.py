@@ -1,5 +1,6 @@
 """torchvision's ResNet at output stride 8, with frozen batch norm folded into the convolutions."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,17 +80,7 @@ class FoldedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm):
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=False,
-            device="meta",
-        )
+        super().__init__(*_arguments(conv), bias=False, device="meta")
         self.weight = conv.weight
         self._norm = [norm]  # in a list, so that its buffers keep their one place in the module tree
         self._whole = Remembered()
@@ -119,15 +110,18 @@ class FoldedConv2d(nn.Conv2d):
 
     def plain(self) -> nn.Conv2d:
         """The convolution that does the same with a weight and bias of its own."""
-        weight, bias = self._folded()
-        arguments = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        conv = nn.Conv2d(*arguments, self.groups, device="meta")
-        conv.weight, conv.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+        conv = nn.Conv2d(*_arguments(self), device="meta")
+        conv.weight, conv.bias = (nn.Parameter(tensor.detach().clone()) for tensor in self._folded())
         return conv
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self._norm[0].scale_and_shift()
         return self.weight * scale.view(-1, 1, 1, 1), shift
+
+
+def _arguments(conv: nn.Conv2d) -> tuple:
+    """Those of another convolution of its kind."""
+    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 def fold_frozen_norms(module: nn.Module) -> None:
@@ -140,19 +134,26 @@ def fold_frozen_norms(module: nn.Module) -> None:
             previous = (name, child)
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, as other programs run it: frozen batch norms are part of the weights of the convolutions.
+
+    Its outputs are those of the model, in float32.
+    """
+    model = copy.deepcopy(model).float().eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FoldedConv2d):
+                setattr(parent, name, child.plain())
+            elif isinstance(child, FrozenBatchNorm) and child.folded:
+                setattr(parent, name, nn.Identity())
+    return model.requires_grad_(False)
+
+
 class DilatedBasicBlock(resnet.BasicBlock):
     """torchvision's BasicBlock with both 3×3 convolutions dilated (its own refuses dilation)."""
 
     def __init__(
-        self,
-        inplanes,
-        planes,
-        stride=1,
-        downsample=None,
-        groups=1,
-        base_width=64,
-        dilation=1,
-        norm_layer=None,
+        self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
     ):
         super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
         self.conv1 = resnet.conv3x3(inplanes, planes, stride, dilation=dilation)
@@ -165,7 +166,6 @@ ARCHITECTURES = {
     "resnet50": (resnet.Bottleneck, (3, 4, 6, 3)),
     "resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
 }
-
 
 # the layers after which DSU may act, by the numbers that MODEL.POS gives them
 DSU_POSITIONS = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")

@@ -1,4 +1,4 @@
-"""Networks from a config."""
+"""Networks from a config, and compiled by torch."""
 
 import importlib
 
@@ -40,6 +40,32 @@ def log_dead_channels(model: Segmentor) -> None:
     dead = sum(module.dead_channels() for module in model.modules() if isinstance(module, FrozenBatchNorm))
     if dead:
         LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small for the device.
+
+    Raises:
+        UserError: that does not work here.
+    """
+    try:
+        torch.compile(torch.relu)(torch.ones(1, device=device))
+    except Exception as error:  # of many kinds, by what is missing: a C++ compiler, Triton, Python's headers, …
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"MODEL.COMPILE: nothing can be compiled for {device} here ({reason}); "
+            "install what is missing (on the CPU a C++ compiler), or set MODEL.COMPILE False"
+        ) from None
+
+
+def compile_networks(*networks: nn.Module) -> None:
+    """Have every network compile itself when it is first called: once per size of its input, mode and precision.
+
+    Parameters, buffers and checkpoints are what they were; a copy is not compiled. From the ninth variant on, a network
+    runs as it did before.
+    """
+    for network in networks:
+        network.compile(dynamic=False)  # few sizes occur, and what is made for one of them is faster
 
 
 def _build_own_network(cfg) -> tuple[nn.Module, nn.Module]:

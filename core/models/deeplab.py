@@ -1,5 +1,7 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a stride-8 ResNet."""
 
+from functools import reduce
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,11 +28,7 @@ class AtrousClassifier(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """B×in_channels×h×w → B×C×h×w logits."""
-        first, *others = self.conv2d_list
-        logits = first(features)
-        for conv in others:
-            logits = logits + conv(features)
-        return logits
+        return reduce(torch.add, (conv(features) for conv in self.conv2d_list))
 
 
 class Segmentor(nn.Module):
@@ -42,9 +40,7 @@ class Segmentor(nn.Module):
 
     def __init__(self, feature_extractor: nn.Module, classifier: nn.Module, still_norms: bool = False):
         super().__init__()
-        self.feature_extractor = feature_extractor
-        self.classifier = classifier
-        self.still_norms = still_norms
+        self.feature_extractor, self.classifier, self.still_norms = feature_extractor, classifier, still_norms
         if still_norms:
             for norm in batch_norms(self):
                 norm.requires_grad_(False)

@@ -28,12 +28,8 @@ class DSU(nn.Module):
         """
         if not self.training or len(x) * distributed.count() < 2 or x.shape[-2:].numel() < 2:
             return x
-        if torch.rand(()).item() >= self.probability:  # on the host: no wait for the device
-            return x
-        return perturb_statistics(x)
-
-    def extra_repr(self) -> str:
-        return f"probability={self.probability}"
+        acts = torch.rand(()).item() < self.probability  # on the host: no wait for the device
+        return perturb_statistics(x) if acts else x
 
 
 def perturb_statistics(x: torch.Tensor) -> torch.Tensor:

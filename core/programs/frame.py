@@ -13,11 +13,25 @@ from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
 
 _LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
-_SPECIAL = "\\'"  # within $'…'
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with a UserError, and so with one line, where the arguments are wrong."""
+    """Ends with a UserError, and so with one line, where the arguments are wrong.
+
+    Args:
+        description: what the program does.
+        example: a whole command, `python FILE …` or `python -m MODULE …`, which `--help` shows.
+    """
+
+    def __init__(self, description: str, example: str):
+        first, second, third = example.split()[:3]
+        super().__init__(
+            prog=f"{first} -m {third}" if second == "-m" else second,
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str):
         raise UserError(f"{message}; try --help")
@@ -29,31 +43,17 @@ def config_parser(
     words: str = "KEY VALUE",
     words_help: str = "options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
     name: str = "options",
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser with `-cfg FILE` (or --config-file) and trailing words, KEY VALUE pairs in most programs.
 
     Args:
-        description: what the program does.
-        example: a whole command, which `--help` shows.
         words: what the trailing words are, for the usage line.
         words_help: the same at length.
         name: the attribute that they land in.
     """
-    first, second, third = example.split()[:3]
-    parser = Parser(
-        prog=f"{first} -m {third}" if second == "-m" else second,
-        description=description,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description, example)
     parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
-    parser.add_argument(
-        name,
-        nargs="*",
-        metavar=words,
-        help=words_help,
-    )
+    parser.add_argument(name, nargs="*", metavar=words, help=words_help)
     return parser
 
 
@@ -76,7 +76,10 @@ def run_program(
     try:
         with signals.listening() if resumable else nullcontext():
             try:
-                _join_job(parser, parallel)
+                if parallel:
+                    distributed.join()
+                elif distributed.planned_count() > 1:
+                    raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
                 with nullcontext() if distributed.is_main() else redirect_stdout(None):  # --help, once
                     args = parser.parse_intermixed_args(argv)
                 body(args)
@@ -111,13 +114,6 @@ def run_program(
         stop_logging()
 
 
-def _join_job(parser: argparse.ArgumentParser, parallel: bool) -> None:
-    if parallel:
-        distributed.join()
-    elif distributed.planned_count() > 1:
-        raise UserError(f"{parser.prog} is one process: start it by python, not by torchrun")
-
-
 def _tells(stopped: signals.Stopped) -> bool:
     """Whether this process says why all end: the main one where they stop together, the first one while they start."""
     if stopped.note:
@@ -142,8 +138,6 @@ def _quoted(word: str) -> str:
     """A word of a command as a shell takes it; with $'…', which bash and zsh know, where it would not be one line."""
     if word.isprintable():
         return shlex.quote(word)
-    return f"$'{''.join(c if c.isprintable() and c not in _SPECIAL else _escaped(c) for c in word)}'"
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+    special = (c for c in set(word) if not c.isprintable() or c in "\\'")
+    escaped = {ord(c): "".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in special}
+    return f"$'{word.translate(escaped)}'"

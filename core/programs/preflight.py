@@ -9,7 +9,6 @@ import numpy as np
 from core.configs import load_config
 from core.configs.loading import default_output_dir
 from core.configs.node import Config
-from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.sizes import mean_pixels
 from core.datasets.taxonomy import IGNORE
@@ -53,18 +52,14 @@ def _try_out(config: Config, skip_test: bool) -> None:
     log_run(run, skip_test)
     few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
-        config = config.clone()
-        config.defrost()
-        config.OUTPUT_DIR = folder
+        config = config.changed({"OUTPUT_DIR": folder})
         trainer = Trainer(config, run.model, run.images.restricted(few), run.taxonomy)
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)
         batch = _try_paste(trainer)
         first_seconds, scalars = _timed(lambda: _step(trainer, batch))
         LOGGER.info(
-            "one training step: loss %.4f, %.1f %% of the pixels labelled",
-            scalars["loss"],
-            100 * scalars["labelled"],
+            "one training step: loss %.4f, %.1f %% of the pixels labelled", scalars["loss"], 100 * scalars["labelled"]
         )
         step_seconds, _ = _timed(lambda: _step(trainer, batch))
         LOGGER.info("the first step took %.1f s, the second %.2f s", first_seconds, step_seconds)
@@ -72,8 +67,7 @@ def _try_out(config: Config, skip_test: bool) -> None:
         score = trainer.dynamic_teacher.probabilities
         score_seconds, _ = min(_timed(lambda: float(score(full).sum())) for _ in range(2))
         pass_seconds, _ = _timed(lambda: trainer.candidate_pass.run(trainer.teacher, 1, trainer.generation))
-        _log_time(run, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
-        _log_disk(run, trainer)
+        _log_cost(run, trainer, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
 
 
 def _step(trainer: Trainer, batch: Batch) -> dict[str, float]:
@@ -91,18 +85,14 @@ def _step(trainer: Trainer, batch: Batch) -> dict[str, float]:
 
 def _try_paste(trainer: Trainer) -> Batch:
     """A batch of samples; its first one shows a paste if any of the first few positions gives one."""
-    config, folder = trainer.config, str(trainer.generation.folder)
-    size = config.SOLVER.BATCH_SIZE
-    few = len(trainer.samples.images)
-    if not config.TCR.PASTE:
-        return trainer.samples.collate([trainer.samples[PasteRequest(j % few, j)] for j in range(size)])
-    probabilities = trainer.schedule.probabilities(0)
+    few, size, paste = len(trainer.samples.images), trainer.config.SOLVER.BATCH_SIZE, trainer.config.TCR.PASTE
+    pasting = (str(trainer.generation.folder), trainer.schedule.probabilities(0)) if paste else ()
 
     def sample(position: int) -> dict:
-        return trainer.samples[PasteRequest(position % few, position, folder, probabilities)]
+        return trainer.samples[PasteRequest(position % few, position, *pasting)]
 
     samples = [sample(position) for position in range(size)]
-    for position in range(size, size + PASTE_TRIES):
+    for position in range(size, size + PASTE_TRIES if paste else 0):
         if bool((samples[0]["pasted"] != IGNORE).any()):
             break
         samples[0] = sample(position)
@@ -111,21 +101,21 @@ def _try_paste(trainer: Trainer) -> Batch:
     if names:
         pixels = int((pasted != IGNORE).sum())
         LOGGER.info("one paste: %d pixels of %s into %s", pixels, ", ".join(names), samples[0]["names"])
-    else:
+    elif paste:
         LOGGER.info("no paste: the %d images looked at offer no paste class", few)
     return trainer.samples.collate(samples)
 
 
-def _log_time(run: Trainer, step: float, score: float, per_image: float) -> None:
-    """Seconds of one step, of scoring one batch, and of one image in a pass → what the run takes."""
-    config = run.config
-    stop, dtu = config.SOLVER.STOP_ITER, config.DTU
-    least, most = (0.0, 0.0) if not dtu.DYNAMIC else rescored_per_iteration(dtu)
-    passes = count_passes(config)
-    evaluations = -(-stop // config.SOLVER.CHECKPOINT_PERIOD) if run.evaluator else 0
-    images = passes * images_per_pass(config, run.images)
-    evaluated = evaluations * len(run.evaluator.images) if run.evaluator else 0
-    fixed = stop * step + (images + evaluated) * per_image
+def _log_cost(run: Trainer, trainer: Trainer, step: float, score: float, per_image: float) -> None:
+    """What the run takes, by seconds of one step, of scoring one batch, and of one image in a pass."""
+    config, stop = run.config, run.config.SOLVER.STOP_ITER
+    checkpoints = -(-stop // config.SOLVER.CHECKPOINT_PERIOD)
+    least, most = rescored_per_iteration(config.DTU) if config.DTU.DYNAMIC else (0.0, 0.0)
+    passes = 1 + stop // config.TCR.UPDATE_FREQUENCY if run.needs_candidates else 0
+    evaluations = checkpoints if run.evaluator else 0
+    pass_images = len(run.candidate_pass.images)
+    images = passes * pass_images + (evaluations * len(run.evaluator.images) if run.evaluator else 0)
+    fixed = stop * step + images * per_image
     LOGGER.info(
         "time: %.2f s/iteration × %d, %d candidate passes and %d evaluations of %.2f s an image, and the teacher's "
         "queries: %s to %s in all, as measured on this machine, loading apart",
@@ -137,22 +127,17 @@ def _log_time(run: Trainer, step: float, score: float, per_image: float) -> None
         duration(fixed + least * stop * score),
         duration(fixed + most * stop * score),
     )
-
-
-def _log_disk(run: Trainer, trainer: Trainer) -> None:
-    config = run.config
     model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
-    checkpoints = -(-config.SOLVER.STOP_ITER // config.SOLVER.CHECKPOINT_PERIOD)
     states = config.SOLVER.KEEP_STATES + 1  # one more while it is written
     candidates = transient = 0.0
-    if trainer.needs_candidates:
-        count = images_per_pass(config, run.images)
+    if run.needs_candidates:
         pixels = mean_pixels(run.images)
         grid = FIRST_PASS_SIDE**2 * config.INPUT.INPUT_SIZE_TEST[0] / config.INPUT.INPUT_SIZE_TEST[1]
         stored = [path.stat().st_size for path in trainer.generation.folder.rglob("*.png")]
         per_pixel = sum(stored) / len(stored) / grid
-        candidates = (states + 1) * count * max(2 * grid, pixels / 4) * per_pixel  # every state may need another one
-        transient = count * grid * 4
+        # every state may need another one
+        candidates = (states + 1) * pass_images * max(2 * grid, pixels / 4) * per_pixel
+        transient = pass_images * grid * 4
     LOGGER.info(
         "disk: %d checkpoints of %.0f MB, %d saved states of %.0f MB, candidate labels up to about %.0f MB, "
         "during the first pass %.0f MB more",
@@ -171,17 +156,6 @@ def rescored_per_iteration(dtu) -> tuple[float, float]:
     queries = range(dtu.Query_START, dtu.META_MAX_UPDATE + 1, dtu.Query_STEP)
     cycle = dtu.Query_START + len(queries) * dtu.Query_STEP
     return least, max(sum(queries) / cycle, least)
-
-
-def count_passes(config) -> int:
-    """Candidate passes of a run, the first one included."""
-    if not (config.TCR.RESAMPLE or config.TCR.PASTE):
-        return 0
-    return 1 + config.SOLVER.STOP_ITER // config.TCR.UPDATE_FREQUENCY
-
-
-def images_per_pass(config, targets: ImageSet) -> int:
-    return min(len(targets), config.TCR.MAX_PASS_IMAGES or len(targets))
 
 
 def _timed(action: Callable) -> tuple[float, object]:

@@ -1,6 +1,6 @@
 """Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,63 +9,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.configs import load_config
 from core.datasets.catalog import find_images, find_target_images, find_taxonomy
 from core.datasets.images import png_bytes
-from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
-from core.evaluation.predictor import Predictor, evaluating
+from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.programs.testing import folder_name
 from core.runs.resume import find_checkpoints
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
-from core.utils.devices import copy_to_host, describe_device, device_errors, prepare_device, to_device
+from core.utils.devices import copy_to_host, describe_device, prepare_device, to_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder
-from core.utils.logging import LOGGER, progress, start_logging
-from core.utils.threads import overlapped
+from core.utils.logging import LOGGER
 
 # signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
 # spread; chosen on four runs, and measured on others (README)
 RULE = ("agreement", "confidence", "diversity")
 TABLE = "ranking_"  # and the data set's name, .csv
-
-
-@dataclass(frozen=True)
-class Signals:
-    """Label-free signals of one model over a set of images, read at the network's own stride.
-
-    Attributes:
-        confidence: mean probability of the winning class.
-        entropy: mean entropy of the pixels' class probabilities, nats.
-        snd: mean over the images of the soft neighbourhood density of 100 pixels each.
-        shares: share of the pixels that each class wins, C floats.
-        mean_probabilities: mean class probabilities of all pixels, C floats.
-    """
-
-    confidence: float
-    entropy: float
-    snd: float
-    shares: np.ndarray
-    mean_probabilities: np.ndarray
-
-    @property
-    def classes(self) -> int:
-        """Classes that win a pixel."""
-        return int((self.shares > 0).sum())
-
-    @property
-    def diversity(self) -> float:
-        """Entropy of the class shares, nats; 0 where one class wins everywhere."""
-        return entropy_of(self.shares)
-
-    @property
-    def information(self) -> float:
-        """Mutual information of pixel and class, nats: large where pixels are sure and classes many."""
-        return entropy_of(self.mean_probabilities) - self.entropy
 
 
 def entropy_of(distribution: np.ndarray) -> float:
@@ -74,43 +37,29 @@ def entropy_of(distribution: np.ndarray) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-@torch.inference_mode()
-def measure(model: nn.Module, images: ImageSet, predictor: Predictor, config) -> tuple[Signals, list[bytes]]:
-    """The signals of `model`, whose mode is left as it was, and the winning classes of every image as PNG files.
+def measure(
+    model: nn.Module, images: ImageSet, predictor: Predictor, config
+) -> tuple[dict[str, float], np.ndarray, list[bytes]]:
+    """Look at images with `model`, whose mode is left as it was, at the network's own stride.
 
+    Returns:
+        signals that need no label, by name: `snd`, the mean over the images of the soft neighbourhood density of 100
+        pixels each; `information`, the mutual information of pixel and class, nats: large where pixels are sure and
+        classes many; `confidence`, the mean probability of the winning class; `entropy`, the mean of the pixels'
+        entropies, nats; `classes` that win a pixel; `diversity`, the entropy of the class shares, nats: 0 where one
+        class wins everywhere;
+        the share of the pixels that each class wins, C floats;
+        the winning classes of every image as PNG files.
     Raises:
         UserError: an image that cannot be read.
     """
     sums, shares, labels = 0.0, 0, []
 
-    def take(reading: Sequence[Callable[[], torch.Tensor]]) -> None:
-        nonlocal sums, shares
-        numbers, winner = (copied().numpy() for copied in reading)
-        sums, shares = sums + numbers, shares + value_counts(winner)
-        labels.append(png_bytes(winner))
-
-    with evaluating(model):
-        for _ in overlapped(take, _readings(model, images, predictor, config)):
-            pass
-    (confidence, entropy, density), mean = np.split(sums / shares.sum(), [3])
-    return Signals(float(confidence), float(entropy), float(density), shares[: len(mean)] / shares.sum(), mean), labels
-
-
-def _readings(
-    model: nn.Module, images: ImageSet, predictor: Predictor, config
-) -> Iterator[tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]]:
-    """Of every image, as functions that wait for their copies: the sums over its pixels of confidence, entropy, density
-    and of each class's probability, float64, and its h×w uint8 winning classes.
-    """
-    loader = full_view_loader(
-        images,
-        [config.INPUT.INPUT_SIZE_TEST],
-        config.TEST.BATCH_SIZE,
-        config.DATALOADER.NUM_WORKERS,
-        pin=predictor.device.type == "cuda",
-    )
-    for batch in progress(loader, f"looking at {images.name}"):
-        logits = predictor.logits(model, predictor.prepare(batch["views"][0]))
+    def read(batch: dict) -> list[Sequence[Callable[[], torch.Tensor]]]:
+        """Of every image, as they come from the device: the sums over its pixels of confidence, entropy, density and of
+        each class's probability, float64, and its h×w uint8 winning classes.
+        """
+        made, logits = [], predictor.logits(model, predictor.prepare(batch["views"][0]))
         for index, log_probs in zip(batch["index"], logits.log_softmax(dim=1), strict=True):
             probs = log_probs.exp()
             peak, winner = probs.max(dim=0)
@@ -119,7 +68,28 @@ def _readings(
             density = snd_score(rows, points) * winner.numel()
             signals = torch.stack([peak.sum(), -(probs * log_probs).sum(), density])
             numbers = torch.cat([signals, probs.sum(dim=(1, 2))]).double()
-            yield copy_to_host(numbers), copy_to_host(winner.to(torch.uint8))
+            made.append((copy_to_host(numbers), copy_to_host(winner.to(torch.uint8))))
+        return made
+
+    def take(made: list[Sequence[Callable[[], torch.Tensor]]]) -> None:
+        nonlocal sums, shares
+        for reading in made:
+            numbers, winner = (copied().numpy() for copied in reading)
+            sums, shares = sums + numbers, shares + value_counts(winner)
+            labels.append(png_bytes(winner))
+
+    predictor.sweep(model, images, f"looking at {images.name}", read, take)
+    confidence, entropy, density, *mean_probabilities = (sums / shares.sum()).tolist()
+    shares = shares[: len(mean_probabilities)] / shares.sum()
+    signals = {
+        "snd": density,
+        "information": entropy_of(np.array(mean_probabilities)) - entropy,
+        "confidence": confidence,
+        "entropy": entropy,
+        "classes": int((shares > 0).sum()),
+        "diversity": entropy_of(shares),
+    }
+    return signals, shares, labels
 
 
 def agreement(first: Sequence[bytes], second: Sequence[bytes], num_classes: int) -> tuple[float, float]:
@@ -131,8 +101,9 @@ def agreement(first: Sequence[bytes], second: Sequence[bytes], num_classes: int)
         the mean is over the classes that either of them predicts.
     """
     counts = np.zeros((num_classes, num_classes), np.int64)
-    for one, other in zip(first, second, strict=True):
-        counts += joint_counts(*map(_decoded, (one, other)))[:num_classes, :num_classes]
+    for files in zip(first, second, strict=True):
+        maps = (cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) for file in files)
+        counts += joint_counts(*maps)[:num_classes, :num_classes]
     occurs = counts.sum(0) + counts.sum(1) > 0
     return float(counts.trace() / counts.sum()), float(iou(counts).numpy()[occurs].mean())
 
@@ -150,28 +121,18 @@ def mean_ranks(table: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of several checkpoints: its signals, how far it agrees with its neighbours, and its mean rank."""
+    """One of several checkpoints.
+
+    Attributes:
+        signals: of :func:`measure`, and the mean of its :func:`agreement` with one or two neighbours.
+        shares: of the pixels that each class wins, C floats.
+        rank: mean over :data:`RULE`.
+    """
 
     path: Path
-    signals: Signals
-    agreement: float  # share of pixels, mean over one or two neighbours
-    agreement_iou: float  # mean IoU of the classes, likewise
+    signals: dict[str, float]
+    shares: np.ndarray
     rank: float = 0.0
-
-    @property
-    def values(self) -> dict[str, float]:
-        """All but the class shares, by name."""
-        signals = self.signals
-        return {
-            "agreement": self.agreement,
-            "agreement_iou": self.agreement_iou,
-            "snd": signals.snd,
-            "information": signals.information,
-            "confidence": signals.confidence,
-            "entropy": signals.entropy,
-            "classes": signals.classes,
-            "diversity": signals.diversity,
-        }
 
 
 def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet, num_classes: int) -> list[Candidate]:
@@ -189,17 +150,16 @@ def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet
     for path in checkpoints:
         load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
-        signals, labels = measure(model, images, predictor, config)
+        signals, shares, labels = measure(model, images, predictor, config)
         if previous is not None:
             agreements.append(agreement(previous, labels, num_classes))
-        found.append(signals)
+        found.append((path, signals, shares))
         previous = labels
-    neighbours = [agreements[max(place - 1, 0) : place + 1] for place in range(len(found))]
-    candidates = [
-        Candidate(path, signals, *np.mean(pairs, axis=0).tolist())
-        for path, signals, pairs in zip(checkpoints, found, neighbours, strict=True)
-    ]
-    ranks = mean_ranks([[candidate.values[name] for name in RULE] for candidate in candidates]).tolist()
+    candidates = []
+    for place, (path, signals, shares) in enumerate(found):
+        pixels, classes = np.mean(agreements[max(place - 1, 0) : place + 1], axis=0).tolist()
+        candidates.append(Candidate(path, {"agreement": pixels, "agreement_iou": classes} | signals, shares))
+    ranks = mean_ranks([[candidate.signals[name] for name in RULE] for candidate in candidates]).tolist()
     ranked = [replace(candidate, rank=value) for candidate, value in zip(candidates, ranks, strict=True)]
     return sorted(ranked, key=lambda candidate: (candidate.rank, -checkpoints.index(candidate.path)))
 
@@ -211,21 +171,14 @@ def find_unlabelled_images(config) -> ImageSet:
     return replace(find_images(config, "TEST"), label_path=None)
 
 
-def rank_checkpoints(config_file: str, options: Sequence[str]) -> None:
+def rank_checkpoints(config) -> None:
     """Order what `resume` names, log the table and write OUTPUT_DIR/ranking_<data set>.csv; no label is opened.
 
     Raises:
-        UserError: bad config, no or only one checkpoint, missing images, …
+        UserError: no or only one checkpoint, missing images, …
     """
-    start_logging()
     if distributed.count() > 1:
         raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
-    config = load_config(config_file, options)
-    with device_errors(config, training=False):
-        _rank_checkpoints(config)
-
-
-def _rank_checkpoints(config) -> None:
     checkpoints, device = find_checkpoints(config), prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
     model = build_model(config).requires_grad_(False).to(device)
@@ -247,9 +200,8 @@ def rows(candidates: Sequence[Candidate], names: Sequence[str]) -> list[dict[str
     found = []
     for place, candidate in enumerate(candidates, start=1):
         row = {"place": str(place), "checkpoint": candidate.path.name, "mean_rank": f"{candidate.rank:.4f}"}
-        row |= {name: f"{value:.6g}" for name, value in candidate.values.items()}
-        shares = zip(names, candidate.signals.shares, strict=True)
-        found.append(row | {f"share_{name}": f"{share:.6f}" for name, share in shares})
+        row |= {name: f"{value:.6g}" for name, value in candidate.signals.items()}
+        found.append(row | {f"share_{name}": f"{x:.6f}" for name, x in zip(names, candidate.shares, strict=True)})
     return found
 
 
@@ -257,16 +209,10 @@ def ranking_lines(candidates: Sequence[Candidate]) -> list[str]:
     """The ranking as lines of text."""
     width = max(len(candidate.path.name) for candidate in candidates)
     lines = [f"{'':>3}  {'checkpoint':<{width}}  mean rank  agreement  confidence  diversity  classes    SND"]
+    form = "{:9.2f}  {agreement:9.4f}  {confidence:10.4f}  {diversity:9.4f}  {classes:7d}  {snd:5.3f}"
     for place, candidate in enumerate(candidates, start=1):
-        signals = candidate.signals
-        lines.append(
-            f"{place:>3}  {candidate.path.name:<{width}}  {candidate.rank:9.2f}  {candidate.agreement:9.4f}  "
-            f"{signals.confidence:10.4f}  {signals.diversity:9.4f}  {signals.classes:7d}  {signals.snd:5.3f}"
-        )
+        numbers = form.format(candidate.rank, **candidate.signals)
+        lines.append(f"{place:>3}  {candidate.path.name:<{width}}  {numbers}")
     best = candidates[0]
     lines.append(f"chosen without labels: {best.path} (mean rank by {', '.join(RULE)})")
     return lines
-
-
-def _decoded(png: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -17,7 +17,7 @@ from core.datasets.sampling import Stream, TrainingSamples
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.models.compiling import check_compiler
+from core.models.build import check_compiler
 from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.output import RunOutput
@@ -47,24 +47,24 @@ class Training(ABC):
         evaluator: evaluates every checkpoint; None: no evaluation.
     Raises:
         UserError: of several processes, some see other images.
+
+    Attributes:
+        result: the network that checkpoints hold.
     """
 
     PROGRAM: ClassVar[str]  # its name, as states know it
+    DOMAIN: ClassVar[str]  # of its images
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
     samples: TrainingSamples
 
     def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        images: ImageSet,
-        taxonomy: Taxonomy,
-        evaluator: Evaluator | None = None,
+        self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
     ):
         distributed.check_alike(images.names, f"the images of {images.name}")
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
+        self.result = model
         self.evaluator, self.device = evaluator, next(model.parameters()).device
-        self.output = RunOutput(config, taxonomy, self.device, evaluator)
+        self.output = RunOutput(config, taxonomy, self.device)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
         self.parallel = distributed.parallel(model)  # what a step calls for its gradients
@@ -108,14 +108,13 @@ class Training(ABC):
     def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
         """The training images, once the options that concern only this program are checked. Raises UserError."""
 
+    def describe_images(self) -> None:
+        """Log the training images."""
+        LOGGER.info("%s images: %d of %s", self.DOMAIN, len(self.images), self.images.name)
+
     @abstractmethod
     def describe(self) -> None:
-        """Log the training images, and what else a user of this program should know at its start."""
-
-    @property
-    @abstractmethod
-    def result(self) -> nn.Module:
-        """The network that checkpoints hold."""
+        """Log what else a user of this program should know at its start."""
 
     @abstractmethod
     def train_step(self, batch) -> dict[str, torch.Tensor]:
@@ -176,16 +175,23 @@ class Training(ABC):
         return {}
 
     def conclude(self) -> bool:
-        """What follows an iteration where it is due: checkpoint, state, evaluation; returns whether they were.
+        """What follows an iteration where it is due: state, checkpoint, evaluation; returns whether they were.
 
-        A state is saved before all that follows its iteration is done, so this is also how a continued run begins.
+        At the iteration that a run goes on from, this makes up for what it was stopped before.
         """
-        return self.output.conclude(self.iteration, self.result, self.state_dict)
-
-    @property
-    def panel_due(self) -> bool:
-        """Whether a panel is wanted of the iteration at hand."""
-        return self.output.monitor.panel_due(self.iteration + 1)
+        solver, output = self.config.SOLVER, self.output
+        if self.iteration == 0 or (self.iteration % solver.CHECKPOINT_PERIOD and self.iteration != solver.STOP_ITER):
+            return False
+        with output.aside():
+            with signals.deferred():
+                if self.iteration != output.resumed:
+                    output.save_state(self.state_dict())  # first: going on from it makes up for all that follows
+                output.save_checkpoint(self.result, self.iteration)
+            if self.evaluator is not None and self.iteration not in output.evaluated:
+                scores = self.evaluator.run(self.result)
+                with signals.deferred():
+                    output.evaluation(self.iteration, scores)
+        return True
 
     def begin_step(self) -> None:
         """Before a step's first forward: its randomness, and what it may have to put back."""

@@ -1,7 +1,7 @@
 """What a training run writes: log lines, tables, checkpoints, states and evaluations. Shared by all trainers."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from core.datasets.taxonomy import Taxonomy
-from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.evaluation.evaluator import report_lines, table_row
+from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
 from core.runs.folder import EVALUATION, METRICS, cut_back
 from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
-from core.utils import distributed, signals
-from core.utils.checkpoints import save_checkpoint
+from core.utils import checkpoints, distributed
 from core.utils.devices import peak_memory
 from core.utils.files import Table
 from core.utils.logging import LOGGER
@@ -30,35 +30,34 @@ class RunOutput:
         config: a whole config; nothing is made or written before the first call.
         taxonomy: the class set.
         device: whose peak memory is logged.
-        evaluator: evaluates every checkpoint; None: they are only written.
 
     Attributes:
         monitor: shows the run while it lasts.
+        resumed: the iteration that the run goes on from; None: it is new.
+        evaluated: iterations.
     """
 
-    def __init__(self, config, taxonomy: Taxonomy, device: torch.device, evaluator: Evaluator | None = None):
+    def __init__(self, config, taxonomy: Taxonomy, device: torch.device):
         self.folder, solver, vis = Path(config.OUTPUT_DIR), config.SOLVER, config.VIS
         self.states = StateFolder(self.folder, solver.KEEP_STATES)
         painter, shown = Painter(taxonomy, taxonomy.palette()), distributed.is_main()
         tensorboard = shown and vis.TENSORBOARD and tensorboard_is_there()
         self.monitor = Monitor(self.folder, painter, vis.PERIOD * shown, tensorboard)
-        self._taxonomy, self._stop, self._period = taxonomy, solver.STOP_ITER, solver.CHECKPOINT_PERIOD
-        self._device, self._evaluator = device, evaluator
+        self.resumed: int | None = None
+        self.evaluated: set[int] = set()
+        self._taxonomy, self._stop, self._device = taxonomy, solver.STOP_ITER, device
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
-        self._resumed: int | None = None  # the iteration that the run goes on from
-        self._evaluated: set[int] = set()  # iterations
-        self._told_end = False
+        self._count, self._told_end = 0, False
         self._saved: tuple[int, str | None] | None = None  # iteration and generation of the last state
         self.start_clock()
 
-    def append(self, table: str, columns: Sequence[str], row: dict) -> None:
-        """Add a row to a CSV of the folder, which its first row begins."""
+    def append(self, table: str, row: dict) -> None:
+        """Add a row to a CSV of the folder, which its first row begins; all have the same columns."""
         if not distributed.is_main():
             return
         if table not in self._tables:
-            self._tables[table] = Table(self.folder / table, columns, keep=self._resumed is not None)
+            self._tables[table] = Table(self.folder / table, tuple(row), keep=self.resumed is not None)
         self._tables[table].append(row)
 
     def start_clock(self, iteration: int = 0) -> None:
@@ -119,37 +118,23 @@ class RunOutput:
         self.monitor.scalars(iteration, shown | dict(zip(tags, values[len(names) :], strict=True)))
         row = {"iteration": iteration, "lr": f"{learning_rate:.9g}"}
         row |= {name: f"{value:.9g}" for name, value in means.items()}
-        self.append(METRICS, tuple(row), row)
+        self.append(METRICS, row)
 
-    def conclude(self, iteration: int, model: nn.Module, state: Callable[[], dict]) -> bool:
-        """Write `model` and the state, and evaluate, where that is due after `iteration`; returns whether it was.
-
-        At the iteration that a run goes on from, this makes up for what it was stopped before.
-        """
-        if iteration == 0 or (iteration % self._period and iteration != self._stop):
-            return False
-        with self.aside():
+    def save_checkpoint(self, model: nn.Module, iteration: int) -> None:
+        """Write `model`, after `iteration`, in the published format."""
+        if distributed.is_main():
             path = self.folder / f"model_iter{iteration:06d}.pth"
-            with signals.deferred():
-                if iteration != self._resumed:
-                    self.save_state(state())  # first: going on from it makes up for all that follows
-                if distributed.is_main():
-                    save_checkpoint(model, path, iteration)
-                    LOGGER.info("wrote %s", path)
-            if self._evaluator is not None and iteration not in self._evaluated:
-                self._evaluate(model, iteration)
-        return True
+            checkpoints.save_checkpoint(model, path, iteration)
+            LOGGER.info("wrote %s", path)
 
-    def _evaluate(self, model: nn.Module, iteration: int) -> None:
-        scores = self._evaluator.run(model)
-        with signals.deferred():
-            for line in report_lines(scores, self._taxonomy):
-                LOGGER.info(line)
-            columns = ("iteration", *table_columns(self._taxonomy))
-            row = table_row(scores, self._taxonomy)
-            self.append(EVALUATION, columns, {"iteration": iteration, **row})
-            self._evaluated.add(iteration)
-            self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
+    def evaluation(self, iteration: int, scores: Scores) -> None:
+        """Log the scores of a checkpoint, and add them to its table and to TensorBoard."""
+        for line in report_lines(scores, self._taxonomy):
+            LOGGER.info(line)
+        row = table_row(scores, self._taxonomy)
+        self.append(EVALUATION, {"iteration": iteration, **row})
+        self.evaluated.add(iteration)
+        self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
 
     def save_state(self, state: dict) -> Path:
         """Write a run's state, unless the last one written is that of the same moment; returns its file."""
@@ -178,10 +163,10 @@ class RunOutput:
     def load_state_dict(self, state: dict, iteration: int, generation: int) -> None:
         """Go on after `iteration` with the candidates numbered `generation`; rows of later ones are dropped."""
         self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
-        self._count, self._resumed = state["count"], iteration
+        self._count, self.resumed = state["count"], iteration
         if distributed.is_main():
             self.monitor.go_on(iteration)
-        self._evaluated = distributed.from_main(lambda: cut_back(self.folder, iteration, generation))
+        self.evaluated = distributed.from_main(lambda: cut_back(self.folder, iteration, generation))
 
 
 def duration(seconds: float) -> str:

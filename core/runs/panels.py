@@ -13,9 +13,7 @@ _CUTOUT, _OUTLINE = 127, 255  # grey levels
 def adaptation_tiles(
     batch, teacher: torch.Tensor, confidence: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
 ) -> tuple[str, list[tuple[str, np.ndarray]]]:
-    """What the student saw and learnt of one image.
-
-    It is the first image with a paste, or else the first.
+    """What the student saw and learnt of one image: the first one with a paste, or else the first.
 
     Args:
         batch: of :mod:`core.selftraining.samples`.
@@ -53,12 +51,7 @@ def _host(tensor: torch.Tensor) -> np.ndarray:
 
 
 def source_tiles(batch, logits: torch.Tensor) -> tuple[str, list[tuple[str, np.ndarray]]]:
-    """The first image of source training.
-
-    Args:
-        batch: of :mod:`core.sourcetraining.samples`.
-        logits: B×C×H×W of the model, before it learnt from the batch.
-    """
+    """The first image of a batch of source training, and the B×C×H×W `logits` of before the model learnt from it."""
     return batch.names[0], [
         ("image", batch.images[0].permute(1, 2, 0).numpy()),
         ("label", batch.labels[0].numpy()),

@@ -53,7 +53,7 @@ def find_start(config: Config, default_output: str) -> Start:
         if StateFolder(output).paths():
             return Start(config, continued=True)
         if auto:
-            return Start(_with(config, resume=file), restart=True)
+            return Start(config.changed({"resume": file}), restart=True)
         check_unlocked(output, "OUTPUT_DIR")  # its first state may be to come
         raise UserError(
             f"resume auto: OUTPUT_DIR {output} holds no state to go on from; start the run with "
@@ -68,7 +68,7 @@ def find_start(config: Config, default_output: str) -> Start:
             f"resume {given} goes on in that folder, but OUTPUT_DIR is {output}: leave OUTPUT_DIR out, or "
             "give a checkpoint's file to start from"
         )
-    return Start(_with(config, OUTPUT_DIR=given), continued=True)
+    return Start(config.changed({"OUTPUT_DIR": given}), continued=True)
 
 
 def continued_config(state: dict, config: Config, program: str) -> Config:
@@ -90,7 +90,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     stop, old_stop = config.SOLVER.STOP_ITER, then["SOLVER.STOP_ITER"]
     if stop < old_stop:
         raise UserError(f"SOLVER.STOP_ITER is {stop}, but {old_stop} in the run to go on with: it may only grow")
-    return _with(config, resume=then["resume"])
+    return config.changed({"resume": then["resume"]})
 
 
 def source_checkpoint(config: Config) -> Path | None:
@@ -108,11 +108,7 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
         UserError: a file that is missing, no checkpoint, or of another model.
     """
     torch.manual_seed(config.SEED)
-    if not uncertain:
-        config = config.clone()
-        config.defrost()
-        config.MODEL.UNCERTAINTY = 0.0
-    model = build_model(config)
+    model = build_model(config if uncertain else config.changed({"MODEL.UNCERTAINTY": 0.0}))
     if not weights:
         pass
     elif config.resume:
@@ -175,11 +171,3 @@ def going_on(argv: Sequence[str]) -> list[str]:
     given = argv[last + 1]
     goes_on = given == AUTO or given.startswith(f"{AUTO}:") or Path(given).is_dir()
     return argv if goes_on else [*argv[: last + 1], AUTO, *argv[last + 2 :]]
-
-
-def _with(config: Config, **options) -> Config:
-    config = config.clone()
-    config.defrost()
-    config.update(options)
-    config.freeze()
-    return config

@@ -19,9 +19,7 @@ def poly_lr(iteration: int, base_lr: float, max_iter: int, power: float = 0.9) -
 class Solver:
     """SGD over `model.feature_extractor` at BASE_LR and `model.classifier` at ten times that, with the poly schedule.
 
-    Args:
-        model: with both attributes, on its device.
-        options: the config node SOLVER.
+    `options` is the config node SOLVER; the model is on its device.
     """
 
     def __init__(self, model: nn.Module, options):

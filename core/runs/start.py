@@ -40,8 +40,7 @@ def run_training(kind: type[Training], config_file: str, options: Sequence[str],
     check_division(config)
     config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     test = ["--skip-test"] if skip_test else []
-    words = [*distributed.launcher(), kind.PROGRAM, "-cfg", config_file, *options, *test]
-    command = shlex.join(map(str, words))
+    command = shlex.join(map(str, [*distributed.launcher(), kind.PROGRAM, "-cfg", config_file, *options, *test]))
     with device_errors(config, training=True):
         if continued:
             _continue_run(kind, config, skip_test, command)
@@ -55,11 +54,7 @@ def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: s
     trainer = kind.load(config, skip_test)
     with _by_main(claimed_folder(config.OUTPUT_DIR, config.dump(), restart)):
         distributed.barrier()  # claimed
-        folder = Path(config.OUTPUT_DIR)
-        start_logging(folder / LOG)
-        LOGGER.info("writing to %s", folder)
-        log_run(trainer, skip_test)
-        _note_environment(trainer, command)
+        _announce(trainer, f"writing to {trainer.output.folder}", skip_test, command)
         trainer.run()
 
 
@@ -69,10 +64,7 @@ def _continue_run(kind: type[Training], config: Config, skip_test: bool, command
         path, state = StateFolder(folder).newest()
         config = continued_config(state, config, kind.PROGRAM)
         trainer = kind.load(config, skip_test, weights=False)
-        start_logging(folder / LOG)
-        LOGGER.info("going on in %s from %s", folder, path)
-        log_run(trainer, skip_test)
-        _note_environment(trainer, command)
+        _announce(trainer, f"going on in {folder} from {path}", skip_test, command)
         if distributed.is_main():
             remove_leftovers(folder)
         trainer.load_state_dict(state)
@@ -89,13 +81,16 @@ def _by_main(context: AbstractContextManager) -> AbstractContextManager:
     return context if distributed.is_main() else nullcontext()
 
 
-def _note_environment(trainer: Training, command: str) -> None:
-    """Write what the run is (now) made with."""
+def _announce(trainer: Training, what: str, skip_test: bool, command: str) -> None:
+    """Log from now on to the run's folder, what was found first; note there what the run is (now) made with."""
+    config, device = trainer.config, trainer.device
+    start_logging(trainer.output.folder / LOG)
+    LOGGER.info(what)
+    log_run(trainer, skip_test)
     if distributed.is_main():
-        config, device = trainer.config, trainer.device
         words = describe_device(device, config.MODEL.DEVICE), describe_precision(device, config.SOLVER)
         text = json.dumps(describe_environment(command, *words), indent=1)
-        write_text(Path(config.OUTPUT_DIR) / ENVIRONMENT, text)
+        write_text(trainer.output.folder / ENVIRONMENT, text)
 
 
 def check_division(config: Config) -> None:
@@ -118,6 +113,7 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     LOGGER.debug("class names: %s", ", ".join(taxonomy.names))
     device = describe_device(trainer.device, config.MODEL.DEVICE)
     LOGGER.info("device: %s, %s", device, describe_precision(trainer.device, solver))
+    trainer.describe_images()
     more = ", …" if len(taxonomy) > SHOWN_CLASSES else ""
     LOGGER.info("classes: %d (%s%s)", len(taxonomy), ", ".join(taxonomy.names[:SHOWN_CLASSES]), more)
     parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -19,11 +19,9 @@ FOLDER, GENERATIONS = "state", "candidates"  # below OUTPUT_DIR; a state may nee
 
 
 class StateFolder:
-    """The states of one run, `iter000123.pth` each: dicts of tensors, numbers, strings, lists and dicts.
+    """The states of one run (its OUTPUT_DIR), of which the newest are kept.
 
-    Args:
-        run: OUTPUT_DIR.
-        keep: how many of the newest are kept.
+    They are files `iter000123.pth` of dicts of tensors, numbers, strings, lists and dicts.
     """
 
     def __init__(self, run: str | Path, keep: int = 2):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.datasets.images import read_label, write_label
-from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import IGNORE
 from core.datasets.transforms import nearest_index, nearest_labels
 from core.evaluation.metrics import joint_counts, value_counts
-from core.evaluation.predictor import Predictor, evaluating
+from core.evaluation.predictor import Predictor
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
 from core.selftraining.generations import FORMAT, Generation, file_name
-from core.selftraining.resampling import (
-    MIN_CLASS_PIXELS,
-    ConfidenceRanks,
-    agreement,
-    consistency_thresholds,
-)
+from core.selftraining.resampling import MIN_CLASS_PIXELS, ConfidenceRanks, agreement, consistency_thresholds
 from core.utils import distributed
 from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.files import partial_path, replacing_folder, write_json, writing
 from core.utils.logging import progress
-from core.utils.threads import overlapped
 
 FIRST_PASS_SIDE = 256  # short side of the grid on which the first pass takes labels and confidences
 SEEN_WITHIN = 120.0  # seconds after which what one machine has made is there for the others
@@ -56,8 +48,7 @@ class CandidatePass:
 
     def __init__(self, images: ImageSet, num_classes: int, predictor: Predictor, config, folder: str | Path):
         self.images, self.num_classes, self.folder = images, num_classes, Path(folder)
-        self._predictor, self._config = predictor, config
-        self._topk = config.TCR.TOPK_CANDIDATE
+        self._predictor, self._topk, self._batch_size = predictor, config.TCR.TOPK_CANDIDATE, config.TEST.BATCH_SIZE
 
     def run(self, teacher: nn.Module, iteration: int, previous: Generation | None = None) -> Generation:
         """Make the next generation after `iteration` completed iterations; the first one where `previous` is None.
@@ -75,14 +66,9 @@ class CandidatePass:
                         (partial / "masked").mkdir()
             distributed.barrier()
             wait_for(partial / "labels")
-            consistency = None
-            if previous is None:
-                thresholds, entries = self._first(teacher, partial)
-            else:
-                thresholds, entries, consistency = self._later(teacher, partial, previous)
-            pixels = np.zeros(self.num_classes, np.int64)
-            for entry in entries:
-                pixels += entry.pop("pixels")
+            found = self._first(teacher, partial) if previous is None else self._later(teacher, partial, previous)
+            thresholds, entries, consistency = found
+            pixels = sum((entry.pop("pixels") for entry in entries), np.zeros(self.num_classes, np.int64))
             pixels, entries = distributed.total_array(pixels), distributed.joined(entries)
             self.images.skipped.settle()
             if distributed.is_main():
@@ -104,33 +90,27 @@ class CandidatePass:
         wait_for(final / "index.json")
         return Generation(final)
 
-    def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict]]:
+    def _first(self, teacher: nn.Module, folder: Path) -> tuple[np.ndarray, list[dict], None]:
         """Threshold every pixel's confidence by its class's order statistic over the whole set.
 
         The confidences wait on disk: the second and third sweep read them there, not from the images.
         """
-        ranks = ConfidenceRanks(self.num_classes)
-        entries, shapes = [], []
-        first = distributed.share(len(self.images), self._config.TEST.BATCH_SIZE).start
+        ranks, entries, shapes = ConfidenceRanks(self.num_classes), [], []
+        first = distributed.share(len(self.images), self._batch_size).start
         spill = folder / f"confidences{distributed.rank()}.f32"
         with distributed.own_part(), spill.open("wb") as file:
 
-            def read(logits: torch.Tensor, size: tuple[int, int]) -> tuple[Callable, Callable]:
-                return label_map(logits, size), sampled_confidence(logits, size, first_pass_grid(size))
-
-            def take(index: int, readings: tuple[Callable, Callable], size: tuple[int, int], bad: bool) -> None:
-                grid = first_pass_grid(size)
-                labels, confidence = self._labels(readings[0], size, bad), readings[1]()
-                stored = nearest_labels(labels, grid)
-                entries.append(self._entry(index, size, value_counts(labels)))
-                shapes.append(grid)
+            def take(index: int, labels: np.ndarray, confidence: np.ndarray) -> None:
+                stored = nearest_labels(labels, confidence.shape)
+                entries.append(self._entry(index, labels.shape, value_counts(labels)))
+                shapes.append(confidence.shape)
                 ranks.count(stored, confidence)
                 with writing(folder):
                     file.write(confidence.tobytes())
                     file.flush()
                     write_label(folder / "labels" / file_name(index), stored)
 
-            self._sweep(teacher, read, take)
+            self._sweep(teacher, take, confidences=True)
 
         def chunks() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             with spill.open("rb") as file:
@@ -154,7 +134,7 @@ class CandidatePass:
                 entry = entries[index - first]
                 entry["candidates"] = present_classes(resized_counts(masked, tuple(entry["size"]), self.num_classes))
         spill.unlink()
-        return thresholds, entries
+        return thresholds, entries, None
 
     def _later(
         self, teacher: nn.Module, folder: Path, previous: Generation
@@ -165,19 +145,18 @@ class CandidatePass:
         """
         table, entries = [], []
 
-        def take(index: int, reading: Callable, size: tuple[int, int], bad: bool) -> None:
-            labels = self._labels(reading, size, bad)
-            pairs = joint_counts(labels, nearest_labels(previous.labels(index), size))
+        def take(index: int, labels: np.ndarray) -> None:
+            pairs = joint_counts(labels, nearest_labels(previous.labels(index), labels.shape))
             table.append(agreement(pairs, self.num_classes))
-            stored = nearest_labels(labels, (max(size[0] // 2, 1), max(size[1] // 2, 1)))
+            stored = nearest_labels(labels, tuple(max(n // 2, 1) for n in labels.shape))
             with writing(folder):
                 write_label(folder / "labels" / file_name(index), stored)
-            entry = self._entry(index, size, pairs.sum(1))
-            entry["candidates"] = present_classes(resized_counts(stored, size, self.num_classes))
+            entry = self._entry(index, labels.shape, pairs.sum(1))
+            entry["candidates"] = present_classes(resized_counts(stored, labels.shape, self.num_classes))
             entries.append(entry)
 
         with distributed.own_part():
-            self._sweep(teacher, label_map, take)
+            self._sweep(teacher, take)
         own, table = table, np.array(distributed.joined(table))
         thresholds = consistency_thresholds(table, self._topk)
         for entry, row in zip(entries, own, strict=True):
@@ -185,53 +164,33 @@ class CandidatePass:
             entry["candidates"] = [c for c in entry["candidates"] if c not in entry["masked"]]
         return thresholds, entries, (table.sum(axis=0) / np.maximum((table > 0).sum(axis=0), 1)).tolist()
 
-    def _sweep(
-        self,
-        teacher: nn.Module,
-        read: Callable[[torch.Tensor, tuple[int, int]], Any],
-        take: Callable[[int, Any, tuple[int, int], bool], None],
-    ) -> None:
-        """Run the teacher over every image, in order, and take what comes of it while the next ones are predicted.
+    def _sweep(self, teacher: nn.Module, take: Callable[..., None], confidences: bool = False) -> None:
+        """Run the teacher over every image, in order.
 
         Args:
-            read: called with C×h×w stride-8 logits and the image's own (H, W) by the thread that runs the teacher;
-                gives functions that fetch things from the device.
-            take: called with the image's index, these functions, (H, W), and whether the image is bad, in a thread of
-                its own.
+            take: called with the image's index, its labels (H×W uint8; all 255 for a bad image, which then holds no
+                class and offers nothing) and, if asked for, the confidences on the first pass's grid (float32).
         """
-        for _ in overlapped(lambda parts: take(*parts), self._forward(teacher, read)):
-            pass
 
-    @torch.inference_mode()
-    def _forward(self, teacher: nn.Module, read: Callable) -> Iterator[tuple[int, Any, tuple[int, int], bool]]:
-        loader = full_view_loader(
-            self.images,
-            [self._config.INPUT.INPUT_SIZE_TEST],
-            self._config.TEST.BATCH_SIZE,
-            self._config.DATALOADER.NUM_WORKERS,
-            pin=self._predictor.device.type == "cuda",
-        )
-        with evaluating(teacher):
-            for batch in distributed.heeding(progress(loader, "candidate pass")):
-                logits = self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
-                for position, index in enumerate(batch["index"]):
-                    size = tuple(batch["size"][position])
-                    yield index, read(logits[position], size), size, batch["bad"][position]
+        def read(batch: dict) -> list[tuple[int, list[Callable[[], np.ndarray]]]]:
+            made, logits = [], self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
+            for index, one, size, bad in zip(batch["index"], logits, batch["size"], batch["bad"], strict=True):
+                readings = [partial(np.full, size, IGNORE, np.uint8) if bad else label_map(one, size)]
+                if confidences:
+                    readings.append(sampled_confidence(one, size, first_pass_grid(size)))
+                made.append((index, readings))
+            return made
 
-    @staticmethod
-    def _labels(reading: Callable[[], np.ndarray], size: tuple[int, int], bad: bool) -> np.ndarray:
-        """H×W uint8 winning classes; all 255 for a bad image, which then holds no class and offers nothing."""
-        return np.full(size, IGNORE, np.uint8) if bad else reading()
+        def take_each(made: list[tuple[int, list[Callable[[], np.ndarray]]]]) -> None:
+            for index, readings in made:
+                take(index, *(reading() for reading in readings))
+
+        self._predictor.sweep(teacher, self.images, "candidate pass", read, take_each)
 
     def _entry(self, index: int, size: tuple[int, int], counts: np.ndarray) -> dict:
         """Of an image of `size` (H, W), in which each value of a label stands so often."""
-        pixels = counts[: self.num_classes]
-        return {
-            "name": self.images.names[index],
-            "size": list(size),
-            "present": present_classes(pixels),
-            "pixels": pixels,
-        }
+        name, pixels = self.images.names[index], counts[: self.num_classes]
+        return {"name": name, "size": list(size), "present": present_classes(pixels), "pixels": pixels}
 
 
 def wait_for(path: Path) -> None:

@@ -83,10 +83,7 @@ def cut_instances(image: np.ndarray, labels: np.ndarray, classes: Sequence[int])
 
 
 def paste_instances(
-    view: np.ndarray,
-    instances: Sequence[tuple[np.ndarray, np.ndarray]],
-    drawn_class: int,
-    rng: np.random.Generator,
+    view: np.ndarray, instances: Sequence[tuple[np.ndarray, np.ndarray]], drawn_class: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Rescale every instance, find it a place and copy its pixels over the view.
 
@@ -127,11 +124,7 @@ def _nearest_grid(size: tuple[int, int], scale: float) -> tuple[np.ndarray, np.n
 
 
 def _find_place(
-    size: tuple[int, int],
-    view: tuple[int, int],
-    boxes: Sequence[Box],
-    anchors: Sequence[Box],
-    rng: np.random.Generator,
+    size: tuple[int, int], view: tuple[int, int], boxes: Sequence[Box], anchors: Sequence[Box], rng: np.random.Generator
 ) -> Box | None:
     for _ in range(MAX_TRIES):
         if anchors:

@@ -56,32 +56,26 @@ def majority_improved(stored: Sequence[float], rescore: Callable[[int], float]) 
 
     `rescore(i)` gives the new score of batch i; it is called in order and no more often than the decision needs.
     """
-    return count_improved(stored, lambda batches: [rescore(i) for i in batches]).majority
+    _, improved = count_improved(stored, lambda batches: [rescore(i) for i in batches])
+    return 2 * improved > len(stored)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Outcome of re-scoring stored batches until the majority is settled."""
-
-    rescored: tuple[float, ...]  # new scores of the first batches, as many as were needed
-    improved: int  # how many of those are strictly larger than stored
-    majority: bool
-
-
-def count_improved(stored: Sequence[float], rescore: Callable[[range], Sequence[float]]) -> Verdict:
-    """:func:`majority_improved` with the scores that it took.
+def count_improved(stored: Sequence[float], rescore: Callable[[range], Sequence[float]]) -> tuple[list[float], int]:
+    """:func:`majority_improved` with what it rests on.
 
     `rescore(batches)` gives the new scores of as many batches as no decision can do without, so that a device may work
     on them at a stretch: ⌈n/2⌉ at first, then what the nearer of both decisions still lacks.
+
+    Returns:
+        the new scores of the first batches, as many as were needed, and how many are strictly larger than stored.
     """
     total, improved, rescored = len(stored), 0, []
     while True:
         to_accept = total // 2 + 1 - improved
         to_refuse = total - total // 2 - (len(rescored) - improved)
-        needed = min(to_accept, to_refuse)
-        if needed <= 0:
-            return Verdict(tuple(rescored), improved, to_accept <= 0)
-        batches = range(len(rescored), len(rescored) + needed)
+        batches = range(len(rescored), len(rescored) + min(to_accept, to_refuse))
+        if not batches:
+            return rescored, improved
         rescored += rescore(batches)
         improved += sum(rescored[i] > stored[i] for i in batches)
 
@@ -168,21 +162,21 @@ class DynamicTeacher:
             self._move(iteration, decision="forced", batches=count, scored=0)
             return True
         stored = [float(batch.score()) for batch in self._buffer]
-        verdict = count_improved(stored, self._rescore)
-        scored = len(verdict.rescored)
+        rescored, improved = count_improved(stored, self._rescore)
+        majority, scored = 2 * improved > count, len(rescored)
         row = {
             "batches": count,
             "scored": scored,
-            "improved": verdict.improved,
-            "fraction_improved": _digits(verdict.improved / scored),
+            "improved": improved,
+            "fraction_improved": _digits(improved / scored),
             "mean_before": _digits(math.fsum(stored[:scored]) / scored),
-            "mean_after": _digits(math.fsum(verdict.rescored) / scored),
+            "mean_after": _digits(math.fsum(rescored) / scored),
         }
-        if verdict.majority:
+        if majority:
             self._move(iteration, decision="improved", **row)
         else:
-            self._record({"iteration": iteration + 1, "decision": "refused", **row})
-        return verdict.majority
+            self._record(iteration, decision="refused", **row)
+        return majority
 
     def forget_last(self) -> None:
         """Take back the last :meth:`before_step`, if there was one: its iteration moved nothing."""
@@ -206,7 +200,8 @@ class DynamicTeacher:
                 the batch, which could not be scored again.
         """
         device = next(self.student.parameters()).device
-        names = [_own(batch["names"]) for batch in state["buffer"]]
+        shares = [distributed.share(len(batch["names"])) for batch in state["buffer"]]
+        names = [b["names"][own.start : own.stop] for b, own in zip(state["buffer"], shares, strict=True)]
         views = [full_views(own) for own in names]
         gone = {index for part in distributed.gathered([v is None for v in views]) for index in np.flatnonzero(part)}
         self._buffer = [
@@ -239,26 +234,22 @@ class DynamicTeacher:
     def _move(self, iteration: int, **row) -> None:
         ema_update(self.teacher, self.student, self.options.EMA_WEIGHT)
         self._buffer.clear()
-        self._record({"iteration": iteration + 1, **row})
+        self._record(iteration, **row)
 
-    def _record(self, row: dict) -> None:
+    def _record(self, iteration: int, **row) -> None:
         """A decision, into the history and TensorBoard."""
-        self._output.append(HISTORY, HISTORY_FIELDS, row)
+        self._output.append(HISTORY, dict.fromkeys(HISTORY_FIELDS) | {"iteration": iteration + 1} | row)
         shown = {"decision": DECISIONS.index(row["decision"])}
         if "batches" in row:
             shown["interval"] = row["batches"]  # one is stored in every iteration since the last move
         if "mean_after" in row:
             shown["score_change"] = row["mean_after"] - row["mean_before"]
-        self._output.monitor.scalars(row["iteration"], {f"teacher/{name}": value for name, value in shown.items()})
+        self._output.monitor.scalars(iteration + 1, {f"teacher/{name}": value for name, value in shown.items()})
 
 
 @torch.no_grad()
 def class_probabilities(predictor: Predictor, student: nn.Module, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-    """N×C probabilities at stride 8 of the student, which is put into eval mode, for its scores.
-
-    Args:
-        prepared: parts of a batch, B×3×H×W each, as networks take them.
-    """
+    """N×C probabilities at stride 8 of a batch, in parts as networks take them; the student is put into eval mode."""
     student.eval()
     logits = [predictor.logits(student, images) for images in prepared]
     return torch.cat([part.softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2) for part in logits])
@@ -267,12 +258,6 @@ def class_probabilities(predictor: Predictor, student: nn.Module, prepared: Sequ
 def _digits(value: float) -> float:
     """`value` in as many digits as mean something: sums of another order differ in later ones."""
     return float(f"{value:.9g}")
-
-
-def _own(names: Sequence[str]) -> Sequence[str]:
-    """This process's part of a batch."""
-    part = distributed.share(len(names))
-    return names[part.start : part.stop]
 
 
 def _global_points(probs: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

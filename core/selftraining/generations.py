@@ -33,11 +33,7 @@ PER_CLASS = (
 
 
 class Generation:
-    """One complete generation, for reading.
-
-    Args:
-        folder: …/candidates/g0000.
-    """
+    """One complete generation, for reading, in a folder such as …/candidates/g0000."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -111,22 +107,17 @@ def log_candidates(generation: Generation, names: Sequence[str], paste_classes: 
         LOGGER.info("no paste class has a candidate: training goes on without pasting")
 
 
-def table_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Columns of :func:`table_row`; `names`: of the classes."""
-    return ("iteration", "generation", "images", *(f"{key}_{name}" for key in PER_CLASS for name in names))
-
-
 def table_row(generation: Generation, names: Sequence[str]) -> dict:
-    """A generation as one row of the run's table: per class :data:`PER_CLASS`, an empty cell for what it lacks."""
+    """A generation as a row of the run's table: :data:`PER_CLASS` by class name, an empty cell for what it lacks."""
     pixels = np.asarray(generation.pixels, np.float64)
     values = {
         "offering": [len(images) for images in generation.candidates],
         "threshold": [f"{value:.6f}" for value in generation.thresholds],
         "share": [f"{value:.6f}" for value in pixels / max(pixels.sum(), 1)],
-        "consistency": [f"{value:.6f}" for value in generation.consistency or ()],
+        "consistency": [f"{value:.6f}" for value in generation.consistency or ()] or [""] * len(names),
     }
     row = {"iteration": generation.iteration, "generation": generation.number, "images": len(generation)}
-    return row | {f"{key}_{name}": value for key in PER_CLASS for name, value in zip(names, values[key], strict=False)}
+    return row | {f"{key}_{name}": value for key in PER_CLASS for name, value in zip(names, values[key], strict=True)}
 
 
 def file_name(image: int) -> str:

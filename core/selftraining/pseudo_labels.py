@@ -45,27 +45,14 @@ def update_running_confidence(
 
 
 def class_thresholds(
-    peak: torch.Tensor,
-    running_conf: torch.Tensor,
-    beta: float = BETA,
-    upper: float = 0.80,
-    lower: float = 0.20,
+    peak: torch.Tensor, running_conf: torch.Tensor, beta: float = BETA, upper: float = 0.80, lower: float = 0.20
 ) -> torch.Tensor:
     """Thresholds t_c = max(peak_c · upper · (1 − exp(−running_conf_c / beta)), lower); `peak` is B×C."""
     return (peak * (upper * (1 - torch.exp(-running_conf / beta)))).clamp(min=lower)
 
 
-def threshold_scale(running_conf: torch.Tensor) -> torch.Tensor:
-    """:func:`class_thresholds` of an image in which every class peaks at 1: C floats."""
-    return class_thresholds(torch.ones_like(running_conf).unsqueeze(0), running_conf)[0]
-
-
 def select_pseudo_labels(
-    probs: torch.Tensor,
-    running_conf: torch.Tensor,
-    beta: float = BETA,
-    upper: float = 0.80,
-    lower: float = 0.20,
+    probs: torch.Tensor, running_conf: torch.Tensor, beta: float = BETA, upper: float = 0.80, lower: float = 0.20
 ) -> torch.Tensor:
     """Label the pixels whose winning class is confident enough for its class and image (SAC, eq. 5–6).
 

@@ -59,13 +59,7 @@ class Batch(TensorBatch):
 
 
 class TargetSamples(TrainingSamples):
-    """Maps a :class:`PasteRequest` to the parts of a :class:`Batch`.
-
-    Args:
-        images: all training images, without labels.
-        taxonomy: the class set.
-        config: a whole config.
-    """
+    """Maps a :class:`PasteRequest` to the parts of a :class:`Batch`; the images need no labels."""
 
     def __init__(self, images: ImageSet, taxonomy: Taxonomy, config):
         super().__init__(images, config)
@@ -89,10 +83,8 @@ class TargetSamples(TrainingSamples):
 
     def _full_view(self, path: Path) -> torch.Tensor:
         size = self._input.INPUT_SIZE_TEST[::-1]
-        return transforms.to_tensor(self.cached(path, ("full view", size), self._decode_full))
-
-    def _decode_full(self, path: Path) -> np.ndarray:
-        return _resized(read_image(path), self._input.INPUT_SIZE_TEST[::-1])
+        view = self.cached(path, ("full view", size), lambda path: _resized(read_image(path), size))
+        return transforms.to_tensor(view)
 
     def make(self, request: PasteRequest) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
@@ -145,9 +137,10 @@ class TargetSamples(TrainingSamples):
             return nothing
         drawn = self.paste_classes[rng.choice(len(weights), p=weights / weights.sum())]
         source = int(rng.choice(generation.candidates[drawn]))
-        path, largest = self._paths[generation.names[source]], self._largest
+        path = self._paths[generation.names[source]]
+        largest = tuple(self._max_ratio * n for n in self._input.INPUT_SIZE_TEST[::-1])
         try:
-            image = self.cached(path, ("pasted from", largest), self._decode_bounded)
+            image = self.cached(path, ("pasted from", largest), lambda path: _bounded(read_image(path), largest))
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing
@@ -155,23 +148,17 @@ class TargetSamples(TrainingSamples):
         instances = cut_instances(image, generation.candidate_labels(source), classes)
         return paste_instances(student, instances, drawn, rng)
 
-    @property
-    def _largest(self) -> tuple[float, float]:
-        """(h, w) beyond which an image is made smaller before something is cut from it."""
-        width, height = self._input.INPUT_SIZE_TEST
-        return self._max_ratio * height, self._max_ratio * width
-
-    def _decode_bounded(self, path: Path) -> np.ndarray:
-        """An image to cut from, at its own size unless that is very large."""
-        image = read_image(path)
-        size = image.shape[:2]
-        ratio = min(largest / n for largest, n in zip(self._largest, size, strict=True))
-        return image if ratio >= 1 else _resized(image, tuple(max(int(n * ratio), 1) for n in size))
-
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """H×W×3 uint8 → h×w×3, bilinearly."""
     return transforms.resize(transforms.to_tensor(image), size, "bilinear").permute(1, 2, 0).numpy()
+
+
+def _bounded(image: np.ndarray, largest: tuple[float, float]) -> np.ndarray:
+    """An image to cut from, at its own size unless that goes beyond `largest` (h, w)."""
+    size = image.shape[:2]
+    ratio = min(bound / n for bound, n in zip(largest, size, strict=True))
+    return image if ratio >= 1 else _resized(image, tuple(max(int(n * ratio), 1) for n in size))
 
 
 class PasteSchedule:
@@ -196,7 +183,9 @@ class PasteSchedule:
         """Note the running confidence after `iteration`, as a function that waits for its copy on the host."""
         if self._mode == "confidence":
             self._recorded[iteration] = running_conf
-            self._forget(iteration + 1)
+            # what is needed neither for samples to come nor for those that a run going on from here makes anew
+            for old in [i for i in self._recorded if i < min(self._asked, iteration + 1) - self._lag]:
+                del self._recorded[old]
 
     def probabilities(self, iteration: int) -> tuple[float, ...]:
         """For the samples of `iteration`; asked for in ascending order."""
@@ -205,12 +194,6 @@ class PasteSchedule:
             running_conf = self._recorded[iteration - self._lag]().tolist()
         self._asked = iteration
         return paste_probabilities(running_conf, self._classes, self._mode)
-
-    def _forget(self, completed: int) -> None:
-        """Drop what is needed neither for samples to come nor for those that a run going on from here makes anew."""
-        needed = min(self._asked, completed) - self._lag
-        for old in [i for i in self._recorded if i < needed]:
-            del self._recorded[old]
 
     def state_dict(self) -> dict:
         """What was recorded, by iteration."""
@@ -225,22 +208,13 @@ class RequestStream(Stream):
     """:class:`Stream` of requests with the candidates of a generation, and the paste probabilities of their iteration.
 
     Args:
-        iterations, batch_size, order, start, part: as of :class:`Stream`.
         generation: folder of the candidates; None: no pasting.
         schedule: gives the paste probabilities.
+        stream: as of :class:`Stream`.
     """
 
-    def __init__(
-        self,
-        iterations: range,
-        batch_size: int,
-        order: np.ndarray,
-        generation: str | None,
-        schedule: PasteSchedule,
-        start: int | None = None,
-        part: range | None = None,
-    ):
-        super().__init__(iterations, batch_size, order, start, part)
+    def __init__(self, generation: str | None, schedule: PasteSchedule, *stream):
+        super().__init__(*stream)
         self._generation, self._schedule = generation, schedule
 
     def requests(self, iteration: int) -> list[PasteRequest]:

@@ -16,7 +16,7 @@ from core.datasets.sampling import even_subsample, uniform_order
 from core.datasets.sizes import warn_of_aspect
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
-from core.models.compiling import compile_networks
+from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
 from core.runs.folder import CANDIDATES
 from core.runs.loop import Training
@@ -25,14 +25,14 @@ from core.runs.resume import source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
-from core.selftraining.generations import Generation, delete_generations, log_candidates, table_columns, table_row
+from core.selftraining.generations import Generation, delete_generations, log_candidates, table_row
 from core.selftraining.losses import negative_loss_sum, negative_pairs, positive_loss_sum
 from core.selftraining.pseudo_labels import (
     advance_running_confidence,
+    class_thresholds,
     initial_running_confidence,
     mean_confidence,
     select_pseudo_labels,
-    threshold_scale,
 )
 from core.selftraining.resampling import balanced_order
 from core.selftraining.samples import Batch, PasteSchedule, RequestStream, TargetSamples
@@ -46,28 +46,16 @@ _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bound
 
 
 class Trainer(Training):
-    """One adaptation run.
+    """One adaptation run; the model that it is given, of the source domain, becomes the student."""
 
-    Args:
-        config: a whole config.
-        model: the source model, on its device; it becomes the student.
-        images: the target images.
-        taxonomy: the class set.
-        output: the folder that the run writes to.
-    """
-
-    PROGRAM = "train_TCR_DTU.py"
+    PROGRAM, DOMAIN = "train_TCR_DTU.py", "target"
 
     def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        images: ImageSet,
-        taxonomy: Taxonomy,
-        evaluator: Evaluator | None = None,
+        self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
     ):
         super().__init__(config, model, images, taxonomy, evaluator)
-        self.student, self.teacher = model, copy.deepcopy(model).requires_grad_(False).eval()
+        self.student = model
+        self.teacher = self.result = copy.deepcopy(model).requires_grad_(False).eval()
         if config.MODEL.COMPILE:
             compile_networks(self.student, self.teacher)
         self.running_conf = initial_running_confidence(len(taxonomy), device=self.device)
@@ -92,7 +80,6 @@ class Trainer(Training):
 
     def describe(self) -> None:
         config = self.config
-        LOGGER.info("target images: %d of %s", len(self.images), self.images.name)
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if source_checkpoint(config) is None:
@@ -101,10 +88,6 @@ class Trainer(Training):
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
         warn_of_aspect(self.images, config.INPUT)
 
-    @property
-    def result(self) -> nn.Module:
-        return self.teacher
-
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped.
 
@@ -112,7 +95,7 @@ class Trainer(Training):
         """
         iteration, running_conf = self.iteration, self.running_conf
         self.begin_step()
-        shown = {} if self.panel_due else None
+        shown = {} if self.output.monitor.panel_due(iteration + 1) else None
         parts = batch.split(self.accumulate)
         full = to_device(batch.full, self.device)
         prepared = [self.predictor.prepare(images) for images in full.split(len(parts[0].names))]
@@ -202,7 +185,8 @@ class Trainer(Training):
 
     def per_class(self) -> dict[str, torch.Tensor]:
         """Running confidence, and the threshold where an image's surest pixel of the class has probability 1."""
-        return {"running_confidence": self.running_conf, "threshold_scale": threshold_scale(self.running_conf)}
+        scale = class_thresholds(torch.ones_like(self.running_conf)[None], self.running_conf)[0]
+        return {"running_confidence": self.running_conf, "threshold_scale": scale}
 
     @property
     def needs_candidates(self) -> bool:
@@ -226,7 +210,7 @@ class Trainer(Training):
             order = uniform_order(len(self.images), count, config.SEED, stretch.start)
         generation = str(self.generation.folder) if config.TCR.PASTE else None
         part = distributed.share(size)
-        return RequestStream(iterations, size, order, generation, self.schedule, stretch.start, part)
+        return RequestStream(generation, self.schedule, iterations, size, order, stretch.start, part)
 
     def conclude(self) -> bool:
         """Checkpoint, state and evaluation, then the candidate pass, where they are due."""
@@ -255,7 +239,7 @@ class Trainer(Training):
         names = self.taxonomy.names
         with signals.deferred():  # the table has a row of every generation that a state may name
             self.generation = generation
-            self.output.append(CANDIDATES, table_columns(names), table_row(generation, names))
+            self.output.append(CANDIDATES, table_row(generation, names))
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, names, paste_classes, time.monotonic() - start)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +46,6 @@ class LabelStatistics:
         weights = np.where(totals > 0, 1 / np.sqrt(np.where(totals > 0, shares, 1)), 0)
         return weights / max((weights * shares).sum(), np.finfo(float).tiny)
 
-    def without(self, left_out: Sequence[int]) -> "LabelStatistics":
-        """The statistics of the other images."""
-        return LabelStatistics(np.delete(self.pixels, left_out, axis=0), ())
-
 
 def usable_pairs(
     images: ImageSet, taxonomy: Taxonomy, root: str | Path, workers: int
@@ -84,7 +79,7 @@ def usable_pairs(
         count = f"{len(left_out)} pair{'s' if len(left_out) > 1 else ''}"
         notes.append(f"skipped {count} of {images.name} whose image and label differ in size: {names}")
         images = images.restricted(np.delete(np.arange(len(images)), left_out))
-        statistics = statistics.without(left_out)
+        statistics = LabelStatistics(np.delete(statistics.pixels, left_out, axis=0), ())
     empty = [name for name, total in zip(taxonomy.names, statistics.pixels.sum(axis=0), strict=True) if not total]
     if len(empty) == len(taxonomy):
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name}: no label holds a pixel of any class")
@@ -94,12 +89,9 @@ def usable_pairs(
 
 
 def label_statistics(images: ImageSet, num_classes: int, root: str | Path, workers: int) -> LabelStatistics:
-    """Count the labels of `images`, or read what an earlier run counted of the same files.
+    """Count the labels of `images`, by so many processes, or read what an earlier run counted of the same files.
 
-    Args:
-        images: a set with labels.
-        root: DATASETS.ROOT; the counts are kept in a folder of it, if it can be written to.
-        workers: processes that read labels.
+    The counts are kept in a folder of `root` (DATASETS.ROOT), if it can be written to.
     """
     cache = Path(root) / FOLDER / f"{images.name.replace('/', '_')}_{num_classes}.json"
     key = _fingerprint(images)
@@ -118,15 +110,10 @@ def label_statistics(images: ImageSet, num_classes: int, root: str | Path, worke
     )
     if len(images.skipped.paths) > bad_before or not distributed.is_main():  # the next run should look again
         return statistics
-    content = {
-        "format": FORMAT,
-        "files": key,
-        "mismatched": list(statistics.mismatched),
-        "pixels": statistics.pixels.tolist(),
-    }
+    content = {"mismatched": list(statistics.mismatched), "pixels": statistics.pixels.tolist()}
     try:
         cache.parent.mkdir(exist_ok=True)
-        write_json(cache, content)
+        write_json(cache, {"format": FORMAT, "files": key} | content)
     except (OSError, UserError) as error:
         reason = getattr(error, "strerror", None) or error
         LOGGER.info("label statistics are not kept for the next run: %s (%s)", cache, reason)
@@ -162,21 +149,20 @@ class _LabelCounts(Dataset):
 
 def _fingerprint(images: ImageSet) -> str:
     """Changes with the list of images, the meaning of label values, and any label's or image's size or time."""
+
+    def stamp(path: Path) -> tuple[int, int]:
+        try:
+            status = path.stat()
+        except OSError:  # whoever reads it will say so
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
     digest = hashlib.sha256()
     for name, path in zip(images.names, images.paths, strict=True):
-        stamps = (*_stamp(images.label_path(path)), *_stamp(path))
+        stamps = (*stamp(images.label_path(path)), *stamp(path))
         digest.update("\0".join(map(str, (name, *stamps))).encode() + b"\n")
     digest.update(images.label_table.tobytes())
     return digest.hexdigest()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file; zeros where there is none, which whoever reads it will say."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> LabelStatistics | None:

@@ -10,7 +10,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import Stream
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
-from core.models.compiling import compile_networks
+from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
 from core.models.dsu import DSU
 from core.runs.loop import Training
@@ -30,13 +30,11 @@ class SourceTrainer(Training):
     """One source training run.
 
     Args:
-        config, model, images, taxonomy, evaluator: as of :class:`Training`.
         statistics: of the images' labels; None: they are counted, which takes minutes the first time, after whatever
             else could be wrong; pairs that cannot be trained on are then left out.
     """
 
-    PROGRAM = "train_src.py"
-    UNCERTAIN = True
+    PROGRAM, DOMAIN, UNCERTAIN = "train_src.py", "source", True
 
     def __init__(
         self,
@@ -74,19 +72,17 @@ class SourceTrainer(Training):
             )
         return find_source_images(config)
 
-    def describe(self) -> None:
+    def describe_images(self) -> None:
         for note in self._notes:
             LOGGER.info(note)
-        LOGGER.info("source images: %d of %s", len(self.images), self.images.name)
+        super().describe_images()
+
+    def describe(self) -> None:
         if any(isinstance(module, DSU) for module in self.model.modules()):
             options = self.config.MODEL
             LOGGER.info("DSU with probability %g at the positions %s", options.UNCERTAINTY, tuple(options.POS))
             if self.config.SOLVER.BATCH_SIZE < 2:
                 LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
-
-    @property
-    def result(self) -> nn.Module:
-        return self.model
 
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
@@ -109,7 +105,7 @@ class SourceTrainer(Training):
         stepped = self.solver.step(loss, self.iteration)
         if not stepped:
             self.refuse_step(loss, batch.names)
-        if self.panel_due:
+        if self.output.monitor.panel_due(self.iteration + 1):
             self.output.monitor.panel(self.iteration + 1, *source_tiles(parts[-1], logits.detach()))
         self.iteration += 1
         return {"loss": loss} if stepped else {}

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from core.utils.errors import UserError, shorten
-from core.utils.files import replacing
+from core.utils.files import open_regular, replacing
 
 PARTS = ("feature_extractor", "classifier")
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
@@ -28,14 +27,18 @@ def read_tensors(path: str | Path) -> dict:
         UserError: missing, unreadable, or anything but such a dict.
     """
     try:
-        _check_file(path)
+        with open_regular(path) as file:
+            if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
+                with zipfile.ZipFile(file) as archive:
+                    claimed = sum(entry.file_size for entry in archive.infolist())
+                size = os.fstat(file.fileno()).st_size
+                if claimed > size:  # torch writes uncompressed
+                    raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
@@ -45,25 +48,6 @@ def read_tensors(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
     return content
-
-
-def _check_file(path: str | Path) -> None:
-    """Refuse what would take more memory than the file has bytes, or never end.
-
-    Raises:
-        UserError: no regular file.
-        ValueError: an archive that holds more than the file does, which torch writes uncompressed.
-        OSError: it cannot be opened.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"checkpoint {path} cannot be read: it is not a regular file")
-        if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
-            with zipfile.ZipFile(file) as archive:
-                claimed = sum(entry.file_size for entry in archive.infolist())
-            if claimed > status.st_size:
-                raise ValueError(f"it has {status.st_size} bytes, but claims to hold {claimed}")
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:

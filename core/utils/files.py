@@ -10,13 +10,24 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from core.utils.errors import UserError, shorten
 
 _LINE_END = "\r\n"  # of the csv module
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; a pipe is not waited for. Raises OSError, also for what is no regular file."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        yield file
 
 
 @contextmanager
@@ -139,28 +150,16 @@ class Table:
         unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"{self.path}: no column {', '.join(sorted(unknown))}")
-        with writing(self.path):
-            append_bytes(self.path, _csv_line([row.get(column, "") for column in self.columns]).encode())
-
-
-def append_bytes(path: Path, data: bytes) -> None:
-    """Add to a file and sync it, or leave the file as it was.
-
-    Raises:
-        OSError: the disk is full, or whatever else kept it from being written.
-    """
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        size = os.fstat(handle).st_size
-        try:
-            if os.write(handle, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, size)
-            raise
-    finally:
-        os.close(handle)
+        line = _csv_line([row.get(column, "") for column in self.columns]).encode()
+        with writing(self.path), open(self.path, "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if os.write(file.fileno(), line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
 
 
 def keep_rows(path: str | Path, wanted: Callable[[dict], bool]) -> list[dict]:

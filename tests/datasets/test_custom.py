@@ -261,6 +261,7 @@ MISTAKES = {
     "empty classes": ({"warehouse": WAREHOUSE | {"classes": None}}, rf"{W}\.classes is missing"),
     "classes as text": (changed(classes="floor, shelf"), rf"{W}\.classes must be a list of names"),
     "one class": (changed(classes=["floor"]), rf"{W}\.classes must be 2 to 254 names, not 1"),
+    "too many": (changed(classes=[f"c{n}" for n in range(9_000)]), rf"{W}\.classes must be 2 to 254 names, not 9000"),
     "many classes": (changed(classes=[f"c{n}" for n in range(9_000)]), rf"{W}\.classes must be .* 254 names, not 9000"),
     "class twice": (changed(classes=["a", "b", "a"]), rf"{W}\.classes names 'a' twice"),
     "class on": (changed(classes=["a", True]), rf"{W}\.classes: a name is text, in quotes .*not True"),

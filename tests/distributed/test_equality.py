@@ -13,9 +13,9 @@ from core.datasets.loading import full_view_loader
 from core.runs.resume import load_model
 from core.selftraining.generations import Generation
 from core.utils import distributed
+from tests.distributed.hooks import note_networks
 from tests.helpers import contents, read_checkpoint, rows_of
-
-NOTING = "tests/distributed/noting.py"
+from tests.networks import TINY
 
 
 def last_state(folder):
@@ -73,9 +73,9 @@ def adapt_with(alone, finish, config, cityscapes_root):
     def run(name, processes, **options):
         file = config(name, **{"DATASETS.TEST": "cityscapes_val", **options})
         if processes == 1:
-            alone("train_TCR_DTU.py", "-cfg", file)
+            alone("train_TCR_DTU", "-cfg", file)
         else:
-            finish(processes, NOTING, "train_TCR_DTU.py", "-cfg", file)
+            finish(processes, "train_TCR_DTU", "-cfg", file, hook=note_networks)
             assert_processes_agree(cityscapes_root / name, processes)
         return cityscapes_root / name, file
 
@@ -98,9 +98,8 @@ def test_adaptation_with_four_processes(adapt_with):
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_resnet_in_single_precision_stays_near(adapt_with, tiny_checkpoint, processes):
-    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
-    network |= {"SOLVER.BASE_LR": 1e-4}
+def test_a_resnet_in_single_precision_stays_near(adapt_with, resnet18, processes):
+    network = resnet18 | {"MODEL.FREEZE_BN": True, "SOLVER.BASE_LR": 1e-4}
     reference, _ = adapt_with("one", 1, **network)
     run, _ = adapt_with("several", processes, **network)
     one, several = weights(reference, "student"), weights(run, "student")
@@ -120,10 +119,10 @@ def test_source_training_with_dsu_over_the_whole_batch(alone, finish, config, tm
         "DATASETS.TARGET_TRAIN": "",
     }
     file = config("one", **options)
-    alone("train_src.py", "-cfg", file)
+    alone("train_src", "-cfg", file)
     counted = contents(tmp_path / "label_statistics")
     shutil.rmtree(tmp_path / "label_statistics")
-    finish(2, NOTING, "train_src.py", "-cfg", config("two", **options))
+    finish(2, "train_src", "-cfg", config("two", **options), hook=note_networks)
     assert contents(tmp_path / "label_statistics") == counted != {}
     assert_near(tmp_path / "two", tmp_path / "one", start_weights(file), "model")
     assert_processes_agree(tmp_path / "two", 2)
@@ -131,10 +130,10 @@ def test_source_training_with_dsu_over_the_whole_batch(alone, finish, config, tm
 
 def test_evaluation_in_shares(alone, finish, config, cityscapes_root, tiny_checkpoint, make_cityscapes):
     make_cityscapes(cityscapes_root, val=5)
-    network = {"MODEL.NAME": "deeplab_resnet18", "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
+    network = {"MODEL.NAME": TINY, "MODEL.FREEZE_BN": True, "resume": str(tiny_checkpoint)}
     network |= {"DATASETS.TEST": "cityscapes_val", "TEST.BATCH_SIZE": 2}
-    alone("test.py", "-cfg", config("one", **network), "--saveres")
-    job = finish(2, "test.py", "-cfg", config("two", **network), "--saveres")
+    alone("test", "-cfg", config("one", **network), "--saveres")
+    job = finish(2, "test", "-cfg", config("two", **network), "--saveres")
     assert job.text.count("checkpoint:") == 1  # one process logs
     files, others = (contents(cityscapes_root / name) for name in ("one", "two"))
     assert sum(name.endswith(".png") for name in files) == 5

@@ -16,13 +16,12 @@ from core.evaluation.predictor import Predictor
 from core.models.dsu import DSU
 from core.runs.loop import check_whole_batches
 from core.runs.start import check_division
-from core.runs.states import fingerprint
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
 from core.utils import distributed
 from core.utils.errors import UserError
+from tests.distributed.hooks import signal_second
 from tests.helpers import read_checkpoint, rows_of
 
-SIGNALLING = "tests/distributed/signalling.py"
 LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
 
 
@@ -39,9 +38,9 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
     start, alone, config, cityscapes_root
 ):
     """Two processes, stopped; one process, to the end; the same as one process alone."""
-    alone("train_TCR_DTU.py", "-cfg", config("straight", **{"SOLVER.STOP_ITER": 24}))
+    alone("train_TCR_DTU", "-cfg", config("straight", **{"SOLVER.STOP_ITER": 24}))
     file = config("stopped", **{"SOLVER.STOP_ITER": 24, "DATALOADER.NUM_WORKERS": 1})
-    job = start(2, "train_TCR_DTU.py", "-cfg", file, seconds=0.3)
+    job = start(2, "train_TCR_DTU", "-cfg", file, launched=True, seconds=0.3)
     job.wait_for("candidate pass g0000")
     assert job.workers_block(signal.SIGTERM)  # which torchrun sends to them, too
     job.process.send_signal(signal.SIGTERM)
@@ -53,7 +52,7 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
     stopped = last_state(cityscapes_root / "stopped")
     assert stopped["iteration"] < 24
     assert [len(batch["names"]) for batch in stopped["dynamic_teacher"]["buffer"]] == [4] * min(stopped["iteration"], 4)
-    again = alone("train_TCR_DTU.py", "-cfg", file, "DATALOADER.NUM_WORKERS", 0, "resume", "auto")
+    again = alone("train_TCR_DTU", "-cfg", file, "DATALOADER.NUM_WORKERS", 0, "resume", "auto")
     assert f"iter{stopped['iteration']:06d}.pth" in again
     assert near(last_state(cityscapes_root / "stopped"), last_state(cityscapes_root / "straight"))
     assert rows_of(cityscapes_root / "stopped/dtu_history.csv") == rows_of(cityscapes_root / "straight/dtu_history.csv")
@@ -62,11 +61,10 @@ def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_con
 def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, config, cityscapes_root, make_cityscapes):
     """Its own part of the pass would take the other one several seconds more."""
     make_cityscapes(cityscapes_root, train=100)
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"), seconds=0.5)
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"), seconds=0.5)
     job.wait_for("writing to")
     partial = cityscapes_root / "out/candidates/g0000.partial/labels"
-    while not partial.is_dir() or len(list(partial.iterdir())) < 4:
-        assert job.process.poll() is None, job.text
+    job.wait_until(lambda: partial.is_dir() and len(list(partial.iterdir())) >= 4)
     os.kill(job.pid(1), signal.SIGUSR1)
     job.wait(20)  # of 25 that the 50 images of each share take
     assert len(job.errors) == 1
@@ -76,14 +74,14 @@ def test_a_signal_to_one_process_stops_both_in_the_middle_of_a_pass(start, confi
 
 
 def test_a_signal_to_one_process_while_it_starts_is_one_line(start, config, cityscapes_root):
-    job = start(2, SIGNALLING, "load", "train_TCR_DTU.py", "-cfg", config("out"))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"), hook=partial(signal_second, "load"))
     assert job.wait(60) != 0
     assert job.errors == ["stopped by SIGUSR1: nothing was trained yet; start again with the same command"]
     assert not (cityscapes_root / "out/config.yaml").exists()
 
 
 def test_a_signal_to_one_process_in_the_middle_of_a_step_stops_both_after_it(start, config, cityscapes_root):
-    job = start(2, SIGNALLING, "step", "train_TCR_DTU.py", "-cfg", config("out"))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"), hook=partial(signal_second, "step"))
     assert job.wait(50) != 0
     (line,) = job.errors
     assert line.startswith("stopped by SIGUSR1 after iteration 1, state saved as ")
@@ -91,14 +89,16 @@ def test_a_signal_to_one_process_in_the_middle_of_a_step_stops_both_after_it(sta
 
 
 def test_a_signal_to_one_process_after_the_last_iteration_is_none_to_the_others(start, config, cityscapes_root):
-    job = start(2, SIGNALLING, "end", "train_TCR_DTU.py", "-cfg", config("out", **{"SOLVER.STOP_ITER": 4}))
+    job = start(
+        2, "train_TCR_DTU", "-cfg", config("out", **{"SOLVER.STOP_ITER": 4}), hook=partial(signal_second, "end")
+    )
     assert job.wait(50) == 0, job.text  # the timeout is a minute
     assert job.errors == []
     assert (cityscapes_root / "out/model_iter000004.pth").exists()
 
 
 def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_root):
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **LONG))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out", **LONG), launched=True)
     job.wait_for("model_iter000010.pth")
     os.kill(job.pid(1), signal.SIGKILL)
     assert job.wait(30) != 0  # the timeout is a minute
@@ -107,7 +107,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_r
     assert line.endswith("[process 0 of 2]")
     begun = last_state(cityscapes_root / "out")["iteration"]
     assert begun >= 10
-    job = start(2, "train_TCR_DTU.py", "-cfg", cityscapes_root / "out.yaml", "resume", "auto")
+    job = start(2, "train_TCR_DTU", "-cfg", cityscapes_root / "out.yaml", "resume", "auto")
     job.wait_for(f"model_iter{begun // 10 * 10 + 10:06d}.pth")
 
 
@@ -115,7 +115,7 @@ def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root)
     """The last of six images lies in the second process's share of the candidate pass."""
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(broken.read_bytes()[:300])
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"), launched=True)
     assert job.wait(60) != 0
     (line,) = job.errors
     assert line.startswith("error: ")
@@ -124,7 +124,7 @@ def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root)
 
 
 def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **{"SOLVER.BATCH_SIZE": 3}))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out", **{"SOLVER.BATCH_SIZE": 3}))
     assert job.wait(60) != 0
     (line,) = job.errors
     assert line.startswith(
@@ -134,7 +134,7 @@ def test_an_error_of_all_processes_is_one_line(start, config, cityscapes_root):
 
 
 def test_an_error_before_the_processes_have_met_is_one_line(start, config):
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out"), timeout="soon")
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"), timeout="soon")
     assert job.wait(60) != 0
     assert job.errors == ["error: environment variable DTST_TIMEOUT is 'soon': give seconds, as 900"]
 
@@ -143,8 +143,8 @@ def test_bad_images_are_counted_over_all_processes(alone, finish, config, citysc
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(b"")
     options = {"DATALOADER.SKIP_BAD_IMAGES": 1, "SOLVER.STOP_ITER": 6, "TCR.RESAMPLE": False, "TCR.PASTE": False}
-    alone("train_TCR_DTU.py", "-cfg", config("one", **options))
-    job = finish(2, "train_TCR_DTU.py", "-cfg", config("two", **options))
+    alone("train_TCR_DTU", "-cfg", config("one", **options))
+    job = finish(2, "train_TCR_DTU", "-cfg", config("two", **options))
     assert job.text.count("skipped a bad image, 1 of at most 1: ") == 1
     one, two = (last_state(cityscapes_root / name) for name in ("one", "two"))
     assert one["skipped"] == two["skipped"] == [str(broken)]
@@ -156,7 +156,7 @@ def test_bad_images_of_all_processes_count_against_the_limit(start, config, city
     images = sorted((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     for path in (images[0], images[-1]):
         path.write_bytes(b"")
-    job = start(2, "train_TCR_DTU.py", "-cfg", config("out", **{"DATALOADER.SKIP_BAD_IMAGES": 1}))
+    job = start(2, "train_TCR_DTU", "-cfg", config("out", **{"DATALOADER.SKIP_BAD_IMAGES": 1}))
     assert job.wait(60) != 0
     (line,) = job.errors
     assert images[-1].name in line
@@ -165,7 +165,7 @@ def test_bad_images_of_all_processes_count_against_the_limit(start, config, city
 
 
 def test_programs_of_one_process_say_so(start, config, cityscapes_root):
-    job = start(2, "-m", "tools.predict", "-cfg", config("out"), "x.png", "-o", cityscapes_root / "predicted")
+    job = start(2, "tools.predict.__main__", "-cfg", config("out"), "x.png", "-o", cityscapes_root / "predicted")
     assert job.wait(60) != 0
     assert job.errors == ["error: python -m tools.predict is one process: start it by python, not by torchrun"]
 
@@ -194,7 +194,7 @@ def test_machines_with_other_images_are_refused(monkeypatch, tmp_path):
     images = ImageSet("folder:frames", (tmp_path / "a.png",), ("a.png",))
     others = ImageSet("folder:frames", (tmp_path / "a.png", tmp_path / "b.png"), ("a.png", "b.png"))
     seen = [images]
-    monkeypatch.setattr(distributed, "gathered", lambda value: [value, *(fingerprint(seen[0].names) for _ in "2")])
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, seen[0].names])
     evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")), cfg)
     evaluator()
     seen[0] = others

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19
-from core.evaluation.evaluator import Evaluator, report_lines, table_columns, table_row
+from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.predictor import Predictor
 from core.utils.errors import UserError
@@ -268,11 +268,10 @@ def test_a_class_that_is_only_predicted_counts_as_occurring():
 
 
 @pytest.mark.parametrize("taxonomy", [CITYSCAPES_16, CITYSCAPES_19, CAMVID_11])
-def test_table_row_fills_its_columns(taxonomy):
+def test_a_row_of_the_table_has_the_means_and_then_every_class(taxonomy):
     scores, iou = hand_scores(len(taxonomy), absent=(2,))
     row = table_row(scores, taxonomy)
-    assert list(row) == table_columns(taxonomy)
+    means = ["mIoU", "mIoU_occurring", *(["mIoU_13"] if len(taxonomy) == 16 else []), "mAcc", "allAcc"]
+    assert list(row) == means + [f"{score}_{name}" for score in ("IoU", "accuracy") for name in taxonomy.names]
     assert float(row["mIoU"]) == pytest.approx(iou.mean(), abs=1e-4)
-    for name, value in zip(taxonomy.names, iou, strict=True):
-        assert float(row[f"IoU_{name}"]) == pytest.approx(value, abs=1e-4)
-    assert ("mIoU_13" in row) == (len(taxonomy) == 16)
+    assert [float(row[f"IoU_{name}"]) for name in taxonomy.names] == pytest.approx(iou, abs=1e-4)

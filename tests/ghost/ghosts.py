@@ -85,10 +85,10 @@ class Ghost:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout, done.stderr
 
-    def figures(self, name, *argv):
-        """What a script finds, by name."""
-        path = self._folder / f"{name}.json"
-        self.script(name, *argv, "--json", path)
+    def figures(self, kind, *argv):
+        """What published.py finds, by name."""
+        path = self._folder / f"{kind}.json"
+        self.script("published.py", kind, *argv, "--json", path)
         return json.loads(path.read_text())
 
     def programs(self, *commands, codes=None, processes=1, **how):

@@ -32,14 +32,14 @@ def root(tmp_path_factory, make_cityscapes, make_gta5):
 
 
 @pytest.fixture
-def case(root, tmp_path, write_config, ghost, capsys):
+def case(root, tmp_path, write_config, ghost, capsys, resnet18):
     """The same run in several places: case.on_ghost(name, …), case.on_cpu(name, …), each into a folder of that name."""
 
     def words(name, device, program, options):
         base = SOURCE if program == "train_src" else ADAPTATION
         folder = tmp_path / name
         given = {"DATASETS.ROOT": str(root), "OUTPUT_DIR": str(folder), "MODEL.DEVICE": device}
-        path = write_config(tmp_path, **base | options | given)
+        path = write_config(tmp_path, **resnet18 | base | options | given)
         return folder, ["-cfg", path.rename(tmp_path / f"{name}.yaml")]
 
     def on_ghost(name, *argv, device="cuda", program="train_TCR_DTU", options=(), code=0, **how):
@@ -106,9 +106,9 @@ def test_adaptation_gives_the_tables_of_the_cpu(case, tmp_path, as_on_a_gpu, opt
     [DSU_ON, {"MODEL.FREEZE_BN": True, "SOLVER.ACCUMULATE": 2, "resume": "{tiny}"}, {"DATALOADER.NUM_WORKERS": 2}],
     ids=["DSU", "frozen, in parts", "workers"],
 )
-def test_source_training_gives_the_tables_of_the_cpu(case, tiny_checkpoint, options):
+def test_source_training_gives_the_tables_of_the_cpu(case, resnet18, options):
     if "resume" in options:
-        options = options | {"resume": str(tiny_checkpoint)}
+        options = options | {"resume": resnet18["resume"]}
     found = case.on_ghost("cuda", program="train_src", options=options)
     expected = case.on_cpu("cpu", program="train_src", options=options)
     if options == DSU_ON:  # whose noise another generator makes
@@ -119,11 +119,11 @@ def test_source_training_gives_the_tables_of_the_cpu(case, tiny_checkpoint, opti
 
 
 @pytest.mark.parametrize("argv", [["--rank-without-labels"], ["--multi-scale", "--flip", "--saveres"]], ids=" ".join)
-def test_checkpoints_are_judged_as_on_the_cpu(case, tmp_path, tiny_checkpoint, as_on_a_gpu, argv):
+def test_checkpoints_are_judged_as_on_the_cpu(case, tmp_path, resnet18, as_on_a_gpu, argv):
     models = tmp_path / "models"
     models.mkdir()
     for number in range(2):
-        shutil.copy(tiny_checkpoint, models / f"model_iter{number:06d}.pth")
+        shutil.copy(resnet18["resume"], models / f"model_iter{number:06d}.pth")
     found = case.on_ghost("cuda", *argv, "resume", models, program="test")
     expected = case.on_cpu("cpu", *argv, "resume", models, program="test")
     on_ghost, on_cpu = (

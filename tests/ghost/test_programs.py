@@ -28,6 +28,8 @@ WATCHED_SOURCE = SOURCE | {"SOLVER.CLASS_WEIGHTS": True, "VIS.PERIOD": 2}
 ADAPTATION = {  # passes before training and after 2 iterations; queries after 2 and 3
     "SOLVER.STOP_ITER": 3,
     "VIS.PERIOD": 2,
+    "INPUT.INPUT_SIZE_TEST": (64, 32),
+    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
 }
 CONTINUED = {"resume": "auto", "SOLVER.STOP_ITER": 5}
 ADAPT = 2  # its position among the commands
@@ -35,25 +37,25 @@ MAY_WAIT = {  # functions of core
     "datasets/transforms.py __init__",  # before the run begins
     "runs/resume.py load_model",
     "models/backbone.py dead_channels",
-    "solver.py step",  # in every step: whether it was finite
+    "runs/solver.py step",  # in every step: whether it was finite
     "selftraining/dynamic_teacher.py _rescore",
     "utils/devices.py wait",  # for a copy that was begun earlier
     "runs/panels.py _host",
     "runs/output.py _log_means",  # a row of a table, every 20 iterations
-    "states.py _plain",
+    "runs/states.py _plain",
     "utils/checkpoints.py <dictcomp>",
 }
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config):
+def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config, resnet18):
     """commands(folder, devices) → lists of words, the programs' names first; what they write goes below `folder`."""
     root = tmp_path_factory.mktemp("ghost_root")
     make_gta5(root, 4)
     make_cityscapes(root, train=4, val=2)
     configs = {}
     for name, options in (("source", WATCHED_SOURCE), ("adapted", ADAPTATION)):
-        own = {"DATASETS.ROOT": str(root)} | options
+        own = {"DATASETS.ROOT": str(root)} | resnet18 | options
         configs[name] = write_config(tmp_path_factory.mktemp(name), **own)
 
     def words(folder, devices):

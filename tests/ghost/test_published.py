@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bf16(ghost):
-    return ghost.figures("step.py", "--amp", "bf16")
+    return ghost.figures("step", "--amp", "bf16")
 
 
 def waits_in(figures, place):
@@ -36,14 +36,14 @@ def test_memory_of_a_step_in_bf16(bf16):
 
 @pytest.mark.long
 def test_memory_and_launches_of_a_step_in_float32(ghost):
-    step = ghost.figures("step.py", "--stored", "9")["step"]
+    step = ghost.figures("step", "--stored", "9")["step"]
     assert step["peak_GB"] <= 9
     assert step["launches"] <= 2700
 
 
 @pytest.mark.long
 def test_a_pass_queues_an_image_at_once_and_waits_for_what_is_copied(ghost):
-    passes = ghost.figures("passes.py", "--amp", "bf16")
+    passes = ghost.figures("passes", "--amp", "bf16")
     for name, copies in (("first", 2), ("later", 1)):
         figures = passes[name]
         assert figures["busy_ms"] <= 9
@@ -55,7 +55,7 @@ def test_a_pass_queues_an_image_at_once_and_waits_for_what_is_copied(ghost):
 @pytest.mark.long
 def test_steps_and_queries_take_the_device_as_long_as_they_are_known_to(ghost):
     """By the ghost's clock; how much of that is hidden behind the host is each machine's own."""
-    found = ghost.figures("timed.py", "--amp", "bf16")
+    found = ghost.figures("timed", "--amp", "bf16")
     assert min(step["busy_ms"] for step in found["steps"]) <= 105
     assert len(found["queries"]) >= 3
     for query in found["queries"]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from core.models.backbone import DilatedBasicBlock, FoldedConv2d, FrozenBatchNorm, fold_frozen_norms
-from core.models.compiling import compile_networks
+from core.models.build import compile_networks
 from core.models.deeplab import AtrousClassifier, Segmentor
 from core.selftraining.dynamic_teacher import ema_update
 from core.utils.devices import autocast

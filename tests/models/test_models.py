@@ -10,12 +10,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from core.configs import cfg
-from core.models import (
-    build_classifier,
-    build_feature_extractor,
-    build_model,
-    log_dead_channels,
-)
+from core.models import build_classifier, build_feature_extractor, build_model, log_dead_channels
 from core.models.backbone import FrozenBatchNorm
 from core.runs.resume import load_model
 from core.utils.checkpoints import save_checkpoint
@@ -110,10 +105,7 @@ def test_bottleneck_networks_equal_torchvisions(name):
     state = {key.removeprefix("backbone."): value for key, value in extractor.state_dict().items()}
     problems = theirs.load_state_dict(state, strict=False)
     assert problems.unexpected_keys == []
-    assert {key for key in problems.missing_keys if not key.endswith("num_batches_tracked")} == {
-        "fc.weight",
-        "fc.bias",
-    }
+    assert {key for key in problems.missing_keys if not key.endswith("num_batches_tracked")} == {"fc.weight", "fc.bias"}
     theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
     with torch.no_grad():
         ours = extractor(image(33, 41))

@@ -15,7 +15,7 @@ from core.runs.states import StateFolder
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.statistics import LabelStatistics
 from core.sourcetraining.trainer import SourceTrainer
-from tests.helpers import Killed
+from tests.helpers import Killed, changed
 
 STOP = 40
 TABLES = ("metrics.csv", "dtu_history.csv", "candidates.csv")
@@ -31,10 +31,7 @@ def make_config(**options):
     config.SOLVER.STOP_ITER, config.SOLVER.CHECKPOINT_PERIOD = STOP, 8
     config.TCR.UPDATE_FREQUENCY, config.TCR.PASTE_LAG, config.TCR.MIX_CLASSES = 15, 3, CITYSCAPES_19.names
     config.DTU.Query_START, config.DTU.Query_STEP, config.DTU.META_MAX_UPDATE = 4, 2, 9
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    return changed(config, **options)
 
 
 def make_model(classes=19):

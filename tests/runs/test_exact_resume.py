@@ -76,23 +76,6 @@ def test_workers_that_run_ahead_leave_the_state_what_it_needs(tmp_path, pictures
     assert_same_run(trainer, straight("adaptation"))
 
 
-def test_the_stream_of_samples_is_the_same_for_any_number_of_workers(tmp_path, pictures):
-    streams = []
-    for workers in (0, 1, 4):
-        config = make_config(DATALOADER__NUM_WORKERS=workers, TCR__PASTE_LAG=9)
-        trainer = adaptation(tmp_path / str(workers), pictures, config)
-        trainer.update_candidates()
-        trainer.schedule.load_state_dict({"recorded": {i: torch.linspace(0, 0.05 * i, 19) for i in range(12)}})
-        streams.append(list(trainer.batches(range(4, 12), range(14))))
-        assert len(streams[-1]) == 8
-    for batches in streams[1:]:
-        for one, other in zip(streams[0], batches, strict=True):
-            assert (one.names, one.views) == (other.names, other.views)
-            for name in ("full", "student", "dropped", "pasted", "valid"):
-                assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert any((batch.pasted != 255).any() for batch in streams[0])
-
-
 def test_the_rest_of_a_stretch_is_what_it_would_have_been(tmp_path, pictures):
     for kind in KINDS.values():
         trainer = kind(tmp_path / kind.__name__, pictures, make_config(TCR__PASTE=False))

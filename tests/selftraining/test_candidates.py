@@ -15,10 +15,9 @@ from core.datasets.catalog import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.transforms import nearest_labels
 from core.evaluation.predictor import Predictor
-from core.models import build_model
 from core.selftraining import candidate_pass
 from core.selftraining.candidate_pass import CandidatePass, first_pass_grid, resized_counts
-from core.selftraining.generations import Generation, table_columns, table_row
+from core.selftraining.generations import Generation, table_row
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.helpers import contents
@@ -173,22 +172,6 @@ def test_the_pixel_of_the_rank_stays_a_candidate(tmp_path):
     assert (kept != IGNORE).sum() < 0.02 * kept.size
 
 
-def test_network_sees_the_image_resized_bicubically_and_normalised(tmp_path):
-    images = make_images(tmp_path / "images")
-    net = LinearNet(0).train()
-    make_pass(images, tmp_path).run(net, 0)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    assert len(net.seen) == len(SIZES)
-    for (given, _, training), path in zip(net.seen, images.paths, strict=True):
-        picture = Image.open(path).resize(FULL[::-1], Image.Resampling.BICUBIC)
-        levels = (given[0].permute(1, 2, 0).numpy() * std + mean) * 255
-        difference = abs(levels - np.asarray(picture))
-        assert difference.max() < 2.01  # torchvision's own bicubic is 2 levels off PIL's in a few pixels of a million
-        assert (difference > 1.01).mean() < 0.002
-        assert not training  # eval mode in the pass
-    assert net.training  # and as before after it
-
-
 @pytest.mark.parametrize("topk", [0.5, 0.2])
 def test_later_passes_equal_a_plain_computation(tmp_path, topk):
     images = make_images(tmp_path / "images")
@@ -233,9 +216,9 @@ def test_a_generation_is_one_row_of_the_runs_table(tmp_path):
     second = candidates.run(LinearNet(0, 0.3), 2999, first)
     names = [f"class {c}" for c in range(C)]
     rows = [table_row(generation, names) for generation in (first, second)]
-    assert all(row.keys() <= set(table_columns(names)) for row in rows)
+    assert list(rows[0]) == list(rows[1])
     assert [(row["iteration"], row["generation"], row["images"]) for row in rows] == [(0, 0, 7), (2999, 1, 7)]
-    assert not any(key.startswith("consistency") for key in rows[0])
+    assert {rows[0][f"consistency_{name}"] for name in names} == {""}
     for row, generation in zip(rows, (first, second), strict=True):
         shares = [float(row[f"share_{name}"]) for name in names]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
@@ -252,26 +235,6 @@ def test_an_unchanged_teacher_is_nearly_consistent_with_itself(tmp_path):
     values = np.array([t for t in third.thresholds if t > 0])
     assert len(values) > 3
     assert np.median(values) > 0.9
-
-
-def test_with_the_real_network(tmp_path):
-    config = cfg.clone()
-    config.MODEL.NAME, config.MODEL.FREEZE_BN = "deeplab_resnet18", True
-    torch.manual_seed(0)
-    model = build_model(config)
-    outputs = []
-    model.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))
-    sizes = SIZES[:3]
-    candidates = make_pass(make_images(tmp_path / "images", sizes), tmp_path, batch_size=2)
-    first = candidates.run(model, 0)
-    assert [tuple(output.shape) for output in outputs] == [(2, C, 8, 16), (1, C, 8, 16)]
-    logits = torch.cat(outputs)
-    own = [at_own_size(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
-    for i, size in enumerate(sizes):
-        assert (first.labels(i) == own[i].ravel()[nearest_index(size, GRIDS[size])]).all()
-    second = candidates.run(model, 2999, first)
-    for i, size in enumerate(sizes):
-        assert (second.labels(i) == resized(own[i], (size[0] // 2, size[1] // 2))).all()
 
 
 def test_fifty_pixels_make_a_class_present(tmp_path):

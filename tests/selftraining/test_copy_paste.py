@@ -267,12 +267,7 @@ def test_pastes_reach_all_borders_of_the_view():
         pasted = paste_instances(view, [block(5, 5, RIDER)], RIDER, np.random.default_rng(seed))
         if (pasted == RIDER).any():
             top, left, bottom, right = box_of(pasted, RIDER)
-            corners |= {
-                ("top", top == 0),
-                ("left", left == 0),
-                ("bottom", bottom == 13),
-                ("right", right == 13),
-            }
+            corners |= {("top", top == 0), ("left", left == 0), ("bottom", bottom == 13), ("right", right == 13)}
     assert len(corners) == 8
 
 
@@ -364,11 +359,7 @@ def test_a_partner_goes_to_any_of_several_anchors():
 def test_only_partners_are_drawn_and_only_to_single_class_boxes(first, second, drawn):
     mixed = np.full((24, 24), RIDER, np.uint8)
     mixed[12:] = BICYCLE
-    anchor = {
-        "mixed": mixed,
-        "partner": np.full((24, 24), 17, np.uint8),
-        "rider": np.full((24, 24), RIDER, np.uint8),
-    }
+    anchor = {"mixed": mixed, "partner": np.full((24, 24), 17, np.uint8), "rider": np.full((24, 24), RIDER, np.uint8)}
     follower = mixed[::2, ::2].copy() if second == "mixed" else np.full((10, 10), second, np.uint8)
     for seed in range(60):
         instances = [(coloured(labels), labels) for labels in (anchor[first], follower)]
@@ -406,35 +397,23 @@ def test_no_instance_pastes_nothing():
 # --- how often a class is drawn
 
 
-def test_probabilities_are_proportional_to_the_lack_of_confidence():
-    # classes 1, 3, 4 lack 0.9, 0.5, 0.1 of confidence: 0.9/1.5, 0.5/1.5, 0.1/1.5
-    found = paste_probabilities([0.3, 0.1, 0.7, 0.5, 0.9], (1, 3, 4), "confidence")
-    assert found == pytest.approx((0.6, 1 / 3, 0.1 / 1.5), rel=1e-12)
-    assert sum(found) == pytest.approx(1, abs=1e-12)
-
-
-def test_order_of_the_classes_is_kept():
-    found = paste_probabilities([0.9, 0.1], (1, 0), "confidence")
-    assert found == pytest.approx((0.9, 0.1))
-
-
-def test_uniform_ignores_the_confidence():
-    assert paste_probabilities([0.3, 0.1, 0.7, 0.5], (0, 1, 3), "uniform") == pytest.approx((1 / 3,) * 3)
-
-
-@pytest.mark.parametrize("value", [1.0, 1 + 1e-7, 1.5])
-def test_full_confidence_everywhere_draws_evenly(value):
-    assert paste_probabilities([0.2, value, value], (1, 2), "confidence") == pytest.approx((0.5, 0.5))
-
-
-def test_a_class_of_full_confidence_is_not_drawn_while_another_lacks_some():
-    assert paste_probabilities([1.0, 0.5], (0, 1), "confidence") == pytest.approx((0, 1))
-    assert min(paste_probabilities([1.0000001, 0.5], (0, 1), "confidence")) >= 0
-
-
-@pytest.mark.parametrize("mode", ["confidence", "uniform"])
-def test_no_class_no_probability(mode):
-    assert paste_probabilities([0.1, 0.2], (), mode) == ()
+@pytest.mark.parametrize(
+    ("confidence", "classes", "mode", "expected"),
+    [
+        # classes 1, 3, 4 lack 0.9, 0.5, 0.1 of confidence
+        ([0.3, 0.1, 0.7, 0.5, 0.9], (1, 3, 4), "confidence", (0.9 / 1.5, 0.5 / 1.5, 0.1 / 1.5)),
+        ([0.9, 0.1], (1, 0), "confidence", (0.9, 0.1)),  # in the order of the classes
+        ([0.3, 0.1, 0.7, 0.5], (0, 1, 3), "uniform", (1 / 3,) * 3),
+        ([0.2, 1.0, 1.0], (1, 2), "confidence", (0.5, 0.5)),  # none lacks any
+        ([0.2, 1 + 1e-7, 1.5], (1, 2), "confidence", (0.5, 0.5)),
+        ([1.0, 0.5], (0, 1), "confidence", (0, 1)),
+        ([1.0000001, 0.5], (0, 1), "confidence", (0, 1)),
+        ([0.1, 0.2], (), "confidence", ()),
+        ([0.1, 0.2], (), "uniform", ()),
+    ],
+)
+def test_probabilities_are_proportional_to_the_lack_of_confidence(confidence, classes, mode, expected):
+    assert paste_probabilities(confidence, classes, mode) == pytest.approx(expected, rel=1e-12)
 
 
 def test_many_float32_confidences_sum_closely_enough_for_numpy():

@@ -12,13 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.configs import cfg
-from core.selftraining.dynamic_teacher import (
-    HISTORY_FIELDS,
-    DynamicTeacher,
-    count_improved,
-    draw_points,
-    ema_update,
-)
+from core.selftraining.dynamic_teacher import HISTORY_FIELDS, DynamicTeacher, count_improved, draw_points, ema_update
 
 UP, DOWN = 200, 50  # grey levels of images that a rising theta makes more certain, or less
 
@@ -56,8 +50,8 @@ class Run:
         self.scored += 1
         return model(images)
 
-    def append(self, table, columns, row):
-        assert (table, columns) == ("dtu_history.csv", HISTORY_FIELDS)
+    def append(self, table, row):
+        assert (table, tuple(row)) == ("dtu_history.csv", HISTORY_FIELDS)
         self.rows.append(row)
 
     def scalars(self, iteration, values):
@@ -158,12 +152,11 @@ def test_batches_are_scored_at_a_stretch_but_none_that_the_decision_could_do_wit
             asked.append(batches)
             return [float(better[i]) for i in batches]
 
-        verdict = count_improved([0.5] * total, rescore)
-        assert verdict.majority == (2 * sum(better) > total)
+        rescored, improved = count_improved([0.5] * total, rescore)
+        assert (2 * improved > total) == (2 * sum(better) > total)
         assert asked[0] == range(-(-total // 2))
         assert [i for batches in asked for i in batches] == list(range(needed))
-        assert verdict.improved == sum(better[:needed])
-        assert len(verdict.rescored) == needed
+        assert (len(rescored), improved) == (needed, sum(better[:needed]))
 
 
 @pytest.mark.parametrize("metric", ["ENT", "SND"])
@@ -218,15 +211,13 @@ def test_history_tells_the_scores(metric):
     assert row["decision"] == ("improved" if majority else "refused")
 
 
-def test_rows_hold_known_columns_only():
+def test_every_row_has_all_columns():
     run = Run(Query_START=2, Query_STEP=1, META_MAX_UPDATE=3)
     for change in [-0.1] * 4 + [0.1] * 2:
         run.step(UP, change)
     assert [row["decision"] for row in run.rows] == ["refused", "refused", "forced", "improved"]
-    for row in run.rows:
-        assert set(row) <= set(HISTORY_FIELDS)
     assert [row["iteration"] for row in run.rows] == [2, 3, 4, 6]
-    assert "mean_after" not in run.rows[2]  # nothing was scored
+    assert run.rows[2]["mean_after"] is None  # nothing was scored
 
 
 def test_an_update_forgets_the_batches_before_it():
@@ -331,16 +322,6 @@ def test_the_buffer_holds_8_bit_images_points_and_scores(metric):
     assert tensors_of(run.object) == []
 
 
-def test_points_are_a_hundred_different_rows():
-    for iteration in range(20):
-        points = draw_points(5000, 1, iteration)
-        assert points.dtype == torch.int64
-        assert points.shape == (100,)
-        assert len(set(points.tolist())) == 100
-        assert points.min() >= 0
-        assert points.max() < 5000
-
-
 def test_points_are_drawn_evenly():
     counts = np.bincount(np.concatenate([draw_points(400, 1, i).numpy() for i in range(400)]), minlength=400)
     assert len(counts) == 400
@@ -358,9 +339,10 @@ def test_points_depend_on_seed_and_iteration_only():
     assert not torch.equal(first, draw_points(5000, 2, 7))
 
 
-@pytest.mark.parametrize("count", [1, 7, 99, 100, 101])
-def test_few_rows_are_all_taken(count):
-    points = draw_points(count, 1, 0).tolist()
-    assert len(set(points)) == min(count, 100)
-    if count <= 100:
-        assert sorted(points) == list(range(count))
+@pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 5000])
+def test_points_are_a_hundred_different_rows_or_all_of_fewer(count):
+    for iteration in range(20):
+        points = draw_points(count, 1, iteration)
+        assert points.dtype == torch.int64
+        assert points.shape == (min(count, 100),)
+        assert len(set(points.tolist()) & set(range(count))) == len(points)

@@ -69,10 +69,7 @@ def test_the_early_decision_is_that_of_full_scoring_and_comes_with_the_first_set
     rng = np.random.default_rng(0)
     for n in range(1, 150):
         n = n % 34
-        stored, new = (
-            rng.integers(0, 4, n).astype(float).tolist(),
-            rng.integers(0, 5, n).astype(float).tolist(),
-        )
+        stored, new = (rng.integers(0, 4, n).astype(float).tolist(), rng.integers(0, 5, n).astype(float).tolist())
         gains = [b > a for a, b in zip(stored, new, strict=True)]
         # settled after k scorings: the worst and the best continuation give the same answer
         k = next(k for k in range(n + 1) if (sum(gains[:k]) > n / 2) == (sum(gains[:k]) + n - k > n / 2))

@@ -6,12 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from core.selftraining.resampling import (
-    confidence_thresholds,
-    consistency,
-    consistency_thresholds,
-    draw_images,
-)
+from core.selftraining.resampling import confidence_thresholds, consistency, consistency_thresholds, draw_images
 
 # topk = 0.5, n -> rank: halves go to the even neighbour (0.5 -> 0, 1.5 -> 2, 2.5 -> 2, 4.5 -> 4)
 RANKS = {1: 0, 2: 1, 3: 2, 4: 2, 5: 2, 7: 4, 9: 4, 11: 6}

@@ -18,6 +18,7 @@ from core.evaluation.predictor import Predictor
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.resampling import balanced_order
 from core.selftraining.samples import PasteRequest, PasteSchedule, RequestStream, TargetSamples
+from tests.helpers import changed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ROAD, CLASSES, IGNORE = 0, 19, 255
@@ -32,13 +33,8 @@ def colour(label):
 
 def make_config(**options):
     """Full view 128×64, student view 96×48, no rescaling, no flip, no jitter; `SECTION__KEY` arguments change it."""
-    config = cfg.clone()
-    config.INPUT.INPUT_SIZE_TEST = (128, 64)
-    config.INPUT.TARGET_INPUT_SIZE_TRAIN = (96, 48)
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    sizes = {"INPUT__INPUT_SIZE_TEST": (128, 64), "INPUT__TARGET_INPUT_SIZE_TRAIN": (96, 48)}
+    return changed(cfg, **(sizes | options))
 
 
 def image_set(folder, arrays):
@@ -131,7 +127,7 @@ def collect(images, generation, config, workers, schedule, confidence, iteration
     """All batches of a stretch, the running confidence of every iteration recorded as the trainer does it."""
     samples = TargetSamples(images, CITYSCAPES_19, config)
     order = uniform_order(len(images), len(iterations) * batch_size, 1, 0)
-    stream = RequestStream(iterations, batch_size, order, generation, schedule)
+    stream = RequestStream(generation, schedule, iterations, batch_size, order)
     batches = []
     for iteration, batch in zip(
         iterations, Loader(samples, samples.collate, workers, batch_sampler=stream), strict=True
@@ -237,13 +233,13 @@ def test_schedule_gives_the_start_values_before_the_lag():
 
 def test_requests_of_a_stretch():
     schedule = PasteSchedule(PASTE, CLASSES, "uniform", 16)
-    stream = RequestStream(range(10, 13), 2, np.array([4, 3, 2, 1, 0, 5, 5]), "g", schedule)
+    stream = RequestStream("g", schedule, range(10, 13), 2, np.array([4, 3, 2, 1, 0, 5, 5]))
     requests = list(stream)
     assert len(stream) == 3
     assert [[r.image for r in batch] for batch in requests] == [[4, 3], [2, 1], [0, 5]]
     assert [[r.position for r in batch] for batch in requests] == [[20, 21], [22, 23], [24, 25]]
     assert {r.generation for batch in requests for r in batch} == {"g"}
-    without = list(RequestStream(range(1), 1, np.array([0]), None, schedule))
+    without = list(RequestStream(None, schedule, range(1), 1, np.array([0])))
     assert without == [[PasteRequest(image=0, position=0)]]
 
 

@@ -18,6 +18,7 @@ from core.models.deeplab import Segmentor
 from core.selftraining.samples import Batch
 from core.selftraining.trainer import Trainer
 from core.selftraining.views import View
+from tests.helpers import changed
 
 C, IGNORE = 19, 255
 FULL, CROP = (32, 64), (32, 48)  # (h, w)
@@ -25,14 +26,9 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def make_config(**options):
-    config = cfg.clone()
-    config.INPUT.INPUT_SIZE_TEST, config.INPUT.TARGET_INPUT_SIZE_TRAIN = FULL[::-1], CROP[::-1]
-    config.DATALOADER.NUM_WORKERS = 0
-    config.SOLVER.BASE_LR, config.SOLVER.MAX_ITER, config.SOLVER.BATCH_SIZE = 0.01, 50, 2
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    sizes = {"INPUT__INPUT_SIZE_TEST": FULL[::-1], "INPUT__TARGET_INPUT_SIZE_TRAIN": CROP[::-1]}
+    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2}
+    return changed(cfg, DATALOADER__NUM_WORKERS=0, **(sizes | solver | options))
 
 
 def make_model(classes=C):

@@ -18,6 +18,7 @@ from core.models.dsu import DSU
 from core.sourcetraining.samples import SourceBatch
 from core.sourcetraining.statistics import LabelStatistics
 from core.sourcetraining.trainer import SourceTrainer, balanced_block, cross_entropy_sum, label_weight
+from tests.helpers import changed
 
 TAXONOMY = Taxonomy(("road", "sky", "car", "rider", "pole"))
 C, IGNORE = len(TAXONOMY), 255
@@ -27,16 +28,9 @@ PIXELS = np.array([[600, 100, 0, 7, 40], [200, 60, 0, 3, 0]])  # per image and c
 
 
 def make_config(**options):
-    config = cfg.clone()
-    config.INPUT.SOURCE_INPUT_SIZE_TRAIN = SIZE[::-1]
-    config.DATALOADER.NUM_WORKERS = 0
-    config.MODEL.NUM_CLASSES = C
-    config.SOLVER.BASE_LR, config.SOLVER.MAX_ITER, config.SOLVER.BATCH_SIZE = 0.01, 50, 2
-    config.SOLVER.STOP_ITER = 3
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
+    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2, "SOLVER__STOP_ITER": 3}
+    sizes = {"INPUT__SOURCE_INPUT_SIZE_TRAIN": SIZE[::-1], "MODEL__NUM_CLASSES": C, "DATALOADER__NUM_WORKERS": 0}
+    return changed(cfg, **(solver | sizes | options))
 
 
 def make_model(*between):
@@ -49,7 +43,8 @@ def make_trainer(config=None, model=None, images=None, output=None):
     images = images or ImageSet("things_train", (), ())
     statistics = presence_statistics(images) if len(images) else LabelStatistics(PIXELS, ())
     trainer = SourceTrainer(config or make_config(), model or make_model(), images, TAXONOMY, statistics=statistics)
-    trainer.output = output or trainer.output
+    if output:
+        trainer.output, trainer.conclude = output, lambda: output.disturb(trainer.model)
     return trainer
 
 
@@ -206,10 +201,10 @@ def test_a_batch_is_left_as_it_was():
 
 
 class Recorder:
-    """Stands for a run's output; disturbs the model and the global generators as an evaluation may."""
+    """Stands for a run's output, and disturbs the model and the global generators as an evaluation may."""
 
     def __init__(self, disturb=lambda model: None):
-        self.started, self.rows, self._disturb = False, [], disturb
+        self.started, self.rows, self.disturb = False, [], disturb
 
     def start_clock(self, iteration):
         self.started = True
@@ -224,9 +219,6 @@ class Recorder:
     def completed(self, iteration, learning_rate, scalars, per_class):
         assert self.started
         self.rows.append((iteration, learning_rate, float(scalars["loss"])))
-
-    def conclude(self, iteration, model, state):
-        self._disturb(model)
 
 
 @pytest.fixture

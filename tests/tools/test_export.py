@@ -75,7 +75,7 @@ def test_onnx_from_8_bit_images(tmp_path, config, tiny_checkpoint, draw_scene):
     """In a process of its own, as a user does it; into OUTPUT_DIR, named after the checkpoint."""
     process = start("-m", "tools.export", "-cfg", config, "--format", "onnx", "--normalise")
     assert (process.returncode, process.stderr) == (0, "")
-    path = tmp_path / "out/tiny_r18.onnx"
+    path = tmp_path / "out/tiny.onnx"
     assert str(path) in process.stdout
     assert process.stdout.count("checked: ") == 2
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -185,7 +185,7 @@ def test_an_existing_file_stays_unless_told(refused, exported, tmp_path):
     assert str(path) in line
     assert "--overwrite" in line
     exported("--format", "torchscript", "--overwrite")
-    assert path.stat().st_size > 1e6
+    assert path.stat().st_size > 1e5
 
 
 @pytest.mark.parametrize("lacking", ["onnx", "onnxscript", "onnxruntime"])

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from core.configs import load_config
 from core.programs.testing import evaluate_checkpoints
 from tests.helpers import contents, rows_of
 from tools.report.__main__ import main as report
@@ -95,7 +96,7 @@ def test_source_and_adapted_are_what_test_py_finds(page, run, tmp_path):
         return
     for place, checkpoint in enumerate((None, folder / f"model_iter{STOP:06d}.pth")):
         options = ["OUTPUT_DIR", str(tmp_path), *(["resume", str(checkpoint)] if checkpoint else [])]
-        evaluate_checkpoints(str(folder.parent / "tiny.yaml"), options)
+        evaluate_checkpoints(load_config(folder.parent / "tiny.yaml", options))
         (row,) = rows_of(tmp_path / "test_cityscapes_val.csv")
         assert cells(page, "mIoU")[place] == f"{float(row['mIoU']):.2f}"
         assert cells(page, "building")[place] == f"{float(row['IoU_building']):.2f}"

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 
 from core.configs import load_config
-from core.programs.frame import run_program
+from core.programs.frame import Parser, run_program
 from core.utils.devices import describe_device
 from core.utils.errors import UserError
 from tools.benchmark import stages
 from tools.benchmark.bench import HEADER, Bench
 from tools.benchmark.data import photograph
 
+CONFIG = "configs/deeplabv2_r101_dtst.yaml"
 IMAGES = 4
 STAGES = {
     "samples": stages.bench_samples,
@@ -58,13 +59,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Measure and print a table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark",
-        description=__doc__,
-        epilog="example: python -m tools.benchmark --config configs/deeplabv2_r101_dtst.yaml --json benchmark.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default="configs/deeplabv2_r101_dtst.yaml", help="default %(default)s")
+    parser = Parser(__doc__, f"python -m tools.benchmark --config {CONFIG} --json benchmark.json")
+    parser.add_argument("--config", default=CONFIG, help="default %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default %(default)s)")
     parser.add_argument("--stages", default=",".join(STAGES), help="some of %(default)s")

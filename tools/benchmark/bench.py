@@ -1,8 +1,7 @@
 """The clock of the benchmark: a stage and its limit, timed in turns."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -86,23 +85,3 @@ class Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-@contextmanager
-def compute_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def changed(config, **options):
-    """A copy of `config` with SECTION__NAME=value."""
-    config = config.clone()
-    config.defrost()
-    for key, value in options.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config

@@ -25,8 +25,8 @@ from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import class_probabilities
 from core.selftraining.samples import Batch, PasteRequest, TargetSamples
 from core.selftraining.trainer import Trainer, part_losses
-from core.utils.devices import to_device
-from tools.benchmark.bench import Bench, Row, changed, compute_threads
+from core.utils.devices import one_thread, to_device
+from tools.benchmark.bench import Bench, Row
 from tools.benchmark.data import random_labels, write_generation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,18 +55,16 @@ def bench_samples(bench: Bench) -> None:
             for step in (0, 1):
                 read_image(paths[(number + step) % len(paths)])
 
-    with compute_threads(1):
+    with one_thread():
         for name, cache in (("", ""), (" from a cache", str(bench.folder / "cache"))):
-            samples = TargetSamples(bench.images, bench.taxonomy, changed(bench.config, DATALOADER__CACHE=cache))
+            samples = TargetSamples(bench.images, bench.taxonomy, bench.config.changed({"DATALOADER.CACHE": cache}))
             make(samples)
             bench.measure(f"{rounds} samples{name}", partial(make, samples), "decoding two files for each", decode)
 
 
 def bench_step(bench: Bench) -> None:
     """A training step, the network passes in it, and what else there is."""
-    predictor, config = bench.predictor, bench.config.clone()
-    config.defrost()
-    config.OUTPUT_DIR = str(bench.folder / "step")
+    predictor, config = bench.predictor, bench.config.changed({"OUTPUT_DIR": str(bench.folder / "step")})
     Path(config.OUTPUT_DIR).mkdir()
     trainer = Trainer(config, bench.model(), bench.images, bench.taxonomy)
     trainer.generation = trainer.candidate_pass.run(trainer.teacher, 0)
@@ -137,7 +135,7 @@ def bench_query(bench: Bench, trainer: Trainer, batch: Batch, forward: Callable)
 
 def bench_networks(bench: Bench) -> None:
     """Frozen batch norm folded and as it stands, in both precisions."""
-    config = changed(bench.config, MODEL__FREEZE_BN=True)
+    config = bench.config.changed({"MODEL.FREEZE_BN": True})
     width, height = config.INPUT.TARGET_INPUT_SIZE_TRAIN
     images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
 
@@ -146,7 +144,7 @@ def bench_networks(bench: Bench) -> None:
         predictor.logits(model.eval(), prepared)
 
     for amp, name in (("off", "fp32"), ("bf16", "bf16")):
-        predictor, model = Predictor(changed(config, SOLVER__AMP=amp), bench.device), bench.model(config)
+        predictor, model = Predictor(config.changed({"SOLVER.AMP": amp}), bench.device), bench.model(config)
         prepared = predictor.prepare(images)
         for what, act in (("forward", infer), ("forward and backward", learn_once)):
             action = partial(act, predictor, model, prepared)
@@ -166,10 +164,10 @@ def unfolded(model: nn.Module, action: Callable) -> None:
 
 def bench_sweeps(bench: Bench) -> None:
     """Candidate pass and evaluation per image: one loader process, one thread, a network as slow as the decoding."""
-    config = changed(bench.config, DATALOADER__NUM_WORKERS=1, TEST__BATCH_SIZE=1)
+    config = bench.config.changed({"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 1})
     unlabelled, labelled = many_images(bench), labelled_images(bench)
     evaluator = Evaluator(labelled, len(bench.taxonomy), bench.predictor, config)
-    with compute_threads(1):
+    with one_thread():
         loading = loading_seconds(bench, unlabelled)
         for factor in (1.0, 1.5, 2.0):
             model = slow_network(bench, factor * loading)

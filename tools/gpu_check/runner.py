@@ -87,13 +87,7 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; returns how many failed, or 1 where there is no device."""
-    parser = Parser(
-        prog="python -m tools.gpu_check",
-        description=__doc__,
-        epilog="example: python -m tools.gpu_check --quick --json gpu.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, "python -m tools.gpu_check --quick --json gpu.json")
     parser.add_argument("--quick", action="store_true", help="fewer iterations and timings, nothing compiled")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured, after every check")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(c.name for c in CHECKS)}")

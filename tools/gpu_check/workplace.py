@@ -238,9 +238,7 @@ class Workplace:
         taxonomy, images = find_taxonomy(config), find_target_images(config)
         model = load_model(config, device)
         make_sensible(model)
-        config = config.clone()
-        config.defrost()
-        config.OUTPUT_DIR = str(self.folder / name)
+        config = config.changed({"OUTPUT_DIR": str(self.folder / name)})
         (self.folder / name).mkdir()
         return Trainer(config, model, images, taxonomy)
 

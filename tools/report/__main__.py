@@ -24,7 +24,6 @@ from core.utils.logging import LOGGER, start_logging
 from tools.report.contents import Report, spread
 from tools.report.run import Run
 
-EXAMPLE = "python -m tools.report results/camvid_day2dusk_dtst -o report.html"
 FILE = "report.html"
 IMAGES = 3  # worst ones, and as many best ones
 MARK = "<!-- made by tools.report -->"  # by which an earlier report is known
@@ -81,27 +80,12 @@ def _count(words: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
-    parser = Parser(
-        prog="python -m tools.report",
-        description=__doc__,
-        epilog=f"example: {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="RUN | KEY VALUE",
-        help="the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT",
-    )
+    parser = Parser(__doc__, "python -m tools.report results/camvid_day2dusk_dtst -o report.html")
+    words = "the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT"
+    images = f"show the N worst and N best images (default {IMAGES})"
+    parser.add_argument("words", nargs="*", metavar="RUN | KEY VALUE", help=words)
     parser.add_argument("-o", "--out", metavar="FILE", help=f"(default: RUN/{FILE})")
-    parser.add_argument(
-        "--images",
-        type=_count,
-        default=IMAGES,
-        metavar="N",
-        help=f"show the N worst and N best images (default {IMAGES})",
-    )
+    parser.add_argument("--images", type=_count, default=IMAGES, metavar="N", help=images)
     parser.add_argument(
         "--no-images",
         action="store_true",

@@ -1,9 +1,7 @@
 """Source training for real: tiny runs with everything that they write, what reads it afterwards, and bad input."""
 
-import shutil
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from core.configs import cfg, load_config
 from core.datasets.catalog import find_taxonomy
 from core.models.dsu import DSU
 from core.selftraining.trainer import Trainer
-from core.sourcetraining.trainer import SourceTrainer
 from test import main as evaluate
 from tests.helpers import PROJECT, contents, read_checkpoint, rows_of, same_weights, start, without_details
 from train_src import main as train
@@ -26,7 +23,7 @@ TINY = {
     "INPUT.INPUT_SIZE_TEST": (64, 32),
     "SOLVER.BASE_LR": 1e-3,
 }
-DSU_ON = {"MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
+DSU_ON = {"MODEL.NAME": "deeplab_resnet18", "MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +140,7 @@ def test_checkpoints_have_the_published_format(run):
 def test_adaptation_and_evaluation_start_from_it_with_frozen_batch_norm(run, root, tmp_path, write_config, capsys):
     options = {
         "DATASETS.ROOT": str(root),
+        "MODEL.NAME": "deeplab_resnet18",
         "resume": str(run.out / "model_iter000004.pth"),
         "SOLVER.STOP_ITER": 1,
         "TCR.RESAMPLE": False,
@@ -191,11 +189,11 @@ def test_the_same_seed_repeats_it_with_any_number_of_workers_and_evaluations(run
 def test_without_dsu_training_differs_and_no_line_speaks_of_it(trained):
     losses = {}
     for name, options in (
-        ("off", {}),
-        ("on", DSU_ON | {"MODEL.UNCERTAINTY": 1.0}),
-        ("positions only", {"MODEL.POS": (0, 1)}),
+        ("off", {"MODEL.UNCERTAINTY": 0, "MODEL.POS": ()}),
+        ("on", {"MODEL.UNCERTAINTY": 1.0}),
+        ("positions only", {"MODEL.UNCERTAINTY": 0, "MODEL.POS": (0, 1)}),
     ):
-        out, log = trained(name, ["--skip-test"], **options, **{"SOLVER.STOP_ITER": 1})
+        out, log = trained(name, ["--skip-test"], **DSU_ON | options | {"SOLVER.STOP_ITER": 1})
         losses[name] = rows_of(out / "metrics.csv")[0]["loss"]
         assert any("DSU with probability" in line for line in log) == (name == "on")
         assert any("no evaluation: --skip-test" in line for line in log)
@@ -208,7 +206,7 @@ def test_a_batch_of_one_is_told_that_dsu_never_acts(trained):
     assert len([line for line in log if "a batch of one" in line]) == 1
 
 
-def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, capsys, monkeypatch):
+def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, resnet18, capsys, monkeypatch):
     found, step = [], Trainer.train_step
 
     def watched(trainer, batch):
@@ -223,7 +221,7 @@ def test_adaptation_has_no_dsu_in_its_networks(root, tmp_path, write_config, cap
 
     monkeypatch.setattr(Trainer, "train_step", watched)
     options = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
-    config = write_config(tmp_path, **{"DATASETS.ROOT": str(root)}, **options, **DSU_ON)
+    config = write_config(tmp_path, **{"DATASETS.ROOT": str(root)}, **options, **resnet18 | DSU_ON)
     assert adapt(["-cfg", str(config), "--skip-test"]) == 0
     assert found == ["stepped"]
     assert "MODEL.UNCERTAINTY is for source training: no DSU here" in capsys.readouterr().out
@@ -254,121 +252,6 @@ def test_loss_options_act(trained):
         ends[name] = out / "model_iter000001.pth"
     assert losses["plain"] == losses["clipped"] != losses["weighted"]
     assert not same_weights(ends["plain"], ends["clipped"])
-
-
-# --- bad input -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def refused(tmp_path, make_cityscapes, make_gta5, write_config, capfd, monkeypatch):
-    """refused(spoil, counted=False, **overrides): the one line that the program ends with, having written nothing.
-
-    Where every label could be `counted`, the counts are kept: they are none of the run's files.
-    """
-
-    def no_step(*_):
-        raise AssertionError("training began")
-
-    def run(spoil=lambda root: None, counted=False, **overrides):
-        make_gta5(tmp_path, 3)
-        make_cityscapes(tmp_path, train=1, val=1)
-        spoil(tmp_path)
-        config = write_config(tmp_path, **TINY | overrides)
-        before = set(tmp_path.rglob("*"))
-        monkeypatch.setattr(SourceTrainer, "train_step", no_step)
-        assert train(["-cfg", str(config)]) == 1
-        captured = capfd.readouterr()
-        (line,) = captured.err.splitlines()
-        written = set(tmp_path.rglob("*")) - before
-        assert {path.relative_to(tmp_path).parts[0] for path in written} == ({"label_statistics"} if counted else set())
-        assert line.startswith("error: ")
-        return line
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("overrides", "parts"),
-    [
-        ({"MODEL.FREEZE_BN": True}, ["MODEL.FREEZE_BN True", "MODEL.WEIGHTS", "resume"]),
-        ({"DATASETS.SOURCE_TRAIN": ""}, ["DATASETS.SOURCE_TRAIN is empty"]),
-        ({"DATASETS.SOURCE_TRAIN": "gta6_train"}, ["DATASETS.SOURCE_TRAIN 'gta6_train'", "gta5"]),
-        ({"DATASETS.SOURCE_TRAIN": "gta5_val"}, ["gta5_val", "gta5_train"]),
-        ({"DATASETS.SOURCE_TRAIN": "synthia_train", "MODEL.NUM_CLASSES": 16}, ["synthia/RAND_CITYSCAPES"]),
-        ({"DATASETS.SOURCE_TRAIN": "folder:{root}/gta5/images"}, ["DATASETS.SOURCE_TRAIN folder:", "has no labels"]),
-        ({"DATASETS.SOURCE_TRAIN": "cityscapes_train"}, ["1 of 1 label files are missing", "labelIds.png"]),
-        ({"DATASETS.SOURCE_SAMPLING": "balance"}, ["DATASETS.SOURCE_SAMPLING", "auto, balanced, uniform", "'balance'"]),
-        ({"MODEL.POS": (7,)}, ["MODEL.POS", "0 to 5", "(7,)"]),
-        ({"MODEL.POS": (0, 0)}, ["MODEL.POS", "different", "(0, 0)"]),
-        ({"MODEL.UNCERTAINTY": 1.5}, ["MODEL.UNCERTAINTY", "at most 1", "1.5"]),
-        ({"SOLVER.CLIP_GRAD": -1}, ["SOLVER.CLIP_GRAD", "at least 0", "-1"]),
-        ({"INPUT.GRAYSCALE_PROB": 2}, ["INPUT.GRAYSCALE_PROB", "at most 1"]),
-        ({"MODEL.WEIGHTS": "{root}/resnet18.pth"}, ["MODEL.WEIGHTS", "resnet18.pth does not exist"]),
-        ({"resume": "{root}/model.pth"}, ["model.pth does not exist"]),
-        ({"DATASETS.TEST": "bdd100k_val"}, ["DATASETS.TEST bdd100k_val", "does not exist"]),
-        ({"OUTPUT_DIR": "{root}/gta5/images/00000.png/out"}, ["OUTPUT_DIR", "cannot be written to"]),
-    ],
-    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else None,
-)
-def test_bad_options(refused, tmp_path, overrides, parts):
-    overrides = {
-        key: value.replace("{root}", str(tmp_path)) if isinstance(value, str) else value
-        for key, value in overrides.items()
-    }
-    line = refused(**overrides)
-    assert not [part for part in parts if part not in line], line
-
-
-def no_label(root):
-    (root / "gta5/labels/00001.png").unlink()
-
-
-def broken_label(root):
-    path = root / "gta5/labels/00001.png"
-    path.write_bytes(path.read_bytes()[:60])
-
-
-def unknown_value(root):
-    label = np.full((64, 128), 7, np.uint8)
-    label[5, 9:12] = 77
-    (root / "gta5/labels/00001.png").write_bytes(cv2.imencode(".png", label)[1].tobytes())
-
-
-def no_class(root):
-    for path in (root / "gta5/labels").iterdir():
-        path.write_bytes(cv2.imencode(".png", np.zeros((64, 128), np.uint8))[1].tobytes())
-
-
-def no_images(root):
-    shutil.rmtree(root / "gta5/images")
-    (root / "gta5/images").mkdir()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (no_label, ["DATASETS.SOURCE_TRAIN gta5_train", "1 of 3 label files are missing", "labels/00001.png"]),
-        (broken_label, ["gta5/labels/00001.png", "cannot be decoded"]),
-        (unknown_value, ["gta5/labels/00001.png", "gta5_train", "77 (3 pixels)"]),
-        (no_class, ["DATASETS.SOURCE_TRAIN gta5_train", "no label holds a pixel of any class"]),
-        (no_images, ["DATASETS.SOURCE_TRAIN gta5_train", "no image found"]),
-    ],
-)
-def test_bad_data(refused, spoil, parts, workers):
-    line = refused(spoil, counted=spoil is no_class, **{"DATALOADER.NUM_WORKERS": workers})
-    assert not [part for part in parts if part not in line], line
-
-
-def test_a_mismatched_pair_of_another_set_is_refused(refused, draw_scene, write_png):
-    def spoil(root):
-        write_png(
-            root / "cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png", draw_scene(0)[1][1:]
-        )
-
-    line = refused(spoil, counted=True, **{"DATASETS.SOURCE_TRAIN": "cityscapes_train"})
-    assert "cityscapes_train: image and label differ in size for" in line
-    assert "aachen_000000_000019_leftImg8bit.png" in line
 
 
 # --- the experiments of the project ----------------------------------------------------------------------------------

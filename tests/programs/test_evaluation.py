@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,9 +55,10 @@ def as_batch(images):
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
 
 
-def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, tiny_checkpoint):
-    """In a process of its own, as a user does it."""
-    config = write_config(cityscapes_root, **{"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 2})
+def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, resnet18):
+    """Of a ResNet-18, in a process of its own, as a user does it."""
+    checkpoint = Path(resnet18["resume"])
+    config = write_config(cityscapes_root, **resnet18, **{"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 2})
     process = start("test.py", "--saveres", "-cfg", config)
     assert (process.returncode, process.stderr) == (0, "")
     out = cityscapes_root / "out"
@@ -64,7 +66,7 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
     files = sorted(path for path in out.rglob("*") if path.is_file())
     assert files == [*(folder / name for name in SAVED), out / "test_cityscapes_val.csv"]
     images = [Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]
-    expected = probabilities(tiny_checkpoint, config, as_batch(images)).argmax(1).numpy()
+    expected = probabilities(checkpoint, config, as_batch(images)).argmax(1).numpy()
     for name, prediction in zip(SAVED, expected, strict=True):
         with Image.open(folder / name) as saved:
             assert (saved.mode, saved.size) == ("P", (128, 64))
@@ -73,7 +75,7 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
             colours = np.array(saved.convert("RGB"))
         assert (colours == np.reshape(PALETTE, (19, 3))[prediction]).all(axis=-1).mean() > 0.999
     (row,) = rows_of(out / "test_cityscapes_val.csv")
-    assert row["checkpoint"] == tiny_checkpoint.name
+    assert row["checkpoint"] == checkpoint.name
     assert f"mIoU {float(row['mIoU']):.2f}" in process.stdout
 
 
@@ -108,34 +110,24 @@ def test_every_checkpoint_of_a_folder_keeps_its_own_predictions(evaluated, citys
     assert saved == {f"model_iter{number:06d}/{name}" for number in (1, 2) for name in SAVED}
 
 
-def read_predictions(out):
-    return np.stack([np.array(Image.open(out / "inference/cityscapes_val" / name)) for name in SAVED])
-
-
-def test_flip_averages_with_the_mirrored_image(evaluated, cityscapes_root, tiny_checkpoint):
-    out, _ = evaluated("--saveres", "--flip")
-    config, batch = (
-        cityscapes_root / "tiny.yaml",
-        as_batch([Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]),
-    )
-    plain = probabilities(tiny_checkpoint, config, batch)
-    averaged = plain + probabilities(tiny_checkpoint, config, batch.flip(-1)).flip(-1)
-    found = read_predictions(out)
-    assert (found == averaged.argmax(1).numpy()).mean() > 0.999
-    assert (found == plain.argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
-
-
-def test_multi_scale_averages_three_sizes(evaluated, cityscapes_root, tiny_checkpoint):
-    out, _ = evaluated("--multi-scale", "--saveres")
+@pytest.mark.parametrize(
+    ("flags", "sizes", "flips"),
+    [(["--flip"], [(128, 64)], 2), (["--multi-scale"], [(90, 45), (128, 64), (166, 83)], 1)],  # 0.7, 1.0 and 1.3 times
+    ids=["flip", "multi-scale"],
+)
+def test_probabilities_are_averaged_over_views(evaluated, cityscapes_root, tiny_checkpoint, flags, sizes, flips):
+    out, _ = evaluated("--saveres", *flags)
     images = [Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]
-    total = 0
-    for size in ((90, 45), (128, 64), (166, 83)):  # 0.7, 1.0 and 1.3 times (128, 64)
+
+    def predicted(size, flipped=False):
         batch = as_batch([image.resize(size, Image.Resampling.BICUBIC) for image in images])
-        total = total + probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", batch)
-    found = read_predictions(out)
-    assert (found == total.argmax(1).numpy()).mean() > 0.995  # antialiased within one grey level of PIL
-    alone = probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", as_batch(images))
-    assert (found == alone.argmax(1).numpy()).mean() < 0.99
+        found = probabilities(tiny_checkpoint, cityscapes_root / "tiny.yaml", batch.flip(-1) if flipped else batch)
+        return found.flip(-1) if flipped else found
+
+    expected = sum(predicted(size, flipped) for size in sizes for flipped in (False, True)[:flips]).argmax(1).numpy()
+    found = np.stack([np.array(Image.open(out / "inference/cityscapes_val" / name)) for name in SAVED])
+    assert (found == expected).mean() > (0.999 if flips == 2 else 0.995)  # antialiased within one grey level of PIL
+    assert (found == predicted((128, 64)).argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
 
 
 def test_16_classes_are_also_reported_without_wall_fence_and_pole(evaluated, cityscapes_root, make_checkpoint):
