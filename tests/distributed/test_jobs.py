@@ -115,7 +115,7 @@ def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root)
     """The last of six images lies in the second process's share of the candidate pass."""
     broken = max((cityscapes_root / "cityscapes/leftImg8bit/train").rglob("*.png"))
     broken.write_bytes(broken.read_bytes()[:300])
-    job = start(2, "train_TCR_DTU", "-cfg", config("out"), launched=True)
+    job = start(2, "train_TCR_DTU", "-cfg", config("out"))
     assert job.wait(60) != 0
     (line,) = job.errors
     assert line.startswith("error: ")
