@@ -19,9 +19,10 @@ lint: setup
 test: lint
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# what takes minutes: runs killed and continued anywhere
+# what takes minutes: runs killed and continued anywhere, many random inputs
 test-long: setup
 	$(VENV)/bin/python -m pytest -m long
+	$(VENV)/bin/python -m pytest --hypothesis-profile many tests/hostile
 
 # toy domains drawn, a source model trained and adapted, a table and a picture: about nine minutes on two cores
 demo: setup

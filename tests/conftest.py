@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from core.configs import cfg
@@ -19,6 +20,11 @@ from core.utils.logging import LOGGER
 from tests.networks import TINY
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+for name, examples in (("few", 150), ("many", 5000)):  # make test-long takes many
+    settings.register_profile(
+        name, max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck
+    )
+settings.load_profile("few")
 
 CELL = 16  # pixels; the scenes are a grid of such squares
 GRID = (4, 8)  # rows and columns: images of 128×64

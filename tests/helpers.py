@@ -12,8 +12,17 @@ from pathlib import Path
 import torch
 
 from core.utils.checkpoints import PARTS
+from core.utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def outcome(action, *args):
+    """(what the action returns, None), or (None, the line of its UserError)."""
+    try:
+        return action(*args), None
+    except UserError as error:
+        return None, str(error)
 
 
 class Killed(BaseException):

@@ -42,6 +42,7 @@ EXAMPLE = (
 )
 TOLERANCE = 1e-4  # of the largest logit
 INPUT, OUTPUT, METADATA = "image", "logits", "metadata.json"
+Runner = Callable[[torch.Tensor], torch.Tensor]
 EXAMPLE_SHAPE = (2, 3, 96, 128)  # what the network is traced with; 1 would be taken for a constant
 
 
@@ -76,7 +77,7 @@ class Format:
     ending: str
     packages: tuple[str, ...]
     write: Callable[[nn.Module, torch.Tensor, dict], bytes]
-    read: Callable[[Path], Callable[[torch.Tensor], torch.Tensor]]
+    read: Callable[[Path], Runner]
 
 
 def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: dict) -> bytes:
@@ -94,7 +95,7 @@ def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: dict) -> by
     return program.model_proto.SerializeToString()
 
 
-def _read_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _read_onnx(path: Path) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -118,7 +119,7 @@ def _write_torch_export(network: nn.Module, example: torch.Tensor, metadata: dic
     return buffer.getvalue()
 
 
-def _read_torch_export(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _read_torch_export(path: Path) -> Runner:
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
@@ -152,15 +153,11 @@ def describe(config, taxonomy: Taxonomy, checkpoint: Path, normalised_inside: bo
 
 
 @torch.inference_mode()
-def check(
-    run: Callable[[torch.Tensor], torch.Tensor],
-    model: nn.Module,
-    normalise: Normalise,
-    normalised_inside: bool,
-    shapes: Sequence[tuple[int, ...]],
-) -> None:
+def check(run: Runner, model: nn.Module, normalise: Normalise, inside: bool, shapes: Sequence[tuple[int, ...]]) -> None:
     """Feed an exported file and the model, as it was before, with the same noise of every shape.
 
+    Args:
+        inside: the file normalises its input itself.
     Raises:
         UserError: their outputs differ.
     """
@@ -170,7 +167,7 @@ def check(
         prepared = normalise(image)
         with evaluating(model):
             expected = model(prepared, shape[-2:])
-        found = run(image if normalised_inside else prepared)
+        found = run(image if inside else prepared)
         if found.shape != expected.shape:
             raise UserError(f"the exported file gives {tuple(found.shape)} for {shape}, not {tuple(expected.shape)}")
         difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
@@ -182,12 +179,6 @@ def check(
         if not difference <= TOLERANCE * largest:  # or NaN
             raise UserError(f"the exported file is not the model ({result}): nothing was written")
         LOGGER.info("checked: %s", result)
-
-
-def checked_shapes(config) -> list[tuple[int, ...]]:
-    """One image of INPUT_SIZE_TEST, and two of an odd size of another aspect."""
-    width, height = config.INPUT.INPUT_SIZE_TEST
-    return [(1, 3, height, width), (2, 3, max(height * 2 // 3, 16) | 1, max(width // 2, 16) | 1)]
 
 
 def export(args: argparse.Namespace) -> None:
@@ -210,6 +201,8 @@ def export(args: argparse.Namespace) -> None:
     network = Deployed(plain_copy(model), normalise if args.normalise else None)
     example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
     example = example if args.normalise else normalise(example)
+    width, height = config.INPUT.INPUT_SIZE_TEST
+    shapes = (1, 3, height, width), (2, 3, max(height * 2 // 3, 16) | 1, max(width // 2, 16) | 1)  # one odd
     with _quiet(), replacing(path) as temporary:
         try:
             with torch.no_grad():
@@ -218,7 +211,7 @@ def export(args: argparse.Namespace) -> None:
             reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
             raise UserError(f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {reason}") from error
         temporary.write_bytes(data)
-        check(form.read(temporary), model, normalise, args.normalise, checked_shapes(config))
+        check(form.read(temporary), model, normalise, args.normalise, shapes)
     LOGGER.info("wrote %s (%s, %.1f MB, %d classes)", path, args.format, len(data) / 1e6, len(taxonomy))
 
 

@@ -22,7 +22,10 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
         config.OUTPUT_DIR = default_output_dir(path)
-    check_config(config)
+    for key, (rule, _) in OPTIONS.items():
+        value = config.find(key)
+        if rule is not None and not rule.holds(value):
+            raise UserError(f"{key} must be {rule.words}, not {value!r}")
     config.freeze()
     return config
 
@@ -52,11 +55,3 @@ def _is_key(word: str) -> bool:
 def default_output_dir(path: str | Path) -> str:
     """OUTPUT_DIR of a config that names none."""
     return str(Path("results") / Path(path).stem)
-
-
-def check_config(config: Config) -> None:
-    """Raise UserError for the first option whose value is none that it may have."""
-    for key, (rule, _) in OPTIONS.items():
-        value = config.find(key)
-        if rule is not None and not rule.holds(value):
-            raise UserError(f"{key} must be {rule.words}, not {value!r}")

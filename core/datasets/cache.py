@@ -43,9 +43,12 @@ class ImageCache:
         Args:
             purpose: whatever `make` depends on, as something whose repr says it all.
         """
-        name = self._name(path, purpose)
-        if name is None:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
             return make(path)  # which knows best what to say about a file that is not there
+        content = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns, purpose))
+        name = hashlib.blake2b(os.fsencode(content), digest_size=20).hexdigest() + ".npy"
         try:
             return np.load(self.folder / name, mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -53,15 +56,6 @@ class ImageCache:
         array = make(path)
         self._keep(name, array)
         return array
-
-    @staticmethod
-    def _name(path: Path, purpose: Hashable) -> str | None:
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            return None
-        content = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns, purpose))
-        return hashlib.blake2b(os.fsencode(content), digest_size=20).hexdigest() + ".npy"
 
     def _keep(self, name: str, array: np.ndarray) -> None:
         """Write a file under a name of its own and rename it: others see it whole or not at all."""

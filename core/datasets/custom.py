@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,13 @@ class Split:
     label_pattern: str | None = None
 
 
-@dataclass(frozen=True)
-class _LabelFiles:
-    """From image file to label file; a value, so that loader processes can be handed it."""
-
-    split: Split
-    image_folder: Path
-    label_folder: Path
-
-    def __call__(self, image: Path) -> Path:
-        name = image.relative_to(self.image_folder).as_posix()
-        stem = name.removesuffix(image.suffix)
-        if self.split.label_pattern is None:
-            return self.label_folder / f"{stem}.png"
-        star = stem if self.split.pattern is None else _star(name, self.split.pattern)
-        return self.label_folder / self.split.label_pattern.replace("*", star)
+def _label_file(split: Split, image_folder: Path, label_folder: Path, image: Path) -> Path:
+    name = image.relative_to(image_folder).as_posix()
+    stem = name.removesuffix(image.suffix)
+    if split.label_pattern is None:
+        return label_folder / f"{stem}.png"
+    star = stem if split.pattern is None else _star(name, split.pattern)
+    return label_folder / split.label_pattern.replace("*", star)
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class CustomReader:
         paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
         labels = None
         if files.labels is not None:
-            labels = _LabelFiles(files, folder, root / os.path.expanduser(files.labels))
+            labels = partial(_label_file, files, folder, root / os.path.expanduser(files.labels))
             masks = set(map(labels, paths))  # where images and labels share a folder
             paths = [path for path in paths if path not in masks]
         if not paths:
@@ -137,10 +130,10 @@ def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
     usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
     given: dict[str, Any] = {"colours": usual | colours}
     if "paste" in fields:
-        given["paste"] = _classes(fields["paste"], names, f"{key}.paste")
+        given["paste"] = _texts(fields["paste"], f"{key}.paste", names)
     if "partners" in fields:
         partners = _by_class(fields, "partners", names, key)
-        given["partner_names"] = {n: _classes(value, names, f"{key}.partners.{n}") for n, value in partners.items()}
+        given["partner_names"] = {n: _texts(value, f"{key}.partners.{n}", names) for n, value in partners.items()}
         for name, others in given["partner_names"].items():
             if name in others:
                 raise UserError(f"{key}.partners.{name} names the class itself")
@@ -218,16 +211,8 @@ def _by_class(fields: Mapping, field: str, names: Sequence[str], key: str) -> di
     return dict(values)
 
 
-def _classes(value: Any, names: Sequence[str], key: str) -> tuple[str, ...]:
-    """A list of some of the classes."""
-    chosen = _texts(value, key)
-    for name in chosen:
-        _require_class(name, names, key)
-    return chosen
-
-
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    """A list of names, none twice."""
+def _texts(value: Any, key: str, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """A list of names, none twice; of `classes`, if given."""
     if not isinstance(value, list):
         raise UserError(f"{key} must be a list of names, not {shown(value)}")
     seen = set()
@@ -237,6 +222,8 @@ def _texts(value: Any, key: str) -> tuple[str, ...]:
         if name in seen:
             raise UserError(f"{key} names {name!r} twice")
         seen.add(name)
+        if classes is not None:
+            _require_class(name, classes, key)
     return tuple(value)
 
 

@@ -116,8 +116,12 @@ def read_label(path: str | Path) -> np.ndarray:
     """
     data = _read_bytes(path, "label")
     is_png = data.startswith(b"\x89PNG")
-    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:
-        return _decode_palette(path, data)
+    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:  # OpenCV would turn the indices into colours
+        try:
+            with _opened(io.BytesIO(data)) as image:
+                return np.array(image)
+        except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+            raise _undecodable(path, "label", data) from None
     label = _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
     depth = data[_PNG_DEPTH] if is_png else 8 * label.itemsize  # OpenCV makes 8 bits of fewer
     if label.ndim != 2 or depth != 8:
@@ -137,15 +141,6 @@ def read_red_channel(path: str | Path) -> np.ndarray:
         found = f"{8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
         raise BadImage(f"label {path} is {found}; it must be 16-bit RGB, values in the red channel", path)
     return label[..., 2]  # OpenCV's order is BGR
-
-
-def _decode_palette(path: str | Path, data: bytes) -> np.ndarray:
-    """The indices, which OpenCV would turn into colours."""
-    try:
-        with _opened(io.BytesIO(data)) as image:
-            return np.array(image)
-    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-        raise _undecodable(path, "label", data) from None
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:

@@ -28,12 +28,7 @@ from core.utils.errors import UserError, shorten
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 _PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
-_HINTS = {
-    signal.SIGKILL: ", as where memory runs out",
-    signal.SIGBUS: ", as where shared memory (/dev/shm) runs out",
-}
-
-warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores, which is fine
+_HINTS = {signal.SIGKILL: ", as where memory runs out", signal.SIGBUS: ", as where shared memory (/dev/shm) runs out"}
 
 
 class WorkerDied(UserError):
@@ -115,20 +110,17 @@ class Loader:
                 "worker_init_fn": _start_worker,
                 "multiprocessing_context": _worker_context(),
             }
-        self._loader = DataLoader(
-            _Guarded(dataset, self._skipped),
-            num_workers=workers,
-            collate_fn=partial(_guarded_collate, collate),
-            batch_sampler=self._handed,
-            **options,
-        )
+        guarded, collate = _Guarded(dataset, self._skipped), partial(_guarded_collate, collate)
+        options |= {"num_workers": workers, "collate_fn": collate, "batch_sampler": self._handed}
+        with _many_workers():
+            self._loader = DataLoader(guarded, **options)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator:
         others = set(multiprocessing.active_children())
-        with _deaths_show_in_next():
+        with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
         # in the order in which they were started: a name is ForkServerProcess-7, say
         workers = sorted(set(multiprocessing.active_children()) - others, key=lambda w: int(w.name.split("-")[1]))
@@ -214,14 +206,20 @@ def _end_with_main() -> None:
 @contextmanager
 def _deaths_show_in_next() -> Iterator[None]:
     """Keep torch from raising a worker's death wherever the main process happens to be; `next` finds it, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if threading.current_thread() is threading.main_thread():  # elsewhere torch leaves it alone
+            signal.signal(signal.SIGCHLD, handler)
+
+
+@contextmanager
+def _many_workers() -> Iterator[None]:
+    """Without the warning that there are more workers than cores, which is fine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class FullViews(Dataset):

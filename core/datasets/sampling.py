@@ -49,12 +49,7 @@ class Stream:
     """
 
     def __init__(
-        self,
-        iterations: range,
-        batch_size: int,
-        order: np.ndarray,
-        start: int | None = None,
-        part: range | None = None,
+        self, iterations: range, batch_size: int, order: np.ndarray, start: int | None = None, part: range | None = None
     ):
         self._iterations, self._batch_size, self._order = iterations, batch_size, order
         self._first = (iterations.start if start is None else start) * batch_size

@@ -2,8 +2,10 @@
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,4 +93,11 @@ class Monitor:
             except Exception as error:  # protobuf of another version, say, which raises what it likes
                 raise UserError(f"the package tensorboard cannot be imported ({error}); install it anew") from error
             self._writer = SummaryWriter(self._folder / TENSORBOARD, purge_step=self._first)
+            threading.excepthook = partial(_without_writers, threading.excepthook)
         return self._writer if self._tensorboard else None
+
+
+def _without_writers(report: Callable, error: threading.ExceptHookArgs) -> None:
+    """For TensorBoard's thread, whose error is raised again, and said, at the next record."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        report(error)

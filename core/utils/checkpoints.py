@@ -27,7 +27,13 @@ def read_tensors(path: str | Path) -> dict:
         UserError: missing, unreadable, or anything but such a dict.
     """
     try:
-        _check_file(path)
+        with open_regular(path) as file:
+            if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
+                with zipfile.ZipFile(file) as archive:
+                    claimed = sum(entry.file_size for entry in archive.infolist())
+                size = os.fstat(file.fileno()).st_size
+                if claimed > size:  # torch writes uncompressed
+                    raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,22 +48,6 @@ def read_tensors(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
     return content
-
-
-def _check_file(path: str | Path) -> None:
-    """Refuse what would take more memory than the file has bytes, or never end.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: an archive that holds more than the file does, which torch writes uncompressed.
-    """
-    with open_regular(path) as file:
-        if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
-            with zipfile.ZipFile(file) as archive:
-                claimed = sum(entry.file_size for entry in archive.infolist())
-            size = os.fstat(file.fileno()).st_size
-            if claimed > size:
-                raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:

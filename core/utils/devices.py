@@ -240,10 +240,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def one_thread() -> Iterator[None]:
     """Run torch on one CPU thread, so that sums do not depend on how many there are."""
     threads = torch.get_num_threads()
-    if threads > 1:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if threads > 1:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)

@@ -51,7 +51,7 @@ class _Listener:
             raise Stopped(self.received)
 
 
-_listener: _Listener | None = None
+_listener = _Listener()  # until a program listens, one that hears nothing
 
 
 @contextmanager
@@ -74,9 +74,9 @@ def listening() -> Iterator[None]:
         _listener = outer
 
 
-def _heard() -> _Listener | None:
-    """The listener where its handler runs: in the main thread."""
-    return _listener if threading.current_thread() is threading.main_thread() else None
+def _heard() -> _Listener:
+    """The listener where its handler runs, in the main thread; elsewhere one that hears nothing."""
+    return _listener if threading.current_thread() is threading.main_thread() else _Listener()
 
 
 @contextmanager
@@ -86,9 +86,6 @@ def deferred() -> Iterator[None]:
     So does one that went unseen before it: Python drops what a handler raises in a finaliser.
     """
     listener = _heard()
-    if listener is None:
-        yield
-        return
     listener.depth += 1
     try:
         yield
@@ -101,9 +98,6 @@ def deferred() -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Within a :func:`deferred` block, one that a signal does interrupt; one that came before raises as it begins."""
     listener = _heard()
-    if listener is None:
-        yield
-        return
     depth, listener.depth = listener.depth, 0
     try:
         listener.check()
@@ -114,10 +108,9 @@ def interruptible() -> Iterator[None]:
 
 def received() -> int:
     """The signal that came first, 0 if none has."""
-    return 0 if _listener is None or _listener.received is None else int(_listener.received)
+    return int(_listener.received or 0)
 
 
 def acknowledge() -> None:
     """The stop is being seen to: from here on only a second SIGINT is heard."""
-    if _listener is not None:
-        _listener.acknowledged = True
+    _listener.acknowledged = True

@@ -23,6 +23,7 @@ from core.datasets.sampling import Request, TrainingSamples
 from core.datasets.skipping import BadImage, SkippedImages
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
+from tests.helpers import PROJECT
 
 
 class Numbers(Dataset):
@@ -33,14 +34,6 @@ class Numbers(Dataset):
         if index == 3:
             raise UserError("the fourth is broken")
         return index
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_users_error_comes_out_of_a_worker_as_it_is(workers):
-    seen = []
-    with pytest.raises(UserError, match=r"^the fourth is broken$"):
-        seen.extend(Loader(Numbers(), list, workers, batch_size=1))
-    assert len(seen) <= 3
 
 
 def test_more_workers_than_cores_are_nobodys_business(monkeypatch):
@@ -155,8 +148,11 @@ def test_errors_of_other_kinds_keep_their_type(impatient):
 
 def test_workers_end_with_the_error_that_ends_the_loop(impatient):
     others = set(active_children())
-    for dataset, kind in ((Fatal(end, signal.SIGKILL), WorkerDied), (Numbers(), UserError)):
-        with pytest.raises(kind) as caught:  # kept, and with it the frames that it came through
+    for dataset, kind, message in (
+        (Fatal(end, signal.SIGKILL), WorkerDied, "killed"),
+        (Numbers(), UserError, "^the fourth is broken$"),
+    ):
+        with pytest.raises(kind, match=message) as caught:  # kept, and with it the frames that it came through
             list(Loader(dataset, list, 2, batch_size=1))
         assert set(active_children()) <= others
         assert caught.value.__context__ is None
@@ -241,18 +237,29 @@ def test_nothing_but_bad_images_is_an_error(limit):
     assert len(dataset.skipped.paths) == limit
 
 
-def frames(folder, write_png, draw_scene, bad=(), limit=0):
-    paths = []
-    for number in range(5):
-        paths.append(write_png(folder / f"{number}.png", draw_scene(number)[0]))
-        if number in bad:
-            paths[-1].write_bytes(b"")
-    return ImageSet("frames", tuple(paths), tuple(p.name for p in paths), skipped=SkippedImages(limit))
+def inside(folder, path):
+    return folder / path.name
+
+
+@pytest.fixture
+def frames(tmp_path, write_png, draw_scene):
+    """frames(bad=(), limit=0): five scenes with their labels, those of these numbers empty files."""
+
+    def make(bad=(), limit=0):
+        paths = tuple(tmp_path / f"{number}.png" for number in range(5))
+        for number, path in enumerate(paths):
+            image, label = draw_scene(number)
+            path.write_bytes(b"") if number in bad else write_png(path, image)
+            write_png(tmp_path / "labels" / path.name, label)
+        names, table = tuple(path.name for path in paths), np.arange(256, dtype=np.uint8)
+        return ImageSet("x", paths, names, partial(inside, tmp_path / "labels"), table, skipped=SkippedImages(limit))
+
+    return make
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_pass_goes_on_with_a_black_view_for_a_bad_image(tmp_path, write_png, draw_scene, workers):
-    images = frames(tmp_path, write_png, draw_scene, bad=(1, 4), limit=2)
+def test_a_pass_goes_on_with_a_black_view_for_a_bad_image(frames, workers):
+    images = frames(bad=(1, 4), limit=2)
     part = images.restricted([0, 1, 2, 4])
     batches = list(full_view_loader(part, [(32, 16)], 2, workers))
     assert [batch["bad"] for batch in batches] == [[False, True], [False, True]]
@@ -262,14 +269,8 @@ def test_a_pass_goes_on_with_a_black_view_for_a_bad_image(tmp_path, write_png, d
     assert images.skipped.paths == [str(images.paths[1]), str(images.paths[4])]  # one count for the whole run
 
 
-def test_workers_hand_views_and_labels_over_in_shared_memory(tmp_path, write_png, draw_scene):
-    images = frames(tmp_path, write_png, draw_scene)
-    labels = tmp_path / "labels"
-    labels.mkdir()
-    for number, path in enumerate(images.paths):
-        write_png(labels / path.name, draw_scene(number)[1])
-    images = ImageSet("frames", images.paths, images.names, partial(_inside, labels), np.arange(256, dtype=np.uint8))
-    for number, batch in enumerate(full_view_loader(images, [(32, 16)], 1, 1, labels=True)):
+def test_workers_hand_views_and_labels_over_in_shared_memory(frames, draw_scene):
+    for number, batch in enumerate(full_view_loader(frames(), [(32, 16)], 1, 1, labels=True)):
         (view,), (label,) = batch["views"], batch["label"]
         assert view.is_shared()
         assert label.is_shared()  # a pipe of 64 KB would have the main process wait for 2 MB
@@ -277,22 +278,11 @@ def test_workers_hand_views_and_labels_over_in_shared_memory(tmp_path, write_png
         assert np.array_equal(label, draw_scene(number)[1])
 
 
-def _inside(folder, path):
-    return folder / path.name
-
-
-def test_a_pass_with_too_many_bad_images_ends(tmp_path, write_png, draw_scene):
-    images = frames(tmp_path, write_png, draw_scene, bad=(1, 2), limit=1)
-    with pytest.raises(UserError, match=r"2\.png cannot be decoded .*1 bad image skipped before it"):
-        list(full_view_loader(images, [(32, 16)], 1, 0))
-
-
-def test_an_evaluation_leaves_nothing_out(tmp_path, write_png, draw_scene):
-    images = frames(tmp_path, write_png, draw_scene, bad=(1,), limit=3)
-    with pytest.raises(BadImage, match=r"1\.png cannot be decoded"):
-        list(full_view_loader(ImageSet(images.name, images.paths, images.names), [(32, 16)], 1, 0))
-    with pytest.raises(BadImage, match=r"(0|1)\.png"):
-        list(full_view_loader(images.restricted([1]), [(32, 16)], 1, 0, labels=True))
+def test_an_evaluation_leaves_nothing_out(frames):
+    images = frames(bad=(1,), limit=3)
+    for part, labels in ((ImageSet(images.name, images.paths, images.names), False), (images, True)):
+        with pytest.raises(BadImage, match=r"1\.png cannot be decoded"):
+            list(full_view_loader(part, [(32, 16)], 1, 0, labels=labels))
 
 
 def test_bad_images_survive_the_way_out_of_a_process():
@@ -319,8 +309,10 @@ def test_a_worker_does_not_hold_the_main_processs_memory():
     assert weights.all()
 
 
-ENDLESS = """
+SCRIPT = """
 import os, time
+from multiprocessing import connection
+import torch
 from core.datasets.loading import Loader
 
 class Processes:
@@ -329,75 +321,52 @@ class Processes:
 
     def __getitem__(self, index):
         time.sleep(0.01)
-        return os.getpid(), os.getppid()
-
-if __name__ == "__main__":
-    batches = iter(Loader(Processes(), list, 2))
-    for batch in (next(batches), next(batches)):
-        print(*batch[0], flush=True)
-    time.sleep(600)
-"""
-
-
-HALF_TAKEN = """
-import time
-from multiprocessing import connection
-import torch
-from core.datasets.loading import Loader
-
-class Tensors:
-    def __len__(self):
-        return 1000
-
-    def __getitem__(self, index):
-        return torch.zeros(1000)
+        return torch.tensor([os.getpid(), os.getppid()])
 
 def stop(*_):
     raise KeyboardInterrupt
 
 if __name__ == "__main__":
-    batches = iter(Loader(Tensors(), torch.stack, 1))  # of two, the second one's batch might be here already
+    batches = iter(Loader(Processes(), torch.stack, 1))  # of two, the second one's batch might be here already
     next(batches)
-    connection.answer_challenge = stop  # as a signal in the middle of taking a tensor from a worker
+    answer, connection.answer_challenge = connection.answer_challenge, stop
     try:
-        next(batches)
+        next(batches)  # as if a signal came in the middle of taking a tensor from a worker
     except KeyboardInterrupt:
         time.sleep(0.5)
         print("stopped")
+    connection.answer_challenge = answer
+    batches = iter(Loader(Processes(), torch.stack, 2))
+    for batch in (next(batches), next(batches)):
+        print(*batch[0].tolist(), flush=True)
+    time.sleep(600)
 """
 
 
-def run_script(folder, text):
-    folder.joinpath("script.py").write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    command, pipe = [sys.executable, folder / "script.py"], subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def test_workers_are_silent_about_a_batch_that_the_main_process_left_half_taken(tmp_path):
-    with run_script(tmp_path, HALF_TAKEN) as main:
-        assert main.communicate(timeout=120) == ("stopped\n", "")
-
-
-def test_workers_are_not_silent_about_defects(capsys):
-    _without_lost_connections(RuntimeError, RuntimeError("a defect"), None)
-    assert "a defect" in capsys.readouterr().err
-
-
 def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_no_worker_outlives_a_main_process_that_was_killed(tmp_path):
-    with run_script(tmp_path, ENDLESS) as main:
+def test_workers_are_silent_about_a_batch_left_half_taken_and_never_outlive_a_killed_main_process(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command, environment = [sys.executable, tmp_path / "script.py"], os.environ | {"PYTHONPATH": str(PROJECT)}
+    with (
+        (tmp_path / "errors.txt").open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as main,
+    ):
+        assert main.stdout.readline() == "stopped\n"
         processes = {int(word) for _ in range(2) for word in main.stdout.readline().split()}
         assert len(processes) == 3  # two workers and what they were forked from
         assert all(map(is_running, processes))
+        assert (tmp_path / "errors.txt").read_text() == ""
         main.kill()
     deadline = time.monotonic() + 60
     while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, processes))
+
+
+def test_workers_are_not_silent_about_defects(capsys):
+    _without_lost_connections(RuntimeError, RuntimeError("a defect"), None)
+    assert "a defect" in capsys.readouterr().err

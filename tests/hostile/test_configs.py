@@ -16,8 +16,7 @@ from core.datasets.catalog import ENTRIES
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.taxonomy import Taxonomy
 from core.utils.errors import UserError
-from tests.helpers import PROJECT
-from tests.hostile.cases import few_and_many, outcome
+from tests.helpers import PROJECT, outcome
 
 
 def config_or_line(path, options=()):
@@ -256,12 +255,6 @@ def custom_sets(draw):
 OPTION_PAIRS = st.lists(st.tuples(keys, words), max_size=3)
 YAML_TEXTS = st.one_of(st.text(max_size=40), st.text("[]{}:,-&*!|>'\"#%@` \n\tab1.", max_size=60), mutated_files())
 SET_NAMES = st.one_of(st.just("mine"), words)
-CASES = few_and_many(100, 3000)
-
-
-def load_options(file, pairs):
-    file.write_text("", encoding="utf-8")
-    config_or_line(file, [word for pair in pairs for word in pair])
 
 
 def load_text(file, text):
@@ -269,39 +262,31 @@ def load_text(file, text):
     return config_or_line(file)[0]
 
 
-def load_tree(file, tree):
+@given(pairs=OPTION_PAIRS)
+def test_any_options_load_or_are_one_line(file, pairs):
+    file.write_text("", encoding="utf-8")
+    config_or_line(file, [word for pair in pairs for word in pair])
+
+
+@given(text=YAML_TEXTS)
+def test_any_text_loads_or_is_one_line(file, text):
+    load_text(file, text)
+
+
+@given(tree=trees)
+def test_any_tree_loads_or_is_one_line(file, tree):
     config = load_text(file, yaml.safe_dump(tree, allow_unicode=True))
     if config is not None:  # what it dumps is what it means
         assert load_text(file, config.dump()).dump() == config.dump()
 
 
-@CASES
-@pytest.mark.parametrize(
-    ("load", "values"),
-    [(load_options, OPTION_PAIRS), (load_text, YAML_TEXTS), (load_tree, trees)],
-    ids=["options", "texts", "trees"],
-)
-def test_anything_loads_or_is_one_line(file, examples, load, values):
-    @examples
-    @given(value=values)
-    def check(value):
-        load(file, value)
-
-    check()
-
-
-@CASES
-def test_custom_sets(examples):
-    @examples
-    @given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
-    def check(name, tree):
-        parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
-        if parsed is None:
-            assert line.isprintable()
-            return
-        taxonomy, reader = parsed
-        assert isinstance(taxonomy, Taxonomy)
-        assert isinstance(reader, CustomReader)
-        assert set(reader.classes.values()) <= set(taxonomy.names)
-
-    check()
+@given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
+def test_custom_sets(name, tree):
+    parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
+    if parsed is None:
+        assert line.isprintable()
+        return
+    taxonomy, reader = parsed
+    assert isinstance(taxonomy, Taxonomy)
+    assert isinstance(reader, CustomReader)
+    assert set(reader.classes.values()) <= set(taxonomy.names)

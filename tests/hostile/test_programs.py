@@ -98,6 +98,9 @@ TARGETS = [
     (["OUTPUT_DIR", "{root}/tiny.yaml/out"], ["OUTPUT_DIR", "tiny.yaml/out", "cannot be written"]),
     (["OUTPUT_DIR", "{root}/tiny.yaml"], ["OUTPUT_DIR", "tiny.yaml", "cannot be written"]),
     (["resume", "{root}/cityscapes"], ["cityscapes", "holds no state", "a checkpoint's file"]),
+    (["resume", "auto"], ["resume auto", "holds no state", "resume FILE", "resume auto:FILE"]),
+    (["resume", "auto:{root}/none.pth"], ["none.pth does not exist"]),
+    (["resume", "auto", "--check"], ["holds no state"]),
     (["resume", "", "MODEL.WEIGHTS", "{root}/net.pth"], ["MODEL.WEIGHTS", "net.pth", "does not exist"]),
 ]
 TESTS = [

@@ -74,7 +74,6 @@ def flags(monkeypatch):
         (filling, "fill_uninitialized_memory"),
     )
     before = [getattr(owner, name) for owner, name in places]
-    algorithms = torch.are_deterministic_algorithms_enabled()
 
     def now():
         return {
@@ -87,7 +86,7 @@ def flags(monkeypatch):
     yield now
     for (owner, name), value in zip(places, before, strict=True):
         setattr(owner, name, value)
-    torch.use_deterministic_algorithms(algorithms)
+    torch.use_deterministic_algorithms(False)
 
 
 def solver(**options):
@@ -101,16 +100,13 @@ def solver(**options):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)], ids=lambda value: str(value)
+    ("wanted", "current", "index"),
+    [("auto", 0, 0), ("cuda", 0, 0), ("cuda:0", 0, 0), ("cuda:1", 0, 1), ("cuda", 1, 1)],  # the last: a caller's choice
 )
-def test_a_cuda_device_has_an_index_and_is_the_current_one(two_gpus, wanted, index):
+def test_a_cuda_device_has_an_index_and_is_the_current_one(two_gpus, wanted, current, index):
+    two_gpus.current = current
     assert devices.choose_device(wanted) == torch.device("cuda", index)
     assert two_gpus.set == [index]
-
-
-def test_the_device_that_a_caller_made_current_is_the_one_that_cuda_means(two_gpus):
-    two_gpus.current = 1
-    assert devices.choose_device("cuda") == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
@@ -122,32 +118,30 @@ def test_of_several_processes_each_has_its_own(two_gpus, monkeypatch, wanted, lo
     assert two_gpus.set == [local_rank]
 
 
-def test_several_processes_on_one_device_are_refused(two_gpus, monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 2)
-    with pytest.raises(UserError, match=re.escape("MODEL.DEVICE is 'cuda:1', but of several processes each has")):
-        devices.choose_device("cuda:1")
+@pytest.mark.parametrize(
+    ("gpus", "processes", "wanted", "message"),
+    [
+        *((2, 1, name, f"MODEL.DEVICE {name!r}") for name in ("gpu", "cuda:x", "", "mps", "meta", "xpu:0")),
+        (2, 1, "cuda:2", "MODEL.DEVICE cuda:2 is not available here (CUDA error: invalid device ordinal); use auto or"),
+        (0, 1, "cuda:0", "MODEL.DEVICE cuda:0 is not available here (CUDA error: invalid device ordinal); use auto or"),
+        (2, 2, "cuda:1", "MODEL.DEVICE is 'cuda:1', but of several processes each has"),
+    ],
+)
+def test_a_device_that_cannot_be_is_one_line(monkeypatch, gpus, processes, wanted, message):
+    cuda = Cuda(gpus).patch(monkeypatch)
+    monkeypatch.setattr(distributed, "count", lambda: processes)
+    with pytest.raises(UserError) as caught:
+        devices.choose_device(wanted)
+    line = str(caught.value)
+    assert line.startswith(message)
+    assert "\n" not in line
+    assert "not available" in line or processes > 1 or line.endswith("use auto, cpu, cuda or cuda:0")
+    assert cuda.set == []
 
 
-def test_without_a_gpu_auto_is_the_cpu_and_cuda_one_line(monkeypatch):
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     Cuda(0).patch(monkeypatch)
     assert devices.choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError) as caught:
-        devices.choose_device("cuda:0")
-    assert str(caught.value) == (
-        "MODEL.DEVICE cuda:0 is not available here (CUDA error: invalid device ordinal); use auto or cpu"
-    )
-
-
-@pytest.mark.parametrize("wanted", ["gpu", "cuda:x", "", "mps", "meta", "xpu:0"])
-def test_names_that_are_no_device_of_ours(two_gpus, wanted):
-    with pytest.raises(UserError, match=re.escape(f"MODEL.DEVICE {wanted!r}") + ".*use auto, cpu, cuda or cuda:0"):
-        devices.choose_device(wanted)
-    assert two_gpus.set == []
-
-
-def test_a_device_that_is_not_there(two_gpus):
-    with pytest.raises(UserError, match=re.escape("MODEL.DEVICE cuda:2 is not available here (CUDA error")):
-        devices.choose_device("cuda:2")
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
@@ -324,10 +318,8 @@ def test_a_device_that_cannot_say_what_it_holds(monkeypatch):
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
-    with (
-        pytest.raises(UserError, match=r"^the device ran out of memory; "),
-        devices.device_errors(cfg.clone(), False),
-    ):
+    message = r"^the device ran out of memory; "
+    with pytest.raises(UserError, match=message), devices.device_errors(cfg.clone(), False):
         raise OUT_OF_MEMORY[0]
 
 
@@ -345,19 +337,17 @@ def test_a_full_device_is_one_line_while_the_network_is_loaded(
     def full(*_args, **_named):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 
-    argv = ["-cfg", str(write_config(cityscapes_root)), "resume", str(tiny_checkpoint)]
+    several = cityscapes_root / "several"
+    several.mkdir()
+    for number in (1, 2):
+        (several / f"model_iter{number:06d}.pth").symlink_to(tiny_checkpoint)
+    main, *words, resume = {
+        "test.py": (evaluate, tiny_checkpoint),
+        "ranking": (evaluate, "--rank-without-labels", several),
+        "train_TCR_DTU.py --check": (adapt, "--check", tiny_checkpoint),
+    }[program]
     monkeypatch.setattr("core.models.deeplab.Segmentor.to", full)
-    if program == "test.py":
-        code = evaluate(argv)
-    elif program == "ranking":
-        folder = cityscapes_root / "several"
-        folder.mkdir()
-        for number in (1, 2):
-            (folder / f"model_iter{number:06d}.pth").write_bytes(tiny_checkpoint.read_bytes())
-        code = evaluate(["--rank-without-labels", *argv[:3], str(folder)])
-    else:
-        code = adapt(["--check", *argv])
-    assert code == 1
+    assert main([*words, "-cfg", str(write_config(cityscapes_root)), "resume", str(resume)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "ran out of memory" in error

@@ -14,19 +14,27 @@ from core.utils.errors import UserError
 from core.utils.locks import LOCK, check_unlocked, locked
 
 HOLDER = """
-import sys, time
+import sys
+from core.utils.errors import UserError
 from core.utils.locks import locked
-with locked(sys.argv[1], "OUTPUT_DIR"):
-    print("held", flush=True)
-    sys.stdin.readline()
+try:
+    with locked(sys.argv[1], "OUTPUT_DIR"):
+        print("held", flush=True)
+        sys.stdin.readline()
+except UserError:
+    print("refused", flush=True)
 """
+
+
+def start(folder, script=HOLDER):
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds tmp_path."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = start(tmp_path)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -54,9 +62,8 @@ def test_a_lock_whose_holder_was_killed_is_not_in_the_way(tmp_path, holder):
 
 def test_a_program_that_outlives_its_parent_does_not_hold_the_lock(tmp_path):
     """As git, ffmpeg or the process that starts a loader's workers could, for some seconds."""
-    start = "import subprocess; print(subprocess.Popen(['sleep', '60'], close_fds=False).pid); print("
-    command = [sys.executable, "-c", HOLDER.replace("print(", start), str(tmp_path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    sleep = 'import subprocess; print(subprocess.Popen(["sleep", "60"], close_fds=False).pid); print("held"'
+    process = start(tmp_path, HOLDER.replace('print("held"', sleep))
     child = int(process.stdout.readline())
     try:
         process.kill()
@@ -96,25 +103,9 @@ def test_a_file_that_its_last_holder_removed_meanwhile_is_no_lock(tmp_path, monk
 
 
 def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
-    """Each holds it until all have tried."""
-    script = """
-import sys
-from core.utils.errors import UserError
-from core.utils.locks import locked
-sys.stdin.readline()
-try:
-    with locked(sys.argv[1], "OUTPUT_DIR"):
-        print("got", flush=True)
-        sys.stdin.readline()
-except UserError:
-    print("refused", flush=True)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    """It holds it until all have tried."""
+    processes = [start(tmp_path) for _ in range(4)]
     answers = [process.stdout.readline().strip() for process in processes]
     for process in processes:
         process.communicate("done\n")
-    assert sorted(answers) == ["got", "refused", "refused", "refused"]
+    assert sorted(answers) == ["held", "refused", "refused", "refused"]

@@ -17,6 +17,7 @@ def test_results_come_in_order_from_another_thread():
         return number**2
 
     assert list(overlapped(square, range(20))) == [n**2 for n in range(20)]
+    assert list(overlapped(square, [])) == []
     assert len(threads) == 1
     assert threading.get_ident() not in threads
 
@@ -72,7 +73,3 @@ def test_an_error_of_the_input_comes_out():
 
     with pytest.raises(KeyboardInterrupt):
         list(overlapped(lambda item: item, items()))
-
-
-def test_nothing_in_nothing_out():
-    assert list(overlapped(lambda item: item, [])) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core.configs import load_config
 from core.configs.loading import split_options
-from core.datasets.catalog import find_label_values, find_taxonomy
+from core.datasets.catalog import find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
 from core.datasets.sizes import warn_of_aspect
@@ -57,7 +57,9 @@ def predict(args: argparse.Namespace) -> None:
     claimed = [path for series in planned for path in series.claimed]
     if not args.overwrite:
         refuse_existing(claimed, "choose another -o, or give --overwrite")
-        refuse_other_legend(out / LEGEND, legend)
+        if (out / LEGEND).is_file() and (out / LEGEND).read_bytes() != legend:
+            other = f"{out / LEGEND} is there with other classes or colours"
+            raise UserError(f"{other}: choose another -o, or give --overwrite")
     with device_errors(config, training=False):
         device, model = prepare_device(config), build_model(config).requires_grad_(False)
         load_checkpoint(model, checkpoint)
@@ -68,8 +70,7 @@ def predict(args: argparse.Namespace) -> None:
     make_folder(out, "-o")
     with replacing(out / LEGEND) as temporary:
         temporary.write_bytes(legend)
-    values = find_label_values(config)
-    studio = Studio(config, model, device, painter, values, args.flip, args.multi_scale, args.fps)
+    studio = Studio(config, model, painter, args.flip, args.multi_scale, args.fps)
     for series in planned:
         start = time.monotonic()
         with device_errors(config, training=False):
@@ -78,12 +79,6 @@ def predict(args: argparse.Namespace) -> None:
         source = "images" if isinstance(series.source, ImageSet) else f"frames of {one_line(series.source)}"
         places = ", ".join(map(one_line, series.places.values()))
         LOGGER.info("%d %s in %.1f s; wrote %s", count, source, seconds, places)
-
-
-def refuse_other_legend(legend: Path, content: bytes) -> None:
-    """Raise UserError if there is a legend of another content."""
-    if legend.is_file() and legend.read_bytes() != content:
-        raise UserError(f"{legend} is there with other classes or colours: choose another -o, or give --overwrite")
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -104,6 +99,10 @@ def _fps(text: str) -> float:
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    kinds += f" (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})"
+    apart = "colours that everyone can tell apart, not the data set's"
+    containers = "PNG files, or movies of them (default: png of images, mp4 of videos)"
+    fps = f"of movies (default: the video's own; of images {SERIES_FPS:g})"
     parser = config_parser(
         __doc__,
         EXAMPLE,
@@ -113,27 +112,12 @@ def main(argv: Sequence[str]) -> int:
         name="words",
     )
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="folder for the pictures")
-    parser.add_argument(
-        "--save",
-        type=_kinds,
-        default=(),
-        metavar="WHAT,…",
-        help=f"{kinds} (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})",
-    )
-    parser.add_argument(
-        "--as",
-        dest="container",
-        choices=("png", *CONTAINERS),
-        help="PNG files, or movies of them (default: png of images, mp4 of videos)",
-    )
-    parser.add_argument(
-        "--fps", type=_fps, metavar="N", help=f"of movies (default: the video's own; of images {SERIES_FPS:g})"
-    )
+    parser.add_argument("--save", type=_kinds, default=(), metavar="WHAT,…", help=kinds)
+    parser.add_argument("--as", dest="container", choices=("png", *CONTAINERS), help=containers)
+    parser.add_argument("--fps", type=_fps, metavar="N", help=fps)
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")
-    parser.add_argument(
-        "--colour-blind", action="store_true", help="colours that everyone can tell apart, not the data set's"
-    )
+    parser.add_argument("--colour-blind", action="store_true", help=apart)
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are in OUT already")
     return run_program(predict, parser, argv)
 

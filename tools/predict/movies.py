@@ -50,7 +50,8 @@ def movie(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]
 
         def append(frame: np.ndarray) -> None:
             nonlocal stream, count
-            frame = _even(frame)
+            odd = ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0))  # H.264 takes even sizes only
+            frame = np.ascontiguousarray(np.pad(frame, odd, mode="edge"))
             if stream is None:
                 size = (frame.shape[1], frame.shape[0])
                 stream = ffmpeg.write_frames(
@@ -74,12 +75,6 @@ def movie(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]
             found = None
         if found != count:
             raise _unwritten(path, count)
-
-
-def _even(frame: np.ndarray) -> np.ndarray:
-    """With its last row or column doubled where that makes their number even, as H.264 needs it."""
-    height, width = frame.shape[:2]
-    return np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 
 def _unwritten(path: str | Path, count: int) -> UserError:

@@ -79,14 +79,13 @@ def _far_apart(count: int) -> np.ndarray:
         apart = np.vstack([apart, distances(grid[chosen[-1:]], grid)])
     for _ in range(_SWAPS):
         between = apart[:, chosen] + np.diag(np.full(len(chosen), np.inf))
-        closest, improved = between.min(), False
+        closest = between.min()
         for place in {int(n) for n in np.unravel_index(between.argmin(), between.shape)} - {0}:
             others = np.delete(apart, place, axis=0).min(axis=0)
             best = int(others.argmax())
             if others[best] > closest:
                 chosen[place], apart[place] = best, distances(grid[best][None], grid)[0]
-                improved = True
                 break
-        if not improved:
+        else:
             break
     return grid[chosen[1:]]

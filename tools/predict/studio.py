@@ -1,15 +1,16 @@
 """From images and videos to pictures of predictions: which files they become, and how they are drawn and written."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import output_names
+from core.datasets.catalog import find_label_values, output_names
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
@@ -99,26 +100,18 @@ class Studio:
 
     Args:
         config: a whole config.
-        model: on `device`.
+        model: on its device.
         painter: draws pictures.
-        label_values: 256 uint8, from class index to label value.
         flip, multi_scale: average over views, as test.py does.
         fps: of movies; None: the video's own, of images SERIES_FPS.
     """
 
     def __init__(
-        self,
-        config,
-        model: nn.Module,
-        device: torch.device,
-        painter: Painter,
-        label_values: np.ndarray,
-        flip: bool = False,
-        multi_scale: bool = False,
-        fps: float | None = None,
+        self, config, model: nn.Module, painter: Painter, flip: bool, multi_scale: bool, fps: float | None = None
     ):
-        self._config, self._model, self._predictor = config, model, Predictor(config, device)
-        self._painter, self._label_values, self._fps = painter, label_values, fps
+        self._config, self._model, self._painter, self._fps = config, model, painter, fps
+        self._predictor = Predictor(config, next(model.parameters()).device)
+        self._label_values = find_label_values(config)
         self._flip, self._sizes = flip, view_sizes(config, multi_scale)
 
     def run(self, series: Series) -> int:
@@ -137,7 +130,7 @@ class Studio:
                 video = stack.enter_context(open_video(series.source))
                 batches = video.batches(self._sizes, batch_size)
                 title, total, fps = video.path.name, video.count, video.fps
-            save = stack.enter_context(self._saver(series, self._fps or fps))
+            save = self._saver(series, self._fps or fps, stack)
             confidence = not {"confidence", "side-by-side"}.isdisjoint(series.places)
             for shot in progress(self._shots(batches, confidence), title, total):
                 save(shot)
@@ -152,23 +145,21 @@ class Studio:
                     labels, probability = reading()
                     yield Shot(index, image, labels, None if probability is None else grey(probability))
 
-    @contextmanager
-    def _saver(self, series: Series, fps: float) -> Iterator[Callable[[Shot], None]]:
+    def _saver(self, series: Series, fps: float, stack: ExitStack) -> Callable[[Shot], None]:
+        """What takes every shot of a series; movies are complete once `stack` is closed."""
         if series.container == "png":
-            yield lambda shot: self._write_pngs(series, shot)
-            return
-        with ExitStack() as stack:
-            streams, sizes = {}, {}
-            for kind, path in series.places.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                streams[kind] = stack.enter_context(movie(path, fps))
+            return partial(self._write_pngs, series)
+        streams, sizes = {}, {}
+        for kind, path in series.places.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            streams[kind] = stack.enter_context(movie(path, fps))
 
-            def append(shot: Shot) -> None:
-                for kind, stream in streams.items():
-                    picture = self._draw(kind, shot)
-                    stream(fitted(picture, sizes.setdefault(kind, picture.shape[:2])))
+        def append(shot: Shot) -> None:
+            for kind, stream in streams.items():
+                picture = self._draw(kind, shot)
+                stream(fitted(picture, sizes.setdefault(kind, picture.shape[:2])))
 
-            yield append
+        return append
 
     def _write_pngs(self, series: Series, shot: Shot) -> None:
         for kind, folder in series.places.items():

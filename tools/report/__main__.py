@@ -81,20 +81,11 @@ def _count(words: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
     parser = Parser(__doc__, "python -m tools.report results/camvid_day2dusk_dtst -o report.html")
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="RUN | KEY VALUE",
-        help="the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT",
-    )
+    words = "the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT"
+    images = f"show the N worst and N best images (default {IMAGES})"
+    parser.add_argument("words", nargs="*", metavar="RUN | KEY VALUE", help=words)
     parser.add_argument("-o", "--out", metavar="FILE", help=f"(default: RUN/{FILE})")
-    parser.add_argument(
-        "--images",
-        type=_count,
-        default=IMAGES,
-        metavar="N",
-        help=f"show the N worst and N best images (default {IMAGES})",
-    )
+    parser.add_argument("--images", type=_count, default=IMAGES, metavar="N", help=images)
     parser.add_argument(
         "--no-images",
         action="store_true",

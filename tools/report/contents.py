@@ -177,17 +177,11 @@ class Report:
         """(name, source's, adapted) IoU of every class, and means, in percent."""
         before, after = (table_row(seen.scores, self.run.taxonomy) for seen in (self.source, self.adapted))
         occurs = self.source.scores.occurs | self.adapted.scores.occurs
-        rows = []
-        for name, occurring in zip(self.names, occurs, strict=True):
-            column = f"IoU_{name}"
-            rows.append((name + " (occurs nowhere)" * (not occurring), float(before[column]), float(after[column])))
+        shown = {f"IoU_{n}": n + " (occurs nowhere)" * (not seen) for n, seen in zip(self.names, occurs, strict=True)}
         for column in before:
-            if column in ("mIoU", "mAcc", "allAcc") or column.startswith("mIoU_"):
-                if column == "mIoU_occurring" and occurs.all():
-                    continue
-                name = column.replace("_occurring", " (occurring)").replace("mIoU_", "mIoU of ")
-                rows.append((name, float(before[column]), float(after[column])))
-        return rows
+            if not column.startswith(("IoU_", "accuracy_")) and not (column == "mIoU_occurring" and occurs.all()):
+                shown[column] = column.replace("_occurring", " (occurring)").replace("mIoU_", "mIoU of ")
+        return [(name, float(before[column]), float(after[column])) for column, name in shown.items()]
 
     def training(self) -> dict[str, bytes]:
         metrics = self.run.metrics
@@ -265,9 +259,9 @@ class Report:
         if not later:
             return Table((), ())
         ious = np.array([[float(row[f"consistency_{name}"]) for row in later] for name in self.names])
-        rows = [(name, *map(_percent, values)) for name, values in zip(self.names, ious, strict=True)]
         means = ious.sum(0) / (ious > 0).sum(0).clip(1)  # of the classes that occur
-        rows.append(("mean of classes", *map(_percent, means)))
+        names = (*self.names, "mean of classes")
+        rows = [(name, *(f"{100 * iou:.1f}" for iou in row)) for name, row in zip(names, [*ious, means], strict=True)]
         return Table(("mean IoU, %", *map(_generation, later)), rows, strong=len(self.names))
 
     def shares(self, shown: Sequence[dict]) -> Table:
@@ -299,7 +293,3 @@ def _iteration(row: dict) -> int:
 
 def _generation(row: dict) -> str:
     return f"g{int(row['generation']):04d}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"

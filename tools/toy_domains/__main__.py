@@ -33,12 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(__doc__.partition("\n")[0], "python -m tools.toy_domains datasets")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder in which toy_source and toy_target are made")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="another seed, other scenes (default 1)")
-    parser.add_argument(
-        "--images-per-split",
-        type=int,
-        metavar="N",
-        help="images in each of the four splits (default: source 400 + 80, target 200 + 80)",
-    )
+    counts = "images in each of the four splits (default: source 400 + 80, target 200 + 80)"
+    parser.add_argument("--images-per-split", type=int, metavar="N", help=counts)
     parser.add_argument("--size", type=_size, default=SIZE, metavar="WxH", help="size in pixels (default 512x256)")
     return run_program(draw, parser, argv)
 

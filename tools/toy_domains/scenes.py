@@ -92,7 +92,8 @@ def draw_scene(
         H×W×3 uint8 RGB; H×W uint8 Cityscapes labelIds; H×W float32 depth, m.
     """
     canvas = Canvas(_choose_view(rng, size))
-    street = _choose_street(rng)
+    left, right = -rng.uniform(4.5, 9), rng.uniform(3, 6)
+    street = Street((left, right), (left - rng.uniform(2.2, 4.5), right + rng.uniform(2.2, 4.5)))
     _draw_sky(canvas, rng, style)
     _draw_backdrop(canvas, rng, style)
     _draw_ground(canvas, rng, style, street)
@@ -115,11 +116,6 @@ def _choose_view(rng: np.random.Generator, size: tuple[int, int]) -> View:
         eye=rng.uniform(1.35, 1.75),
         bend=rng.uniform(-0.0014, 0.0014),
     )
-
-
-def _choose_street(rng: np.random.Generator) -> Street:
-    left, right = -rng.uniform(4.5, 9), rng.uniform(3, 6)
-    return Street((left, right), (left - rng.uniform(2.2, 4.5), right + rng.uniform(2.2, 4.5)))
 
 
 def _draw_sky(canvas: Canvas, rng: np.random.Generator, style: Style) -> None:
@@ -268,11 +264,7 @@ def _draw_building(
 
 
 def _draw_windows(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    style: Style,
-    wall: tuple[float, float, float],
-    floors: tuple[int, float],
+    canvas: Canvas, rng: np.random.Generator, style: Style, wall: tuple[float, float, float], floors: tuple[int, float]
 ) -> None:
     """Windows, and shops or a door, on a wall (x, near, far) with floors (number, height)."""
     (x, near, far), (storeys, storey) = wall, floors
