@@ -27,8 +27,8 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 def make_config(**options):
     sizes = {"INPUT__INPUT_SIZE_TEST": FULL[::-1], "INPUT__TARGET_INPUT_SIZE_TRAIN": CROP[::-1]}
-    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2}
-    return changed(cfg, DATALOADER__NUM_WORKERS=0, **(sizes | solver | options))
+    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2, "DATALOADER__NUM_WORKERS": 0}
+    return changed(cfg, **(sizes | solver | options))
 
 
 def make_model(classes=C):
