@@ -110,7 +110,7 @@ def test_without_a_listener_and_outside_the_main_thread_no_handler_is_installed(
             return [signal.getsignal(number) for number in signals.SIGNALS]
 
     with signals.deferred():
-        signals.check()
+        pass
     signals.acknowledge()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(installed).result() == HANDLERS
