@@ -20,8 +20,8 @@ PROGRAMS = {
     "train_src": train,
     "train_TCR_DTU": adapt,
     "test": evaluate,
-    "tools.predict": predict,
-    "tools.report": report,
+    "tools.predict.__main__": predict,
+    "tools.report.__main__": report,
     "tools.export": export,
 }
 WATCHED_SOURCE = SOURCE | {"SOLVER.CLASS_WEIGHTS": True, "VIS.PERIOD": 2}
@@ -70,8 +70,8 @@ def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config, resnet1
             ["train_TCR_DTU", *options("adapted", "check", devices[1]), "--check"],
             ["train_TCR_DTU", *options("adapted", "adapted", devices[2])],
             ["test", *options("adapted", "test", devices[3]), "--saveres", "--flip", *last],
-            ["tools.predict", *options("adapted", "none", devices[0]), *pictures, *last],
-            ["tools.report", folder / "adapted", "-o", folder / "report.html", "--images", "1"],
+            ["tools.predict.__main__", *options("adapted", "none", devices[0]), *pictures, *last],
+            ["tools.report.__main__", folder / "adapted", "-o", folder / "report.html", "--images", "1"],
             [
                 "tools.export",
                 *options("adapted", "none", devices[1]),
