@@ -54,8 +54,7 @@ def run(program, argv):
     races, seconds = ghostlib.L.ghost_races(), time.process_time()
     traces = program == "tools.export"
     with ghostlib.recording() as events, without_numbers() if traces else contextlib.nullcontext():
-        package = importlib.import_module(program)
-        code = (package if hasattr(package, "main") else importlib.import_module(f"{program}.__main__")).main(argv)
+        code = importlib.import_module(program).main(argv)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     waits = collections.Counter()
