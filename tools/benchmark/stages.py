@@ -165,15 +165,14 @@ def unfolded(model: nn.Module, action: Callable) -> None:
 def bench_sweeps(bench: Bench) -> None:
     """Candidate pass and evaluation per image: one loader process, one thread, a network as slow as the decoding."""
     config = bench.config.changed({"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 1})
+    predictor = Predictor(config, bench.device)
     unlabelled, labelled = many_images(bench), labelled_images(bench)
-    evaluator = Evaluator(labelled, len(bench.taxonomy), bench.predictor, config)
+    evaluator = Evaluator(labelled, len(bench.taxonomy), predictor, config)
     with one_thread():
         loading = loading_seconds(bench, unlabelled)
         for factor in (1.0, 1.5, 2.0):
             model = slow_network(bench, factor * loading)
-            candidates = CandidatePass(
-                unlabelled, len(bench.taxonomy), bench.predictor, config, bench.folder / "candidates"
-            )
+            candidates = CandidatePass(unlabelled, len(bench.taxonomy), predictor, config, bench.folder / "candidates")
             later = partial(candidates.run, model, 1, candidates.run(model, 0))
             measure_sweep(bench, "candidate pass", later, model, unlabelled)
             measure_sweep(bench, "evaluation", partial(evaluator.run, model), model, labelled)
