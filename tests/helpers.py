@@ -15,6 +15,13 @@ from core.utils.checkpoints import PARTS
 from core.utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
+SOURCE = {  # what makes the tiny experiment of write_config a source training
+    "resume": "",
+    "MODEL.FREEZE_BN": False,
+    "DATASETS.TARGET_TRAIN": "",
+    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24),
+    "INPUT.INPUT_SIZE_TEST": (64, 32),
+}
 
 
 def outcome(action, *args):

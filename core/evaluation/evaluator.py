@@ -19,8 +19,7 @@ class Evaluator:
     Args:
         images: the images; without labels only predictions come out.
         num_classes: C.
-        predictor: device and precision.
-        config: a whole config.
+        predictor: device, precision, and the config of the views.
         flip: average the softmax probabilities with those of the mirrored image.
         multi_scale: average them over 0.7, 1.0 and 1.3 times INPUT_SIZE_TEST.
     Raises:
@@ -28,16 +27,10 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        images: ImageSet,
-        num_classes: int,
-        predictor: Predictor,
-        config,
-        flip: bool = False,
-        multi_scale: bool = False,
+        self, images: ImageSet, num_classes: int, predictor: Predictor, flip: bool = False, multi_scale: bool = False
     ):
         self.images, self.num_classes = images, num_classes
-        self._predictor, self._flip, self._sizes = predictor, flip, view_sizes(config, multi_scale)
+        self._predictor, self._flip, self._sizes = predictor, flip, view_sizes(predictor.config, multi_scale)
         distributed.check_alike(images.names, f"the images of {images.name}")
 
     def run(self, model: nn.Module, save: Callable[[int, np.ndarray], None] | None = None) -> Scores | None:

@@ -33,7 +33,7 @@ class Predictor:
     """Runs networks on one device as a config says: normalisation, memory layout, precision."""
 
     def __init__(self, config, device: torch.device):
-        self.device, self._config, self._normalise = device, config, Normalise(config.INPUT, device)
+        self.device, self.config, self._normalise = device, config, Normalise(config.INPUT, device)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """B×3×H×W uint8, on the host or the device → normalised network input on the device, channels last."""
@@ -41,7 +41,7 @@ class Predictor:
 
     def logits(self, model: nn.Module, prepared: torch.Tensor) -> torch.Tensor:
         """Stride-8 logits (B×C×h×w, float32) of prepared images."""
-        with autocast(self.device, self._config.SOLVER.AMP):
+        with autocast(self.device, self.config.SOLVER.AMP):
             return model(prepared)
 
     def maps(self, model: nn.Module, views: Sequence[torch.Tensor], flip: bool) -> list[tuple[torch.Tensor, bool]]:
@@ -86,8 +86,8 @@ class Predictor:
             sizes: (width, height) of the views; None: INPUT_SIZE_TEST.
             labels: read the label files, too.
         """
-        test, workers, pin = self._config.TEST, self._config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
-        sizes = sizes or view_sizes(self._config, multi_scale=False)
+        test, workers, pin = self.config.TEST, self.config.DATALOADER.NUM_WORKERS, self.device.type == "cuda"
+        sizes = sizes or view_sizes(self.config, multi_scale=False)
         loader = full_view_loader(images, sizes, test.BATCH_SIZE, workers, labels, pin=pin)
         with evaluating(model):
             for _ in overlapped(take, map(read, distributed.heeding(progress(loader, title)))):

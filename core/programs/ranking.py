@@ -38,7 +38,7 @@ def entropy_of(distribution: np.ndarray) -> float:
 
 
 def measure(
-    model: nn.Module, images: ImageSet, predictor: Predictor, config
+    model: nn.Module, images: ImageSet, predictor: Predictor
 ) -> tuple[dict[str, float], np.ndarray, list[bytes]]:
     """Look at images with `model`, whose mode is left as it was, at the network's own stride.
 
@@ -64,7 +64,7 @@ def measure(
             probs = log_probs.exp()
             peak, winner = probs.max(dim=0)
             rows = probs.flatten(1).T
-            points = to_device(draw_points(len(rows), config.SEED, index), rows.device)
+            points = to_device(draw_points(len(rows), predictor.config.SEED, index), rows.device)
             density = snd_score(rows, points) * winner.numel()
             signals = torch.stack([peak.sum(), -(probs * log_probs).sum(), density])
             numbers = torch.cat([signals, probs.sum(dim=(1, 2))]).double()
@@ -150,7 +150,7 @@ def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet
     for path in checkpoints:
         load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
-        signals, shares, labels = measure(model, images, predictor, config)
+        signals, shares, labels = measure(model, images, predictor)
         if previous is not None:
             agreements.append(agreement(previous, labels, num_classes))
         found.append((path, signals, shares))

@@ -68,8 +68,8 @@ def evaluate_checkpoints(
             if not overwrite:
                 refuse_existing([target / name for name in names], "choose another folder, or give --overwrite")
 
-    def save_prediction(index: int, prediction: np.ndarray) -> None:
-        for target, write in savers[path]:
+    def save_prediction(own_savers: list, index: int, prediction: np.ndarray) -> None:
+        for target, write in own_savers:
             file = target / names[index]
             file.parent.mkdir(parents=True, exist_ok=True)
             write(file, prediction)
@@ -83,7 +83,7 @@ def evaluate_checkpoints(
         compile_networks(model)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("images: %d of %s", len(images), images.name)
-    evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), config, flip, multi_scale)
+    evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), flip, multi_scale)
     folder = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR")
     if label_ids is not None:
         make_folder(label_ids, "--save-label-ids")
@@ -95,7 +95,7 @@ def evaluate_checkpoints(
         log_dead_channels(model)
         for target, _ in savers[path]:
             LOGGER.info("predictions go to %s", target)
-        scores = evaluator.run(model, save_prediction if savers[path] else None)
+        scores = evaluator.run(model, partial(save_prediction, savers[path]) if savers[path] else None)
         if scores is None:
             continue
         for line in report_lines(scores, taxonomy):

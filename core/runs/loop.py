@@ -96,7 +96,7 @@ class Training(ABC):
                 raise UserError(
                     f"DATASETS.TEST {tests.name} has no labels to evaluate on; leave it empty, or give --skip-test"
                 )
-            evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device), config)
+            evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device))
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
         check_whole_batches(model, config)
         if not config.MODEL.FREEZE_BN:

@@ -41,14 +41,14 @@ class CandidatePass:
     Args:
         images: the target images of a pass.
         num_classes: C.
-        predictor: device and precision.
-        config: a whole config.
+        predictor: device, precision, and the config of the pass.
         folder: holds the generations; made when needed.
     """
 
-    def __init__(self, images: ImageSet, num_classes: int, predictor: Predictor, config, folder: str | Path):
+    def __init__(self, images: ImageSet, num_classes: int, predictor: Predictor, folder: str | Path):
         self.images, self.num_classes, self.folder = images, num_classes, Path(folder)
-        self._predictor, self._topk, self._batch_size = predictor, config.TCR.TOPK_CANDIDATE, config.TEST.BATCH_SIZE
+        config, self._predictor = predictor.config, predictor
+        self._topk, self._batch_size = config.TCR.TOPK_CANDIDATE, config.TEST.BATCH_SIZE
 
     def run(self, teacher: nn.Module, iteration: int, previous: Generation | None = None) -> Generation:
         """Make the next generation after `iteration` completed iterations; the first one where `previous` is None.

@@ -65,7 +65,7 @@ class Trainer(Training):
         chosen = even_subsample(len(images), tcr.MAX_PASS_IMAGES, np.random.default_rng([config.SEED, _SUBSAMPLE]))
         self._pass_images = chosen  # index into all images of every image of a pass
         self.candidate_pass = CandidatePass(
-            images.restricted(chosen), len(taxonomy), self.predictor, config, self.output.folder / GENERATIONS
+            images.restricted(chosen), len(taxonomy), self.predictor, self.output.folder / GENERATIONS
         )
         self.generation: Generation | None = None
         self.dynamic_teacher = DynamicTeacher(

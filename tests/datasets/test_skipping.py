@@ -111,7 +111,7 @@ def test_candidate_passes_go_on_without_a_bad_image(config, tmp_path):
     images = find_target_images(config)
     damage(images.paths[3], "cut")
     teacher = build_model(config)
-    candidates = CandidatePass(images, 19, Predictor(config, torch.device("cpu")), config, tmp_path / "candidates")
+    candidates = CandidatePass(images, 19, Predictor(config, torch.device("cpu")), tmp_path / "candidates")
     first = candidates.run(teacher, 0)
     second = candidates.run(teacher, 3, first)
     for generation in (first, second):

@@ -195,7 +195,7 @@ def test_machines_with_other_images_are_refused(monkeypatch, tmp_path):
     others = ImageSet("folder:frames", (tmp_path / "a.png", tmp_path / "b.png"), ("a.png", "b.png"))
     seen = [images]
     monkeypatch.setattr(distributed, "gathered", lambda value: [value, seen[0].names])
-    evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")), cfg)
+    evaluator = partial(Evaluator, images, 19, Predictor(cfg, torch.device("cpu")))
     evaluator()
     seen[0] = others
     with pytest.raises(UserError, match=r"^the images of folder:frames are not the same in all processes: "):

@@ -66,7 +66,7 @@ def evaluate(images, model, batch_size=1, workers=0, **averaging):
     config = cfg.clone()
     config.INPUT.INPUT_SIZE_TEST = FULL[::-1]
     config.TEST.BATCH_SIZE, config.DATALOADER.NUM_WORKERS = batch_size, workers
-    evaluator = Evaluator(images, C, Predictor(config, torch.device("cpu")), config, **averaging)
+    evaluator = Evaluator(images, C, Predictor(config, torch.device("cpu")), **averaging)
     predictions = {}
     scores = evaluator.run(model, lambda index, prediction: predictions.update({index: prediction}))
     return scores, [predictions[i] for i in range(len(images))]

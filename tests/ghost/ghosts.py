@@ -16,14 +16,6 @@ SOURCES = PROJECT.parent / "shared/ghost_gpu"
 HERE = Path(__file__).parent
 TORCH = "2.14.1"  # whose symbols the ghost has
 TABLES = ("metrics.csv", "dtu_history.csv", "candidates.csv", "evaluation.csv")
-# a source training in a few steps
-SOURCE = {
-    "resume": "",
-    "MODEL.FREEZE_BN": False,
-    "DATASETS.TARGET_TRAIN": "",
-    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24),
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-}
 
 
 def why_not():

@@ -206,7 +206,7 @@ def passes(args):
         candidates.progress = predictors.progress
         predictor = predictors.Predictor(config, torch.device(config.MODEL.DEVICE))
         some = Images(PASS_IMAGES, images.skipped)
-        work = candidates.CandidatePass(some, len(taxonomy), predictor, config, folder / "candidates")
+        work = candidates.CandidatePass(some, len(taxonomy), predictor, folder / "candidates")
         model.requires_grad_(False)
         figures, previous = {}, work.run(model, 0)
         for name, before in (("first", None), ("later", previous)):

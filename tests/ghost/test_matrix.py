@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from test import main as evaluate
-from tests.ghost.ghosts import SOURCE, tables
-from tests.helpers import PROJECT, contents, rows_of
+from tests.ghost.ghosts import tables
+from tests.helpers import PROJECT, SOURCE, contents, rows_of
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from test import main as evaluate
-from tests.ghost.ghosts import SOURCE
-from tests.helpers import contents, read_checkpoint
+from tests.helpers import SOURCE, contents, read_checkpoint
 from tools.export import main as export
 from tools.predict.__main__ import main as predict
 from tools.report.__main__ import main as report

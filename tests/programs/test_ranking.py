@@ -41,7 +41,7 @@ def test_the_signals_of_a_model_equal_a_plain_computation(cityscapes_root, write
     predictor = Predictor(config, torch.device("cpu"))
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
-    signals, found_shares, labels = measure(model, images, predictor, config)
+    signals, found_shares, labels = measure(model, images, predictor)
     assert model.training  # its mode is left as it was
     probs = F.softmax(torch.cat(seen).double(), dim=1)
     assert probs.shape == (3, 19, 8, 16)

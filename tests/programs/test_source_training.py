@@ -11,18 +11,11 @@ from core.datasets.catalog import find_taxonomy
 from core.models.dsu import DSU
 from core.selftraining.trainer import Trainer
 from test import main as evaluate
-from tests.helpers import PROJECT, contents, read_checkpoint, rows_of, same_weights, start, without_details
+from tests.helpers import PROJECT, SOURCE, contents, read_checkpoint, rows_of, same_weights, start, without_details
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
-TINY = {
-    "resume": "",
-    "MODEL.FREEZE_BN": False,
-    "DATASETS.TARGET_TRAIN": "",
-    "INPUT.SOURCE_INPUT_SIZE_TRAIN": (48, 24),
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-    "SOLVER.BASE_LR": 1e-3,
-}
+TINY = SOURCE | {"SOLVER.BASE_LR": 1e-3}
 DSU_ON = {"MODEL.NAME": "deeplab_resnet18", "MODEL.UNCERTAINTY": 0.5, "MODEL.POS": (0, 1, 2, 3, 4, 5)}
 
 

@@ -77,7 +77,7 @@ def make_pass(images, folder, **options):
     config.DATALOADER.NUM_WORKERS = options.get("workers", 0)
     config.TEST.BATCH_SIZE = options.get("batch_size", 1)
     config.TCR.TOPK_CANDIDATE = options.get("topk", 0.5)
-    return CandidatePass(images, C, Predictor(config, torch.device("cpu")), config, folder / "candidates")
+    return CandidatePass(images, C, Predictor(config, torch.device("cpu")), folder / "candidates")
 
 
 def nearest_index(size, target):

@@ -119,7 +119,7 @@ def world(tmp_path_factory):
         maps.append(scene(*blocks, size=(64, 128) if i % 3 else (80, 160)))
     images = image_set(folder / "images", [painted(labels) for labels in maps])
     config = make_config(DATALOADER__NUM_WORKERS=0)
-    candidates = CandidatePass(images, CLASSES, Predictor(config, torch.device("cpu")), config, folder / "candidates")
+    candidates = CandidatePass(images, CLASSES, Predictor(config, torch.device("cpu")), folder / "candidates")
     return images, candidates.run(ColourNet(), 0)
 
 

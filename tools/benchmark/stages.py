@@ -167,12 +167,12 @@ def bench_sweeps(bench: Bench) -> None:
     config = bench.config.changed({"DATALOADER.NUM_WORKERS": 1, "TEST.BATCH_SIZE": 1})
     predictor = Predictor(config, bench.device)
     unlabelled, labelled = many_images(bench), labelled_images(bench)
-    evaluator = Evaluator(labelled, len(bench.taxonomy), predictor, config)
+    evaluator = Evaluator(labelled, len(bench.taxonomy), predictor)
     with one_thread():
         loading = loading_seconds(bench, unlabelled)
         for factor in (1.0, 1.5, 2.0):
             model = slow_network(bench, factor * loading)
-            candidates = CandidatePass(unlabelled, len(bench.taxonomy), predictor, config, bench.folder / "candidates")
+            candidates = CandidatePass(unlabelled, len(bench.taxonomy), predictor, bench.folder / "candidates")
             later = partial(candidates.run, model, 1, candidates.run(model, 0))
             measure_sweep(bench, "candidate pass", later, model, unlabelled)
             measure_sweep(bench, "evaluation", partial(evaluator.run, model), model, labelled)

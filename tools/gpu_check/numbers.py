@@ -144,7 +144,7 @@ def pass_results(bench: Workplace, device: str) -> dict[str, Sequence[np.ndarray
     device = prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_target_images(config)
     predictor, model = Predictor(config, device), load_model(config, device)
-    candidate_pass = CandidatePass(images, len(taxonomy), predictor, config, bench.folder / f"passes_{device.type}")
+    candidate_pass = CandidatePass(images, len(taxonomy), predictor, bench.folder / f"passes_{device.type}")
     generation, results = None, {}
     for name in ("first", "later"):
         generation = candidate_pass.run(model, 0, generation)
@@ -155,7 +155,7 @@ def pass_results(bench: Workplace, device: str) -> dict[str, Sequence[np.ndarray
             for parameter in model.parameters():
                 parameter.mul_(1.2)
     predictions = results["predictions"] = []
-    evaluator = Evaluator(find_test_images(config), len(taxonomy), predictor, config)
+    evaluator = Evaluator(find_test_images(config), len(taxonomy), predictor)
     scores = evaluator.run(model, save=lambda _, prediction: predictions.append(np.array(prediction)))
     results["mIoU"] = np.array(scores.mean_iou)
     return results

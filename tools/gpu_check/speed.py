@@ -195,7 +195,7 @@ def passes_speed(bench: Workplace, found: Findings) -> None:
         make_sensible(model)
         name = f"{name} by {batch}"
         predictor, folder = Predictor(config, device), bench.folder / f"passes {name}"
-        run = partial(CandidatePass(images, classes, predictor, config, folder).run, model)
+        run = partial(CandidatePass(images, classes, predictor, folder).run, model)
         first, generation, _ = timed_pass(partial(run, 0), batch)
         later, _, busy = timed_pass(partial(run, 1, generation), batch)
         found.note(**{f"{name} first/s": first, f"{name} later/s": later, f"{name} busy %": 100 * busy * later / count})
