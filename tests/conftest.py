@@ -20,7 +20,7 @@ from core.utils.logging import LOGGER
 from tests.networks import TINY
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
-for name, examples in (("few", 150), ("many", 5000)):  # make test-long takes many
+for name, examples in (("few", 300), ("many", 10_000)):  # make test-long takes many
     settings.register_profile(
         name, max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck
     )

@@ -296,7 +296,9 @@ def spoil(path, how):
     path.write_bytes({"text": b"no image", "empty": b"", "half": whole[: len(whole) // 2]}[how])
 
 
-@pytest.mark.parametrize(("how", "workers"), [("text", 0), ("text", 1), ("empty", 0), ("half", 0), ("half", 1)])
+@pytest.mark.parametrize(
+    ("how", "workers"), [(how, workers) for how in ("text", "empty", "half") for workers in (0, 1)]
+)
 def test_an_undecodable_image_in_the_candidate_pass(refused, root, how, workers):
     spoil(root / AACHEN, how)
     refused(["DATALOADER.NUM_WORKERS", workers], [AACHEN, "cannot be decoded"], left=["out"])
