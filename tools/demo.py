@@ -27,7 +27,7 @@ from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing, write_json
 from tools.tables import read_table
-from tools.toy_domains.domains import DOMAINS
+from tools.toy_domains.drawing import COUNTS
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
 TARGET = "toy_target_val"
@@ -109,7 +109,7 @@ class Demo:
             UserError: a command failed.
         """
         runs = (self.source, self.fixed, self.full)
-        drawn = all((self.domains / name).is_dir() for name in DOMAINS)
+        drawn = all((self.domains / name).is_dir() for name in COUNTS)
         draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
         self._make(self.domains, drawn, draw, [run.folder for run in runs])
         for run in runs:

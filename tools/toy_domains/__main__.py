@@ -1,7 +1,8 @@
-"""Draw two small sets of street scenes, by daylight and at dusk, in Cityscapes' layout, names and labelIds.
+"""Draw small sets of street scenes, by daylight and at dusk, in Cityscapes' layout, names and labelIds.
 
 They need no download, and a ResNet-18 learns them on two CPU cores in minutes: enough to see every program of this
-project at work. The scenes of all sets follow one grammar (`scenes`); what sets them apart is declared in `domains`.
+project at work. Others, by night, in fog or elsewhere, are drawn when they are named. The scenes of all sets follow one
+grammar (`scenes`); what sets them apart is declared in `domains`.
 """
 
 import argparse
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.programs.frame import Parser, run_program
+from core.utils.errors import UserError
+from tools.toy_domains.domains import DOMAINS
 from tools.toy_domains.drawing import COUNTS, SIZE, draw_domains
 
 
@@ -19,10 +22,15 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Draw all domains, and say what was drawn."""
+    """Draw the domains, and say what was drawn."""
     counts = COUNTS
+    if args.domains:
+        if unknown := [name for name in args.domains if f"toy_{name}" not in DOMAINS]:
+            known = ", ".join(name.removeprefix("toy_") for name in DOMAINS)
+            raise UserError(f"--domains {unknown[0]}: no such domain; known are {known}")
+        counts = {f"toy_{name}": DOMAINS[f"toy_{name}"].counts for name in args.domains}
     if args.images_per_split is not None:
-        counts = {name: dict.fromkeys(splits, args.images_per_split) for name, splits in COUNTS.items()}
+        counts = {name: dict.fromkeys(splits, args.images_per_split) for name, splits in counts.items()}
     draw_domains(args.out, args.seed, counts, args.size)
     total = sum(sum(splits.values()) for splits in counts.values())
     print(f"{total} images with labels: {', '.join(str(args.out / name) for name in counts)}")
@@ -32,8 +40,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
     parser = Parser(__doc__.partition("\n")[0], "python -m tools.toy_domains datasets")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder in which toy_source and toy_target are made")
+    names = "draw toy_NAME instead, one or more of: " + ", ".join(name.removeprefix("toy_") for name in DOMAINS)
+    parser.add_argument("--domains", nargs="+", metavar="NAME", help=names)
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="another seed, other scenes (default 1)")
-    counts = "images in each of the four splits (default: source 400 + 80, target 200 + 80)"
+    counts = "images in each split (default: source 400 + 80, target 200 + 80, others 80 or 12 + 40)"
     parser.add_argument("--images-per-split", type=int, metavar="N", help=counts)
     parser.add_argument("--size", type=_size, default=SIZE, metavar="WxH", help="size in pixels (default 512x256)")
     return run_program(draw, parser, argv)

@@ -20,6 +20,15 @@ _CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 20, endpoint=False)) for f in (n
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
 
+class Light(tuple):
+    """A colour that shines by itself, by night too; shaded, it is a plain colour."""
+
+
+def pick(rng: np.random.Generator, span: tuple[float, float]) -> float:
+    """Evenly from a range; where that is a single value, nothing is drawn from `rng`."""
+    return span[0] if span[0] == span[1] else rng.uniform(*span)
+
+
 @dataclass(frozen=True)
 class Tone:
     """A range of colours: hue (0 to 1, may go over 1), saturation and value (0 to 1)."""
@@ -90,17 +99,19 @@ class Canvas:
         image: H×W×3 uint8 RGB.
         label: H×W uint8 Cityscapes labelIds.
         depth: H×W float32, m.
+        glow: H×W uint8, 1 where a Light shines.
     """
 
     view: View
     image: np.ndarray = field(init=False)
     label: np.ndarray = field(init=False)
     depth: np.ndarray = field(init=False)
+    glow: np.ndarray = field(init=False)
 
     def __post_init__(self):
         shape = self.view.height, self.view.width
         self.image = np.zeros((*shape, 3), np.uint8)
-        self.label = np.zeros(shape, np.uint8)
+        self.label, self.glow = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         self.depth = np.full(shape, SKY_DEPTH, np.float32)
 
     @property
@@ -117,6 +128,7 @@ class Canvas:
             return
         fixed = list(_fixed(polygons.reshape(-1, *polygons.shape[-2:])))
         cv2.fillPoly(self.image, fixed, [float(round(part)) for part in colour], shift=_SHIFT)
+        cv2.fillPoly(self.glow, fixed, int(isinstance(colour, Light)), shift=_SHIFT)
         if name:
             cv2.fillPoly(self.label, fixed, LABEL_IDS[name], shift=_SHIFT)
         if depth is not None:

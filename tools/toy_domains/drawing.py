@@ -3,7 +3,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ SIZE = (512, 256)  # width, height, px
 LEAST_SIZE = (64, 32)
 MOST_SIZE = (4096, 2048)
 TOWNS = {"train": "toyton", "val": "drawwich"}
-COUNTS = {name: dict(domain.counts) for name, domain in DOMAINS.items()}
+COUNTS = {name: dict(DOMAINS[name].counts) for name in ("toy_source", "toy_target")}  # unless others are named
 
 
 def draw_image(
@@ -32,9 +32,9 @@ def draw_image(
     """Image (H×W×3 uint8 RGB) and labelIds (H×W uint8) `number` of a split: a function of the arguments alone."""
     chosen = DOMAINS[domain]
     rng = np.random.default_rng([seed, chosen.number, list(TOWNS).index(split), number])
-    scene, label, depth = draw_scene(chosen.style, rng, size)
+    canvas = draw_scene(chosen.style, rng, size)
     camera = DAYLIGHT.towards(chosen.camera, rng.uniform(*chosen.shift))
-    return camera.photograph(rng, scene, depth), label
+    return camera.photograph(rng, canvas), canvas.label
 
 
 def draw_domains(
@@ -44,7 +44,7 @@ def draw_domains(
     size: tuple[int, int] = SIZE,
     workers: int | None = None,
 ) -> None:
-    """Write `folder`/toy_source and `folder`/toy_target; each appears only when it is complete.
+    """Write `folder`/<domain> for every domain of `counts`; each appears only when it is complete.
 
     Args:
         seed: not negative.
@@ -53,11 +53,11 @@ def draw_domains(
         workers: processes; None for as many as there are cores. They do not change what is drawn.
 
     Raises:
-        UserError: a bad seed, count or size; the folder cannot be written to or holds one of the two already.
+        UserError: a bad seed, count or size; the folder cannot be written to or holds one of them already.
     """
     _check(seed, counts, size)
-    folder = _claim(Path(folder))
-    partials = {name: folder / f"{name}.partial" for name in DOMAINS}
+    folder = _claim(Path(folder), counts)
+    partials = {name: folder / f"{name}.partial" for name in counts}
     try:
         tasks = [task for name, part in partials.items() for task in _tasks(name, part, counts[name])]
         draw = partial(_draw_file, seed=seed, size=size)
@@ -85,15 +85,15 @@ def _check(seed: int, counts: Mapping[str, Mapping[str, int]], size: tuple[int, 
                 raise UserError(f"{count} images for {domain} {split}: it must be 1 to 999999")
 
 
-def _claim(folder: Path) -> Path:
+def _claim(folder: Path, domains: Iterable[str]) -> Path:
     """Make the folder unless it is there.
 
     Raises:
-        UserError: it is a file, cannot be written to, or holds a toy domain, be it one in the making.
+        UserError: it is a file, cannot be written to, or holds one of the domains, be it one in the making.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
-    for made in (folder / f"{name}{ending}" for name in DOMAINS for ending in ("", ".partial")):
+    for made in (folder / f"{name}{ending}" for name in domains for ending in ("", ".partial")):
         if made.exists():
             raise UserError(f"{made} is there already; remove it or choose another folder")
     return make_folder(folder, "OUT")

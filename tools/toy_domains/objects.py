@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.toy_domains.canvas import Canvas, Colour, Spot, Tone, paint, shade
+from tools.toy_domains.canvas import Canvas, Colour, Light, Spot, Tone, paint, shade
 
 _SKIN = Tone((0.04, 0.09), (0.25, 0.6), (0.35, 0.9))
 _HAIR = Tone((0.05, 0.12), (0.1, 0.6), (0.05, 0.5))
@@ -16,7 +16,7 @@ _BARK = Tone((0.05, 0.1), (0.2, 0.5), (0.2, 0.4))
 _GLASS = Tone((0.5, 0.65), (0.1, 0.35), (0.1, 0.4))
 _DARK = (28, 28, 30)
 _SIGNS = ((205, 30, 35), (30, 70, 190), (235, 235, 230), (240, 200, 30), (20, 120, 70))
-_LAMPS = ((230, 40, 30), (250, 180, 40), (50, 220, 120))
+_LAMPS = tuple(map(Light, ((230, 40, 30), (250, 180, 40), (50, 220, 120))))
 
 
 def draw_tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, leaves: Tone) -> None:
@@ -42,7 +42,8 @@ def draw_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> N
     if rng.random() < 0.7:
         reach = -np.sign(x) * rng.uniform(0.8, 2)
         spot.bar((0, height), (reach, height + 0.3), 0.14, colour, "pole", 2)
-        spot.bar((reach * 0.7, height + 0.22), (reach * 1.25, height + 0.36), 0.22, shade(colour, 1.3), "pole", 3)
+        head = (reach * 0.7, height + 0.22), (reach * 1.25, height + 0.36)
+        spot.bar(*head, 0.22, Light(shade(colour, 1.3)), "pole", 3)
 
 
 def draw_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
@@ -269,7 +270,7 @@ def _detail_car(frame: _Frame, normal, side: np.ndarray, part: str, glass: Colou
         for across in spans:
             frame.panel(side, across, (0.1, 0.86), glass)
     elif normal[0]:
-        lamp = (235, 235, 215) if normal[0] > 0 else (190, 25, 25)
+        lamp = Light((235, 235, 215) if normal[0] > 0 else (190, 25, 25))
         frame.panel(side, (0.04, 0.24), (0.55, 0.85), lamp)
         frame.panel(side, (0.76, 0.96), (0.55, 0.85), lamp)
         frame.panel(side, (0.36, 0.64), (0.35, 0.55), (225, 225, 215) if normal[0] < 0 else _DARK)

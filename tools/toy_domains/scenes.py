@@ -11,7 +11,7 @@ import numpy as np
 
 from core.datasets.cityscapes import LABEL_IDS
 from tools.toy_domains import objects as things
-from tools.toy_domains.canvas import FAR, Canvas, Colour, Tone, View, paint, shade
+from tools.toy_domains.canvas import FAR, Canvas, Colour, Light, Tone, View, paint, pick, shade
 
 _PANES = Tone((0.5, 0.66), (0.05, 0.35), (0.12, 0.45))
 _PANE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -26,6 +26,7 @@ _GRAIN = {
     "sky": (0.0, 0.0),
 }
 _OTHER_GRAIN = (0.03, 0.04)
+_SNOWED = {"road": 0.55, "sidewalk": 0.9, "vegetation": 0.6, "fence": 0.3}  # share under snow
 # Share of the scenes that hold a thing at all, before anything hides it; least and greatest number of it in those.
 THINGS = {
     "car": (0.92, 1, 6),
@@ -52,6 +53,15 @@ class Style:
         distance: factor on the distances of people, vehicles and furniture: above 1 makes them smaller.
         grain: factor on the textures' strength.
         things: as THINGS, all of them.
+        cells: sizes of the textures' fine and coarse cells, px.
+        green: range of the share of hedges with trees among the walls.
+        backdrop: range of the heights of the buildings at the street's end, m.
+        hood: share of the images that show the car's own hood.
+        hood_height: its range, of the picture's height.
+        lens, mount: ranges of factors on the focal length and on the camera's height.
+        tilt: range by which the horizon lies lower, of the picture's height.
+        shadow: range of the darkness (0 to 1) of a low sun's hard shadows over ground and walls.
+        snow: range of the factor on the share of everything that snow covers.
     """
 
     buildings: Tone
@@ -65,6 +75,16 @@ class Style:
     distance: float = 1.0
     grain: float = 1.0
     things: Mapping[str, tuple[float, int, int]] = field(default_factory=lambda: THINGS)
+    cells: tuple[int, int] = (2, 14)
+    green: tuple[float, float] = (0.1, 0.7)
+    backdrop: tuple[float, float] = (5, 22)
+    hood: float = 0.2
+    hood_height: tuple[float, float] = (0.02, 0.05)
+    lens: tuple[float, float] = (1.0, 1.0)
+    mount: tuple[float, float] = (1.0, 1.0)
+    tilt: tuple[float, float] = (0.0, 0.0)
+    shadow: tuple[float, float] = (0.0, 0.0)
+    snow: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,40 +100,36 @@ class Street:
         return self.road[k] + share * (self.walls[k] - self.road[k])
 
 
-def draw_scene(
-    style: Style, rng: np.random.Generator, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scene in plain daylight, before any camera.
-
-    Args:
-        size: width, height, px.
-
-    Returns:
-        H×W×3 uint8 RGB; H×W uint8 Cityscapes labelIds; H×W float32 depth, m.
-    """
-    canvas = Canvas(_choose_view(rng, size))
+def draw_scene(style: Style, rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
+    """One scene of a size (width, height, px) in plain daylight, before any camera."""
+    canvas = Canvas(_choose_view(rng, style, size))
     left, right = -rng.uniform(4.5, 9), rng.uniform(3, 6)
     street = Street((left, right), (left - rng.uniform(2.2, 4.5), right + rng.uniform(2.2, 4.5)))
     _draw_sky(canvas, rng, style)
     _draw_backdrop(canvas, rng, style)
     _draw_ground(canvas, rng, style, street)
     _draw_walls(canvas, rng, style, street)
+    if darkness := pick(rng, style.shadow):
+        _draw_hard_shadows(canvas, rng, street, darkness)
     for _, draw in sorted(_plan(canvas, rng, style, street), key=lambda item: -item[0]):
         draw()
-    if rng.random() < 0.2:
-        _draw_hood(canvas, rng)
-    return _add_grain(canvas, rng, style), canvas.label, canvas.depth
+    if rng.random() < style.hood:
+        _draw_hood(canvas, rng, style)
+    if cover := pick(rng, style.snow):
+        _add_snow(canvas, rng, cover)
+    canvas.image = _add_grain(canvas, rng, style)
+    return canvas
 
 
-def _choose_view(rng: np.random.Generator, size: tuple[int, int]) -> View:
+def _choose_view(rng: np.random.Generator, style: Style, size: tuple[int, int]) -> View:
     width, height = size
     return View(
         width,
         height,
-        focal=height * rng.uniform(1.05, 1.3),
-        horizon=height * rng.uniform(0.37, 0.5),
+        focal=height * rng.uniform(1.05, 1.3) * pick(rng, style.lens),
+        horizon=height * (rng.uniform(0.37, 0.5) + pick(rng, style.tilt)),
         vanish=width * rng.uniform(0.36, 0.64),
-        eye=rng.uniform(1.35, 1.75),
+        eye=rng.uniform(1.35, 1.75) * pick(rng, style.mount),
         bend=rng.uniform(-0.0014, 0.0014),
     )
 
@@ -135,7 +151,7 @@ def _draw_backdrop(canvas: Canvas, rng: np.random.Generator, style: Style) -> No
     while x < 110:
         broad, spot = rng.uniform(6, 16), canvas.at(x, FAR)
         if rng.random() < 0.55:
-            tall, colour = rng.uniform(5, 22), style.buildings.pick(rng)
+            tall, colour = rng.uniform(*style.backdrop), style.buildings.pick(rng)
             spot.box(broad / 2, 0, broad, tall, colour, "building")
             corners = np.stack(np.meshgrid(np.arange(1, broad - 1.5, 3), np.arange(2, tall - 1.5, 3.2)), -1)
             spot.polygon(corners.reshape(-1, 1, 2) + _PANE * (1.3, 1.5), shade(colour, 0.55))
@@ -209,7 +225,7 @@ def _draw_walls(canvas: Canvas, rng: np.random.Generator, style: Style, street: 
     """What borders the sidewalks: houses, hedges with trees, fences; sections are drawn from far to near."""
     share, least, most = style.things["fence"]
     fenced = rng.random() < share
-    open_share = rng.uniform(0.1, 0.7)
+    open_share = rng.uniform(*style.green)
     for k, side in enumerate((-1, 1)):
         edges = [_NEAR + rng.uniform(0, 4)]
         while edges[-1] < FAR:
@@ -270,7 +286,7 @@ def _draw_windows(
     (x, near, far), (storeys, storey) = wall, floors
     pitch, tall, base = rng.uniform(2.0, 3.2), rng.uniform(1.2, 1.8), rng.uniform(0.8, 1.1)
     starts = np.arange(near + 0.5, far - 1.2, pitch)
-    dark, light = _PANES.pick(rng), (250, 205, 120)
+    dark, light = _PANES.pick(rng), Light((250, 205, 120))
     lit = rng.random((storeys, len(starts))) < style.lit
     shop = rng.random() < 0.4
     for k in range(storeys):
@@ -378,12 +394,40 @@ def _choose_lane(rng: np.random.Generator, street: Street, z: float, crossing: f
     return x, max(z, 8.5 if abs(x) < 1.5 else 7.5), yaw + rng.normal(0, 0.04)
 
 
-def _draw_hood(canvas: Canvas, rng: np.random.Generator) -> None:
+def _draw_hood(canvas: Canvas, rng: np.random.Generator, style: Style) -> None:
     """The hood of the car that carries the camera: unlabelled."""
     view = canvas.view
-    centre, axes = (view.width // 2, view.height), (view.width // 2, max(2, int(view.height * rng.uniform(0.02, 0.05))))
+    tall = max(2, int(view.height * rng.uniform(*style.hood_height)))
+    centre, axes = (view.width // 2, view.height), (view.width // 2, tall)
     mask = cv2.ellipse(np.zeros(canvas.label.shape, np.uint8), centre, axes, 0, 180, 360, 1, -1) > 0
     canvas.image[mask], canvas.label[mask], canvas.depth[mask] = np.uint8(shade(paint(rng), 0.5)), 0, 1
+    canvas.glow[mask] = 0
+
+
+def _draw_hard_shadows(canvas: Canvas, rng: np.random.Generator, street: Street, darkness: float) -> None:
+    """Bands across the street and up the walls of one side, as houses and gaps before a low sun throw them."""
+    side, skew, z = rng.integers(2), rng.uniform(-8, 8), rng.uniform(-4, 4)
+    while z < FAR:
+        far = z + rng.uniform(3, 12)
+        near_wall, far_wall = np.clip((z + skew, far + skew), 0.7, FAR)
+        ends = np.clip([(z, far), (near_wall, far_wall)][:: 1 if side else -1], 0.7, FAR)
+        ground = [(x, 0, depth) for x, pair in zip(street.walls, ends, strict=True) for depth in pair]
+        where = canvas.mask(canvas.view.project(np.array(ground)[[0, 1, 3, 2]]))
+        if far_wall > near_wall:
+            wall = _wall(canvas, street.walls[side], near_wall, far_wall, 0, rng.uniform(1.5, 7))
+            where |= canvas.mask(wall) & (canvas.label != LABEL_IDS["sky"])
+        canvas.blend(where, (15, 18, 35), darkness)
+        z = far + rng.uniform(2, 9)
+
+
+def _add_snow(canvas: Canvas, rng: np.random.Generator, cover: float) -> None:
+    """Snow in patches on what lies or grows; tyres have cleared a part of the road."""
+    height, width = canvas.label.shape
+    patches = cv2.resize(rng.random((height // 3 + 1, width // 8 + 1), np.float32), (width, height))
+    share = np.zeros(256, np.float32)
+    share[[LABEL_IDS[name] for name in _SNOWED]] = list(_SNOWED.values())
+    share = np.clip(0.5 + 1.3 * (cover * share[canvas.label] - patches), 0, 0.9) * (share[canvas.label] > 0)
+    canvas.image = (canvas.image + share[:, :, None] * (np.float32((238, 242, 250)) - canvas.image)).astype(np.uint8)
 
 
 def _add_grain(canvas: Canvas, rng: np.random.Generator, style: Style) -> np.ndarray:
@@ -395,7 +439,7 @@ def _add_grain(canvas: Canvas, rng: np.random.Generator, style: Style) -> np.nda
         table[LABEL_IDS[name]] = grain
     strength = style.grain * table[canvas.label]
     light = np.linspace(*(1 + rng.uniform(-0.12, 0.12, 2)), width, dtype=np.float32)[None].repeat(height, 0)
-    for k, cell in enumerate((2, 14)):
+    for k, cell in enumerate(style.cells):
         cells = rng.standard_normal((height // cell + 1, width // cell + 1), np.float32)
         light += strength[:, :, k] * cv2.resize(cells, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.clip(canvas.image * light[:, :, None], 0, 255).astype(np.uint8)
