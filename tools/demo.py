@@ -4,28 +4,24 @@ Every step is one of the project's own commands, which is printed before it runs
 used again.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import Taxonomy
 from core.programs.frame import Parser, run_program
-from core.runs.folder import CONFIG
-from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
-from core.utils.files import make_folder, replacing, write_json
+from core.utils.files import replacing
+from tools.runs import Run, claim_folder
 from tools.tables import read_table
 from tools.toy_domains.drawing import COUNTS
 
@@ -37,29 +33,10 @@ MARK = ".demo.json"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run of the demo.
-
-    Attributes:
-        title: of its column in the table.
-        program, config_file, options: its command.
-        folder: OUTPUT_DIR.
-    """
+class DemoRun(Run):
+    """A training run of the demo, under its title in the table."""
 
     title: str
-    program: str
-    config_file: str
-    folder: Path
-    options: tuple[str, ...]
-
-    @property
-    def words(self) -> list[str]:
-        return [*self.options, "OUTPUT_DIR", str(self.folder)]
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last one."""
-        return self.folder / f"model_iter{load_config(self.config_file, self.words).SOLVER.STOP_ITER:06d}.pth"
 
     @property
     def evaluation(self) -> Path:
@@ -68,12 +45,6 @@ class Run:
 
     def predictions(self, dataset: str) -> Path:
         return self.evaluation / "inference" / dataset
-
-    def is_complete(self) -> bool:
-        """Whether the folder holds this very run, to its end."""
-        saved = self.folder / CONFIG
-        config_text = load_config(self.config_file, self.words).dump()
-        return self.checkpoint.is_file() and saved.is_file() and saved.read_text(encoding="utf-8") == config_text
 
 
 class Demo:
@@ -87,20 +58,16 @@ class Demo:
     """
 
     def __init__(self, folder: Path, seed: int):
-        amp = claim_folder(folder)
+        amp = claim_folder(folder, MARK, "the demo")
         self.domains, runs = folder / "domains", folder / f"seed_{seed}"
         self.picture = runs / "before_and_after.png"
         common = ("DATASETS.ROOT", str(self.domains), "SEED", str(seed), "SOLVER.AMP", amp)
-        self.source = Run("source model", "train_src.py", SOURCE_CONFIG, runs / "source", common)
+        self.source = DemoRun("train_src.py", SOURCE_CONFIG, runs / "source", common, "source model")
         self.adapted = (*common, "resume", str(self.source.checkpoint))
-        self.fixed = Run(
-            "fixed EMA",
-            "train_TCR_DTU.py",
-            ADAPTATION_CONFIG,
-            runs / "fixed_ema",
-            (*self.adapted, "DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False"),
-        )
-        self.full = Run("full method", "train_TCR_DTU.py", ADAPTATION_CONFIG, runs / "full_method", self.adapted)
+        program, off = "train_TCR_DTU.py", ("DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False")
+        fixed = (*self.adapted, *off)
+        self.fixed = DemoRun(program, ADAPTATION_CONFIG, runs / "fixed_ema", fixed, "fixed EMA")
+        self.full = DemoRun(program, ADAPTATION_CONFIG, runs / "full_method", self.adapted, "full method")
 
     def run(self) -> None:
         """Make or reuse every part, print the table and the path of the picture.
@@ -139,7 +106,7 @@ class Demo:
                 shutil.rmtree(old)
         run_command(words)
 
-    def _evaluate(self, run: Run, config_file: str, dataset: str) -> dict[str, float]:
+    def _evaluate(self, run: DemoRun, config_file: str, dataset: str) -> dict[str, float]:
         """Scores of a run's last checkpoint by column of test.py's table."""
         table = run.evaluation / f"test_{dataset}.csv"
         scores = read_scores(table)
@@ -149,38 +116,6 @@ class Demo:
         words = ["test.py", "-cfg", config_file, "--saveres", *self.adapted[:-1], str(run.checkpoint)]
         run_command([*words, "OUTPUT_DIR", str(run.evaluation), "DATASETS.TEST", dataset])
         return read_scores(table)
-
-
-def claim_folder(folder: Path) -> str:
-    """Mark the demo's folder as its own; returns the precision to work in (SOLVER.AMP), decided once.
-
-    Raises:
-        UserError: the folder holds something that no demo made, or cannot be written to.
-    """
-    mark = folder / MARK
-    if not mark.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} holds something else: give the demo a folder of its own")
-        make_folder(folder, "--folder")
-        write_json(mark, {"amp": faster_precision()})
-    return json.loads(mark.read_text(encoding="utf-8"))["amp"]
-
-
-def faster_precision() -> str:
-    """`bf16` where this machine convolves faster in bfloat16 than in float32, else `off`."""
-    device = choose_device("auto")
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
-    image = torch.randn(4, 128, 32, 64, device=device).contiguous(memory_format=torch.channels_last)
-    seconds = {}
-    for amp in ("off", "bf16"):
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            with torch.no_grad(), autocast(device, amp):
-                float(conv(image).sum())  # waits for the device
-            times.append(time.perf_counter() - start)
-        seconds[amp] = min(times)
-    return min(seconds, key=seconds.get)
 
 
 def read_scores(table: Path) -> dict[str, float] | None:

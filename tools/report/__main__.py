@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from core.configs.loading import split_options
 from core.programs.frame import Parser, run_program
 from core.runs.folder import CANDIDATES
@@ -21,6 +19,7 @@ from core.utils.devices import device_errors
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from core.utils.logging import LOGGER, start_logging
+from tools.pages import page_environment
 from tools.report.contents import Report, spread
 from tools.report.run import Run
 
@@ -47,10 +46,7 @@ def write_report(args: argparse.Namespace) -> None:
 
 def page(report: Report) -> str:
     """The HTML file."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        autoescape=True, loader=loader, lstrip_blocks=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "spread": spread}
     run, title = report.run, report.run.folder.resolve().name
     template = environment.get_template("page.html")
