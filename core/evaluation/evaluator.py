@@ -46,6 +46,35 @@ class Evaluator:
         labelled = self.images.label_path is not None
         confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
+        def count(_: int, counts: torch.Tensor) -> None:
+            confusion.add_(counts)
+
+        with distributed.own_part():
+            self._sweep(model, count if labelled else None, save)
+        return Scores.of(distributed.total(confusion)) if labelled else None
+
+    def matrices(self, model: nn.Module) -> np.ndarray:
+        """The confusion matrix of `model` on each image, N×C×C int64, labels as rows; for one process, with labels.
+
+        Raises:
+            UserError: as :meth:`run`.
+        """
+        found = np.zeros((len(self.images), self.num_classes, self.num_classes), np.int64)
+
+        def keep(index: int, counts: torch.Tensor) -> None:
+            found[index] = counts.numpy()
+
+        self._sweep(model, keep, None)
+        return found
+
+    def _sweep(
+        self,
+        model: nn.Module,
+        count: Callable[[int, torch.Tensor], None] | None,
+        save: Callable[[int, np.ndarray], None] | None,
+    ) -> None:
+        """Predict this process's images; `count` is called with index and C×C confusion matrix, `save` as in `run`."""
+
         def read(batch: dict) -> tuple[dict, list[Reading]]:
             return batch, self._predictor.predict(model, batch, self._flip)
 
@@ -53,15 +82,14 @@ class Evaluator:
             batch, readings = predicted
             for position, reading in enumerate(readings):
                 prediction, _ = reading()
-                if labelled:
-                    confusion.add_(confusion_matrix(prediction, batch["label"][position], self.num_classes))
+                index = batch["index"][position]
+                if count is not None:
+                    count(index, confusion_matrix(prediction, batch["label"][position], self.num_classes))
                 if save is not None:
-                    save(batch["index"][position], prediction)
+                    save(index, prediction)
 
-        with distributed.own_part():
-            title = f"evaluating on {self.images.name}"
-            self._predictor.sweep(model, self.images, title, read, take, self._sizes, labelled)
-        return Scores.of(distributed.total(confusion)) if labelled else None
+        title = f"evaluating on {self.images.name}"
+        self._predictor.sweep(model, self.images, title, read, take, self._sizes, count is not None)
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:

@@ -16,7 +16,7 @@ from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.programs.testing import folder_name
-from core.runs.resume import find_checkpoints
+from core.runs.resume import find_checkpoints, numbered
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
@@ -140,12 +140,13 @@ def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet
 
     Args:
         model: on its device; every checkpoint is loaded into it.
-        checkpoints: in order of iteration: neighbours are compared.
+        checkpoints: in order of iteration: neighbours are compared. The model that was made of them is left out.
     Raises:
         UserError: fewer than two checkpoints, or one that does not fit.
     """
+    given, checkpoints = checkpoints, numbered(checkpoints)
     if len(checkpoints) < 2:
-        raise UserError(f"nothing to rank: {checkpoints[0]} is one checkpoint; give `resume` a folder of several")
+        raise UserError(f"nothing to rank: {given[0]} is one checkpoint; give `resume` a folder of several")
     predictor, found, agreements, previous = Predictor(config, next(model.parameters()).device), [], [], None
     for path in checkpoints:
         load_checkpoint(model, path)

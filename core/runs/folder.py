@@ -16,6 +16,7 @@ HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the 
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders
 SHOWN = {TENSORBOARD: "events.out.tfevents.*", PANELS: "iter*.png"}  # the files in them
 CHECKPOINTS = "model_iter*.pth"
+ADAPTED = "model_adapted.pth"  # the model to use, where a run or the user has chosen it
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def cut_back(folder: Path, iteration: int, generation: int) -> set[int]:
 
 
 def _worth_keeping(folder: Path) -> list[Path]:
-    return [*folder.glob(CHECKPOINTS), *StateFolder(folder).paths()]
+    return [*folder.glob(CHECKPOINTS), *folder.glob(ADAPTED), *StateFolder(folder).paths()]
 
 
 def _remove_shown(folder: Path) -> None:

@@ -14,9 +14,11 @@ import torch
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
+from core.configs.loading import load_config
 from core.configs.node import Config
 from core.models import build_model
 from core.models.deeplab import Segmentor
+from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.errors import UserError
@@ -98,6 +100,22 @@ def source_checkpoint(config: Config) -> Path | None:
     return Path(config.resume) if config.resume else None
 
 
+def find_run_source(config: Config) -> Path:
+    """The file of the source model of the run whose folder, or a checkpoint in it, `resume` names.
+
+    Raises:
+        UserError: the folder has no config, its run began without a source model, or the file is not there any more.
+    """
+    given = Path(config.resume)
+    written = (given if given.is_dir() else given.parent) / CONFIG
+    source = source_checkpoint(load_config(written))
+    if source is None:
+        raise UserError(f"the run of {written} began without a source model")
+    if not source.is_file():
+        raise UserError(f"the source model {source} of {written} is not there any more")
+    return source
+
+
 def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
     """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
 
@@ -124,7 +142,7 @@ def describe_start(config: Config) -> str:
 
 
 def find_checkpoints(config: Config) -> list[Path]:
-    """The file that `resume` names, or every checkpoint of the folder, in order of iteration.
+    """The file that `resume` names, or every checkpoint of the folder, as :func:`checkpoints_in` orders them.
 
     Raises:
         UserError: empty, missing, or a folder without checkpoints.
@@ -138,7 +156,7 @@ def find_checkpoints(config: Config) -> list[Path]:
         return [path]
     found = checkpoints_in(path)
     if not found:
-        raise UserError(f"folder {path} holds no model_iter*.pth")
+        raise UserError(f"folder {path} holds no {CHECKPOINTS} and no {ADAPTED}")
     return found
 
 
@@ -157,9 +175,15 @@ def find_checkpoint(config: Config) -> Path:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, in order of iteration."""
-    numbered = [(re.fullmatch(r"model_iter(\d+)\.pth", path.name), path) for path in folder.iterdir()]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+    """The checkpoints of a run's folder, in order of iteration, and last :data:`ADAPTED`, where it is there."""
+    named = [(re.fullmatch(r"model_iter(\d+)\.pth", path.name), path) for path in folder.iterdir()]
+    found = [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+    return found + [path for _, path in named if path.name == ADAPTED]
+
+
+def numbered(checkpoints: Sequence[Path]) -> list[Path]:
+    """Those that a run wrote on its way, in their order: all but :data:`ADAPTED`, which is made of them."""
+    return [path for path in checkpoints if path.name != ADAPTED]
 
 
 def going_on(argv: Sequence[str]) -> list[str]:

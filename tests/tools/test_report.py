@@ -102,6 +102,19 @@ def test_source_and_adapted_are_what_test_py_finds(page, run, tmp_path):
         assert cells(page, "building")[place] == f"{float(row['IoU_building']):.2f}"
 
 
+def test_an_adapted_model_beside_the_checkpoints_is_the_one_that_is_shown(run, tmp_path):
+    folder, labelled = run
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    shutil.copy(load_config(folder / "config.yaml").resume, copy / "model_adapted.pth")  # the source model
+    assert report([str(copy), "--images", "1"]) == 0
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    ElementTree.fromstring(page.partition("\n")[2])
+    if labelled:
+        source, adapted = cells(page, "mIoU")[:2]
+        assert source == adapted
+
+
 def test_candidates_are_those_of_every_generation(page, run):
     rows = rows_of(run[0] / "candidates.csv")
     assert [(row["generation"], row["iteration"]) for row in rows] == [("0", "0"), ("1", "2"), ("2", "5")]

@@ -18,7 +18,7 @@ from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.programs import ranking
-from core.runs.resume import source_checkpoint
+from core.runs.resume import numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -88,7 +88,7 @@ class Report:
         LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
         LOGGER.info("images: %d of %s", len(images), images.name)
         model = build_model(config).requires_grad_(False).to(device)
-        if not self.ranking and len(run.checkpoints) > 1:
+        if not self.ranking and len(numbered(run.checkpoints)) > 1:
             self.ranking = self._rank(model, images)
         viewer = Viewer(config, model, images, len(self.names))
         source = source_checkpoint(config)
@@ -117,8 +117,9 @@ class Report:
 
     def _written_ranking(self) -> list[dict]:
         """What test.py --rank-without-labels wrote into the run's folder, if of the checkpoints that are there."""
-        wanted = {path.name for path in self.run.checkpoints}
-        newest = max((path.stat().st_mtime for path in self.run.checkpoints), default=0)
+        checkpoints = numbered(self.run.checkpoints)
+        wanted = {path.name for path in checkpoints}
+        newest = max((path.stat().st_mtime for path in checkpoints), default=0)
         for path in sorted(self.run.folder.glob(f"{ranking.TABLE}*.csv")):
             rows = read_table(path)
             if {row["checkpoint"] for row in rows} == wanted and path.stat().st_mtime >= newest:

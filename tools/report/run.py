@@ -19,7 +19,7 @@ class Run:
     """A run folder; tables are lists of rows, strings by column, empty where the run has none.
 
     Attributes:
-        checkpoints: by iteration; empty before the first.
+        checkpoints: by iteration, and last the adapted model where the run has one; empty before the first.
         environment: what the run was made with, empty where it did not say.
     """
 
