@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from core.adaptation.choices import with_choices
 from core.configs import load_config
+from core.configs.node import Config
 from core.runs.folder import CONFIG
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
@@ -33,15 +35,20 @@ class Run:
         return [*self.options, "OUTPUT_DIR", str(self.folder)]
 
     @property
+    def config(self) -> Config:
+        """With what the run has chosen itself (ADAPT.AUTO), once it has begun."""
+        config, saved = load_config(self.config_file, self.words), self.folder / CONFIG
+        return with_choices(config, load_config(saved)) if saved.is_file() else config
+
+    @property
     def checkpoint(self) -> Path:
         """The last one."""
-        return self.folder / f"model_iter{load_config(self.config_file, self.words).SOLVER.STOP_ITER:06d}.pth"
+        return self.folder / f"model_iter{self.config.SOLVER.STOP_ITER:06d}.pth"
 
     def is_begun(self) -> bool:
         """Whether the folder holds this very run, be it unfinished."""
         saved = self.folder / CONFIG
-        config_text = load_config(self.config_file, self.words).dump()
-        return saved.is_file() and saved.read_text(encoding="utf-8") == config_text
+        return saved.is_file() and saved.read_text(encoding="utf-8") == self.config.dump()
 
     def is_complete(self) -> bool:
         """Whether the folder holds this very run, to its end."""

@@ -82,6 +82,8 @@ option("DTU.Query_START", 9, at_least(1))  # stored batches before the student i
 option("DTU.Query_STEP", 3, at_least(1))  # further batches between two re-scorings
 option("DTU.META_MAX_UPDATE", 30, at_least(1))  # more stored batches at a query: the teacher moves unasked
 
+option("DTU.ANCHOR", 0.0, within(0, 1))  # share by which every move also pulls the teacher to where the run started
+
 option("TCR.RESAMPLE", True)  # False: training images are drawn uniformly
 option("TCR.PASTE", True)  # False: no copy-paste
 option("TCR.TOPK_CANDIDATE", 0.5, within(0, 1))  # share of each class's pixels (later: images) below its threshold
@@ -91,6 +93,10 @@ option("TCR.MIX_CLASSES", ())  # names of the classes to paste; empty: the data 
 option("TCR.PASTE_LAG", 16, at_least(1))  # iterations after which the running confidence reaches the loader's workers
 option("TCR.PASTE_MAX_RATIO", 1.6, above(0))  # × the full view: larger images are scaled down to it before they are cut
 option("TCR.MAX_PASS_IMAGES", 0, at_least(0))  # bound of a candidate pass: an even, seeded subsample; 0: all images
+
+option("ADAPT.AUTO", False)  # the run finds rate, length, pull, paste classes, batch norm where not given
+option("ADAPT.NORM_MIX", (), rules.SHARES)  # target's share in the running statistics: one number, or one a layer
+option("ADAPT.CLASS_WEIGHTS", (), rules.WEIGHTS)  # of every class's pseudo-labels in the loss; empty: all 1
 
 option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone; the classifier has ten times that
 option("SOLVER.LR_METHOD", "poly", one_of("poly"))

@@ -124,6 +124,11 @@ class Config(CfgNode):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
         self.find(".".join(names[:-1]))[names[-1]] = _convert(value, default, f"{where}: {key}")
+        self.__dict__.setdefault("given", set()).add(key)  # beside the options, as yacs keeps its own state
+
+    def gives(self, key: str) -> bool:
+        """Whether a yaml file or the command line has set the option, be it to its default."""
+        return key in self.__dict__.get("given", ())
 
 
 class OpenConfig(Config):

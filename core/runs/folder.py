@@ -16,6 +16,7 @@ HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the 
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders
 SHOWN = {TENSORBOARD: "events.out.tfevents.*", PANELS: "iter*.png"}  # the files in them
 CHECKPOINTS = "model_iter*.pth"
+VERDICT = "verdict.json"  # what an automatic run holds of the model that it hands over
 ADAPTED = "model_adapted.pth"  # the model to use, where a run or the user has chosen it
 
 

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -71,6 +71,8 @@ class Training(ABC):
         self.accumulate = config.SOLVER.ACCUMULATE
         self.micro_batch = config.SOLVER.BATCH_SIZE // (distributed.count() * self.accumulate)  # images
         self.iteration = 0  # completed
+        self.stop = config.SOLVER.STOP_ITER  # or earlier, where a run ends itself
+        self.survey = None  # what `settle` saw
         self.stretch = range(0)  # the iterations whose images were drawn at once
         self.bad_steps = 0  # skipped so far
 
@@ -98,10 +100,20 @@ class Training(ABC):
                 )
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device))
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
+        survey = None
+        if weights:
+            config, survey = cls.settle(config, model, images, taxonomy)
         check_whole_batches(model, config)
         if not config.MODEL.FREEZE_BN:
             model = distributed.synchronised_norms(model, device)
-        return cls(config, model, images, taxonomy, evaluator)
+        training = cls(config, model, images, taxonomy, evaluator)
+        training.survey = survey
+        return training
+
+    @classmethod
+    def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Any]:
+        """What a new run finds for itself: (its whole config, what it saw), the model moved to where it starts."""
+        return config, None
 
     @classmethod
     @abstractmethod
@@ -155,12 +167,11 @@ class Training(ABC):
                 raise
 
     def _run(self) -> None:
-        stop = self.config.SOLVER.STOP_ITER
         self.conclude()
         self.output.start_clock(self.iteration)
-        while self.iteration < stop:
+        while self.iteration < self.stop:
             if self.iteration not in self.stretch:
-                self.stretch = range(self.iteration, self.stretch_end(stop))
+                self.stretch = range(self.iteration, self.stretch_end(self.stop))
             for batch in self.batches(range(self.iteration, self.stretch.stop), self.stretch):
                 with signals.deferred():
                     scalars = self.train_step(batch)
@@ -169,6 +180,12 @@ class Training(ABC):
                 self.images.skipped.settle()
                 distributed.stop_together()
                 self.conclude()
+                if self.iteration >= self.stop:
+                    break
+        self.finish()
+
+    def finish(self) -> None:  # noqa: B027
+        """What follows the last iteration and its checkpoint; again where a run that was complete goes on."""
 
     def per_class(self) -> dict[str, torch.Tensor]:
         """What is shown of each class in TensorBoard while the run lasts: C floats by name, on the device."""
@@ -180,7 +197,7 @@ class Training(ABC):
         At the iteration that a run goes on from, this makes up for what it was stopped before.
         """
         solver, output = self.config.SOLVER, self.output
-        if self.iteration == 0 or (self.iteration % solver.CHECKPOINT_PERIOD and self.iteration != solver.STOP_ITER):
+        if self.iteration == 0 or (self.iteration % solver.CHECKPOINT_PERIOD and self.iteration != self.stop):
             return False
         with output.aside():
             with signals.deferred():
@@ -240,6 +257,7 @@ class Training(ABC):
             "generation": None,  # name of the candidates in use
             "iteration": self.iteration,
             "stretch": [self.stretch.start, self.stretch.stop],
+            "stop": self.stop if self.stop < self.config.SOLVER.STOP_ITER else None,
             "bad_steps": self.bad_steps,
             "skipped": self.images.skipped.paths,
             "solver": self.solver.state_dict(),
@@ -256,6 +274,7 @@ class Training(ABC):
         if state["images"] != fingerprint(self.images.names):
             raise UserError(f"{self.images.name} does not hold the images of the run to go on with: bring them back")
         self.iteration, self.stretch = state["iteration"], range(*state["stretch"])
+        self.stop = state.get("stop") or self.stop
         self.bad_steps = state["bad_steps"]
         self.images.skipped.paths[:] = state["skipped"]
         self.solver.load_state_dict(state["solver"])

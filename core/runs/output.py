@@ -3,21 +3,23 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from core.adaptation.guard import Verdict
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.runs.folder import EVALUATION, METRICS, cut_back
+from core.runs.folder import ADAPTED, EVALUATION, METRICS, VERDICT, cut_back
 from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
 from core.utils import checkpoints, distributed
 from core.utils.devices import peak_memory
-from core.utils.files import Table
+from core.utils.files import Table, write_json
 from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
@@ -126,6 +128,15 @@ class RunOutput:
             path = self.folder / f"model_iter{iteration:06d}.pth"
             checkpoints.save_checkpoint(model, path, iteration)
             LOGGER.info("wrote %s", path)
+
+    def save_verdict(self, model: nn.Module, iteration: int, verdict: Verdict) -> None:
+        """Write the model that a run hands over, and say, there and in the log, what is believed of it."""
+        path = self.folder / ADAPTED
+        for line in verdict.lines(str(path), f"model_iter{iteration:06d}.pth"):
+            LOGGER.info(line)
+        if distributed.is_main():
+            checkpoints.save_checkpoint(model, path, iteration)
+            write_json(self.folder / VERDICT, asdict(verdict))
 
     def evaluation(self, iteration: int, scores: Scores) -> None:
         """Log the scores of a checkpoint, and add them to its table and to TensorBoard."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from core.adaptation.choices import with_choices
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
@@ -82,6 +83,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     if state["program"] != program:
         raise UserError(f"the state is one of {state['program']}, not of {program}")
     then = flat_config(defaults) | state["config"]
+    config = with_choices(config, defaults.changed(then))
     for key, now in flat_config(config).items():
         if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
             continue  # the folder may have moved

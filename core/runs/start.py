@@ -52,7 +52,7 @@ def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: s
     if distributed.is_main():
         check_folder(config.OUTPUT_DIR, restart)
     trainer = kind.load(config, skip_test)
-    with _by_main(claimed_folder(config.OUTPUT_DIR, config.dump(), restart)):
+    with _by_main(claimed_folder(config.OUTPUT_DIR, trainer.config.dump(), restart)):
         distributed.barrier()  # claimed
         _announce(trainer, f"writing to {trainer.output.folder}", skip_test, command)
         trainer.run()
@@ -71,7 +71,7 @@ def _continue_run(kind: type[Training], config: Config, skip_test: bool, command
         del state
         if distributed.is_main():
             write_text(folder / CONFIG, config.dump())
-        if trainer.iteration == config.SOLVER.STOP_ITER:
+        if trainer.iteration == trainer.stop:
             LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
         trainer.run()
 

@@ -89,6 +89,16 @@ def ema_update(teacher: nn.Module, student: nn.Module, weight: float) -> None:
         torch._foreach_copy_(buffers, list(student.buffers()))
 
 
+@torch.no_grad()
+def pull(model: nn.Module, anchor: Sequence[torch.Tensor], share: float) -> None:
+    """parameters = (1 − share) · parameters + share · anchor; buffers are left alone.
+
+    Args:
+        anchor: one tensor per parameter, in their order.
+    """
+    torch._foreach_lerp_(list(model.parameters()), list(anchor), share)
+
+
 @dataclass(frozen=True)
 class StoredBatch:
     """One batch as the student scored it.
@@ -116,6 +126,11 @@ class DynamicTeacher:
         micro_batch: images that it is run on at once.
         output: takes one row per decision (see :data:`HISTORY_FIELDS`).
         seed: the points of iteration i are drawn from (seed, i).
+
+        anchor: what every move pulls the teacher's parameters back to, in their order; empty: nothing.
+
+    Attributes:
+        pull_share: how far, of the way; DTU.ANCHOR until a guard says otherwise.
     """
 
     def __init__(
@@ -127,10 +142,12 @@ class DynamicTeacher:
         micro_batch: int,
         output: RunOutput,
         seed: int,
+        anchor: Sequence[torch.Tensor] = (),
     ):
         self.teacher, self.student, self.options = teacher, student, options
         self._predictor, self._micro_batch, self._output, self._seed = predictor, micro_batch, output, seed
         self._buffer: list[StoredBatch] = []
+        self._anchor, self.pull_share = anchor, options.ANCHOR
 
     def before_step(self, iteration: int, images: torch.Tensor, names: Sequence[str], probs: torch.Tensor) -> None:
         """Score what the student makes of a batch, and remember both; only where DTU.DYNAMIC is set.
@@ -190,7 +207,7 @@ class DynamicTeacher:
             {"names": [name for part in parts for name in part[index]], "points": batch.points, "score": batch.score()}
             for index, batch in enumerate(self._buffer)
         ]
-        return {"buffer": batches}
+        return {"buffer": batches, "pull_share": self.pull_share}
 
     def load_state_dict(self, state: dict, full_views: Callable[[Sequence[str]], torch.Tensor | None]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -200,6 +217,7 @@ class DynamicTeacher:
                 the batch, which could not be scored again.
         """
         device = next(self.student.parameters()).device
+        self.pull_share = state.get("pull_share", self.options.ANCHOR)
         shares = [distributed.share(len(batch["names"])) for batch in state["buffer"]]
         names = [b["names"][own.start : own.stop] for b, own in zip(state["buffer"], shares, strict=True)]
         views = [full_views(own) for own in names]
@@ -233,6 +251,8 @@ class DynamicTeacher:
 
     def _move(self, iteration: int, **row) -> None:
         ema_update(self.teacher, self.student, self.options.EMA_WEIGHT)
+        if self.pull_share:
+            pull(self.teacher, self._anchor, self.pull_share)
         self._buffer.clear()
         self._record(iteration, **row)
 

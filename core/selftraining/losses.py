@@ -8,10 +8,13 @@ from core.datasets.taxonomy import IGNORE
 NEGATIVE_WEIGHT = 0.5
 
 
-def positive_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy over the labelled pixels (scalar; 0 where all are ignored)."""
+def positive_loss_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum of the cross-entropy over the labelled pixels (scalar; 0 where all are ignored).
+
+    `weights`: C floats by which the pixels of each class count; None: all count once, as published.
+    """
     # summed apart: torch has no deterministic form of the reduction "sum" on CUDA
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum()
+    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="none").sum()
 
 
 def positive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,17 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from core.adaptation.choices import Choices
+from core.adaptation.guard import STRONGER, WEAKEST, Watch, conclude
+from core.adaptation.looks import Looks, look_at
+from core.adaptation.survey import few_images, looking, mix_norms, settle
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images
 from core.datasets.loading import PREFETCH_FACTOR
@@ -16,12 +21,13 @@ from core.datasets.sampling import even_subsample, uniform_order
 from core.datasets.sizes import warn_of_aspect
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
+from core.evaluation.predictor import Predictor
 from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
 from core.runs.folder import CANDIDATES
 from core.runs.loop import Training
 from core.runs.panels import adaptation_tiles
-from core.runs.resume import source_checkpoint
+from core.runs.resume import load_model, source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
@@ -68,9 +74,16 @@ class Trainer(Training):
             images.restricted(chosen), len(taxonomy), self.predictor, self.output.folder / GENERATIONS
         )
         self.generation: Generation | None = None
+        weights = config.ADAPT.CLASS_WEIGHTS
+        self.class_weights = torch.tensor(weights, device=self.device).float() if weights else None
+        kept = config.ADAPT.AUTO or config.DTU.ANCHOR > 0
+        # the model that the run starts as: what the teacher is pulled to, one end of the line to the result
+        self.start = {key: value.clone() for key, value in self.teacher.state_dict().items()} if kept else None
+        anchor = [self.start[name] for name, _ in self.teacher.named_parameters()] if kept else ()
         self.dynamic_teacher = DynamicTeacher(
-            self.teacher, self.student, config.DTU, self.predictor, self.micro_batch, self.output, config.SEED
+            self.teacher, self.student, config.DTU, self.predictor, self.micro_batch, self.output, config.SEED, anchor
         )
+        self.watch = Watch(taxonomy.names)
 
     @classmethod
     def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
@@ -78,8 +91,22 @@ class Trainer(Training):
         taxonomy.paste_classes(config.TCR.MIX_CLASSES)
         return find_target_images(config)
 
+    @classmethod
+    def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Any]:
+        device = next(model.parameters()).device
+        if not config.ADAPT.AUTO:
+            if config.ADAPT.NORM_MIX:
+                mix_norms(model, config.ADAPT.NORM_MIX, images, Predictor(config, device))
+            return config, None
+        choices = Choices(config)
+        parts = distributed.count() * config.SOLVER.ACCUMULATE
+        survey = settle(choices, model, images, taxonomy, device, parts)
+        return choices.config, survey
+
     def describe(self) -> None:
         config = self.config
+        for line in self.survey.lines if self.survey else ():
+            LOGGER.info(line)
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if source_checkpoint(config) is None:
@@ -112,7 +139,7 @@ class Trainer(Training):
         for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
             with accumulating:
                 logits = self._student_logits(part)
-                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives)
+                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives, self.class_weights)
                 self.solver.backward(logits, gradient)
             if shown is not None and part is parts[0]:
                 shown.update(labels=labels, logits=logits.detach())
@@ -243,6 +270,46 @@ class Trainer(Training):
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, names, paste_classes, time.monotonic() - start)
+        if self.config.ADAPT.AUTO and (signs := self.watch.see(generation.pixels, generation.consistency)):
+            self._answer(signs)
+
+    def _answer(self, signs: Sequence[str]) -> None:
+        """What the run does about signs of harm: at first it pulls the teacher back harder, then it ends."""
+        if self.watch.count == 1:
+            teacher = self.dynamic_teacher
+            teacher.pull_share = min(STRONGER * max(teacher.pull_share, WEAKEST), 1.0)
+            answer = f"the teacher is pulled back by {teacher.pull_share:.0%} at every move now"
+        else:
+            self.stop = self.iteration
+            answer = "the run ends here"
+        LOGGER.info("signs of harm after iteration %d: %s; %s", self.iteration, "; ".join(signs), answer)
+
+    def finish(self) -> None:
+        """Of an automatic run: write the model that the guard stands for, and say what it holds of it."""
+        if not self.config.ADAPT.AUTO:
+            return
+        with self.output.aside():
+            result, few = copy.deepcopy(self.teacher), few_images(self.images, self.config.SEED)
+            predictor = looking(self.predictor)
+
+            def look(model: nn.Module) -> Looks:
+                return look_at(model, few, len(self.taxonomy), predictor, "looking at the target with the result")
+
+            source, start = (self.survey.source, self.survey.start) if self.survey else self._look_again(look)
+            last = self.teacher.state_dict()
+            verdict = conclude(self.taxonomy.names, source, start, result, self.start, last, look)
+            with signals.deferred():
+                self.output.save_verdict(result, self.iteration, verdict)
+
+    def _look_again(self, look: Callable[[nn.Module], Looks]) -> tuple[Looks, Looks]:
+        """Looks of the source model, and of the one that the run started as, where they were seen by another process.
+
+        Raises:
+            UserError: the source model is no longer there.
+        """
+        start = copy.deepcopy(self.teacher)
+        start.load_state_dict(self.start)
+        return look(load_model(self.config, self.device)), look(start)
 
     def _delete_generations(self) -> None:
         if not distributed.is_main():
@@ -258,6 +325,8 @@ class Trainer(Training):
             "running_conf": self.running_conf,
             "schedule": self.schedule.state_dict(),
             "dynamic_teacher": self.dynamic_teacher.state_dict(),
+            "start": self.start,
+            "watch": self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -267,13 +336,21 @@ class Trainer(Training):
         self.running_conf = state["running_conf"].to(self.device)
         self.schedule.load_state_dict(state["schedule"])
         self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
+        for key, value in (self.start or {}).items():
+            value.copy_(state["start"][key])
+        self.watch.load_state_dict(state.get("watch", {}))
         if state["generation"] is not None:
             self.generation = Generation(self.candidate_pass.folder / state["generation"])
         self._delete_generations()  # and what is left of a pass that was not completed
 
 
 def part_losses(
-    logits: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor, pixels: int, negatives: torch.Tensor
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    pairs: torch.Tensor,
+    pixels: int,
+    negatives: torch.Tensor,
+    class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A part's shares of positive and negative loss, and their sum's gradient at the stride-8 logits.
 
@@ -283,13 +360,14 @@ def part_losses(
         logits: B×C×h×w of the student.
         labels, pairs: B×H×W int64 and B×C×H×W bool, of :meth:`Trainer.pseudo_label`.
         pixels, negatives: how many the whole batch has.
+        class_weights: C floats; None: all 1.
     Returns:
         2 floats, and B×C×h×w.
     """
     losses, images = 0, [one.requires_grad_() for one in logits.detach().split(1)]
     for one, own_labels, own_pairs in zip(images, labels.split(1), pairs.split(1), strict=True):
         upsampled = resize_logits(one, labels.shape[1:])
-        positive = positive_loss_sum(upsampled, own_labels) / pixels
+        positive = positive_loss_sum(upsampled, own_labels, class_weights) / pixels
         negative = negative_loss_sum(upsampled, own_pairs) / negatives.to(upsampled.dtype)
         (positive + negative).backward()
         losses += torch.stack([positive.detach(), negative.detach()]).double()

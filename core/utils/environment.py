@@ -14,6 +14,11 @@ from core.utils import distributed
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+def available_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_environment(command: str, device: str, precision: str) -> dict:
     """Strings and numbers by name, for people and for :mod:`tools.report`."""
     return {
@@ -28,7 +33,7 @@ def describe_environment(command: str, device: str, precision: str) -> dict:
         "numpy": np.__version__,
         "cuda": torch.version.cuda or "none",
         "system": f"{platform.system()} {platform.machine()}",
-        "processor cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor cores": available_cores(),
         "commit": find_commit(PROJECT),
     }
 

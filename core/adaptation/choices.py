@@ -1,0 +1,146 @@
+"""`ADAPT.AUTO`: what a run finds for itself, from how many images there are, the network, and what the target shows.
+
+Every choice is an option: it stands in the run's config.yaml as if it had been given. What a user's config gives is
+left as it is. The constants were chosen on the shifts for development (docs/adapting.md), by their labels, for all of
+them at once; no choice sees a label or the name of a data set.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from core.adaptation.looks import Looks, reliability
+from core.configs.node import Config
+from core.datasets.taxonomy import Taxonomy
+from core.utils.environment import available_cores
+from core.utils.errors import shorten
+
+CHOSEN = (
+    "DATALOADER.NUM_WORKERS",
+    "INPUT.TARGET_INPUT_SIZE_TRAIN",
+    "SOLVER.BATCH_SIZE",
+    "SOLVER.STOP_ITER",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.BASE_LR",
+    "DTU.META_MAX_UPDATE",
+    "DTU.Query_START",
+    "DTU.Query_STEP",
+    "DTU.FIX_ITERATION",
+    "DTU.EMA_WEIGHT",
+    "DTU.ANCHOR",
+    "TCR.UPDATE_FREQUENCY",
+    "TCR.MIX_CLASSES",
+    "TCR.PASTE",
+    "ADAPT.NORM_MIX",
+    "ADAPT.CLASS_WEIGHTS",
+)
+MOST_WORKERS = 4
+CROP = 2 / 3  # of the full view's width and height, as published
+BATCH_SIZE = 4  # as published
+LENGTH, LEAST_LENGTH = 6.5, 60  # iterations = LENGTH · images^¾
+CHECKPOINTS = 4
+RATE = 2.5e-5
+PASSES = 3
+FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
+ANCHOR = 0.05
+PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.5, 0.2  # estimated precision
+
+
+class Choices:
+    """The config of a run as it fills up; `lines` says of every choice why it was made.
+
+    Attributes:
+        config: with what was chosen so far.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.lines = config, []
+
+    def choose(self, why: str, **options: Any) -> None:
+        """Take options, `SECTION_` by `__` instead of a dot, unless they are given."""
+        named = {key.replace("__", "."): value for key, value in options.items()}
+        free = {key: value for key, value in named.items() if not self.config.gives(key)}
+        left = [f"{key} {self.config.find(key)}" for key in named if key not in free]
+        self.config = self.config.changed(free)
+        self.config.freeze()
+        words = [f"{key} {_short(value)}" for key, value in free.items()]
+        if left:
+            words.append(f"as the config gives it: {', '.join(left)}")
+        self.lines.append(f"chosen: {', '.join(words)} ({why})" if free else f"not chosen: {words[0]}")
+
+
+def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
+    """Sizes, length, batches, and what follows from the length: checkpoints, passes, the teacher's pace.
+
+    Args:
+        images: how many the target has.
+        parts: by which a batch must divide.
+    """
+    cores = available_cores()
+    workers = min(max(cores - 2, 0), MOST_WORKERS)
+    choices.choose(f"of {cores} cores the network has two; they change no result", DATALOADER__NUM_WORKERS=workers)
+    view = choices.config.INPUT.INPUT_SIZE_TEST
+    crop = tuple(min(max(8 * round(n * CROP / 8), 8), n) for n in view)
+    choices.choose(f"two thirds of the full view {view[0]}×{view[1]}", INPUT__TARGET_INPUT_SIZE_TRAIN=crop)
+    length = max(round(LENGTH * images**0.75), LEAST_LENGTH)
+    choices.choose(
+        f"{images} images; the rate reaches 0 with the end",
+        SOLVER__BATCH_SIZE=-(-BATCH_SIZE // parts) * parts,
+        SOLVER__STOP_ITER=length,
+    )
+    length = choices.config.SOLVER.STOP_ITER
+    choices.choose("as long as the run", SOLVER__MAX_ITER=length)
+    choices.choose("of the backbone; ten times that of the classifier", SOLVER__BASE_LR=RATE)
+    choices.choose(f"{CHECKPOINTS} in the run", SOLVER__CHECKPOINT_PERIOD=max(-(-length // CHECKPOINTS), 1))
+    longest = int(np.clip(length // 20, 5, 30))
+    choices.choose(
+        f"the teacher may move some {max(length // longest, 1)} times at least",
+        DTU__META_MAX_UPDATE=longest,
+        DTU__Query_START=max(round(0.3 * longest), 2),
+        DTU__Query_STEP=max(longest // 10, 1),
+        DTU__FIX_ITERATION=max(round(0.4 * longest), 1),
+    )
+    moves = max(length / (choices.config.DTU.META_MAX_UPDATE + 1), 1)
+    weight = round(float((1 - FOLLOWED) ** (1 / moves)), 4)
+    choices.choose(f"these moves take the teacher {FOLLOWED:.0%} of the way", DTU__EMA_WEIGHT=weight)
+    choices.choose("holds the teacher near the model it started as", DTU__ANCHOR=ANCHOR)
+    choices.choose(f"{PASSES} passes", TCR__UPDATE_FREQUENCY=max(length // PASSES + 1, 2))
+
+
+def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:
+    """What may be pasted: rarer classes whose candidates hold in independent looks. Warns of those that hold nowhere.
+
+    Args:
+        looks: of the model that the run starts as.
+    """
+    names, held, shares = taxonomy.names, reliability(looks.joint), looks.shares
+    candidates = reliability(looks.sure)
+    rarer = 1 / np.count_nonzero(shares)
+    pasted = [n for n, own, x in zip(names, candidates, shares, strict=True) if own >= PASTED_RELIABILITY and x < rarer]
+    table = ", ".join(f"{n} {r:.2f} ({own:.2f})" for n, r, own in zip(names, held, candidates, strict=True))
+    choices.lines.append(f"estimated precision of each class's labels, and of its candidates: {table}")
+    why = f"rarer than {rarer:.1%} of the pixels, and {PASTED_RELIABILITY:.0%} or more of the candidates hold"
+    if pasted:
+        choices.choose(why, TCR__MIX_CLASSES=tuple(pasted))
+    else:
+        choices.choose(f"no class is {why} of it", TCR__PASTE=False)
+    unknown = [name for name, own in zip(names, held, strict=True) if own < UNKNOWN_RELIABILITY]
+    if unknown:
+        choices.lines.append(
+            f"the source model hardly knows {shorten(unknown, len(unknown))} in these images: less than "
+            f"{UNKNOWN_RELIABILITY:.0%} of their labels are likely to be right (or there is none)"
+        )
+
+
+def with_choices(config: Config, chosen: Config) -> Config:
+    """`config`, with what an earlier run of it has chosen where it gives nothing itself."""
+    if not config.ADAPT.AUTO:
+        return config
+    return config.changed({key: chosen.find(key) for key in CHOSEN if not config.gives(key)})
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
