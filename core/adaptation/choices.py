@@ -44,7 +44,7 @@ RATE = 2.5e-5
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
 ANCHOR = 0.05
-PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.5, 0.2  # estimated precision
+PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.8, 0.2  # estimated precision
 
 
 class Choices:
