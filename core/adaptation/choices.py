@@ -33,6 +33,7 @@ CHOSEN = (
     "TCR.MIX_CLASSES",
     "TCR.PASTE",
     "ADAPT.NORM_MIX",
+    "ADAPT.TEACHER_LOOKS",
     "ADAPT.CLASS_WEIGHTS",
 )
 MOST_WORKERS = 4
@@ -104,6 +105,7 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     moves = max(length / (choices.config.DTU.META_MAX_UPDATE + 1), 1)
     weight = round(float((1 - FOLLOWED) ** (1 / moves)), 4)
     choices.choose(f"these moves take the teacher {FOLLOWED:.0%} of the way", DTU__EMA_WEIGHT=weight)
+    choices.choose("two looks are right more often than one", ADAPT__TEACHER_LOOKS=("larger",))
     choices.choose("holds the teacher near the model it started as", DTU__ANCHOR=ANCHOR)
     choices.choose(f"{PASSES} passes", TCR__UPDATE_FREQUENCY=max(length // PASSES + 1, 2))
 

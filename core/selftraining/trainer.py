@@ -48,6 +48,8 @@ from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
+LARGER = 1.25  # × the full view's width and height, where the teacher also looks at it so
+LEAST = 1e-12  # probability
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
 
 
@@ -169,6 +171,20 @@ class Trainer(Training):
         prepared.masked_fill_(to_device(part.dropped, self.device).unsqueeze(1), 0)
         return self.predictor.logits(self.parallel, prepared)
 
+    def _teacher_logits(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Stride-8 logits of full views as networks take them; of several looks, the logarithm of their mean."""
+        logits, looks = self.predictor.logits(self.teacher, prepared), self.config.ADAPT.TEACHER_LOOKS
+        if not looks:
+            return logits
+        probs = logits.softmax(dim=1)
+        if "mirrored" in looks:
+            probs += self.predictor.logits(self.teacher, prepared.flip(-1)).flip(-1).softmax(dim=1)
+        if "larger" in looks:
+            size = [round(n * LARGER) for n in prepared.shape[-2:]]
+            larger = self.predictor.logits(self.teacher, resize_logits(prepared, size))
+            probs += resize_logits(larger, logits.shape[-2:]).softmax(dim=1)
+        return (probs / (1 + len(looks))).clamp(min=LEAST).log()
+
     @torch.no_grad()
     def pseudo_label(
         self, parts: Sequence[Batch], prepared: Sequence[torch.Tensor], shown: dict | None = None
@@ -185,7 +201,7 @@ class Trainer(Training):
             of each part the labels (B×h×w int64) and the negative pairs (B×C×h×w bool), and how many pairs there are in
             the whole batch, at least 1.
         """
-        logits = [self.predictor.logits(self.teacher, images) for images in prepared]
+        logits = [self._teacher_logits(images) for images in prepared]
         size = prepared[0].shape[-2:]
         own = [mean_confidence(resize_logits(one, size).softmax(dim=1)) for one in torch.cat(logits).split(1)]
         images = distributed.count() * len(own)
