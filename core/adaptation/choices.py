@@ -39,7 +39,7 @@ CHOSEN = (
 MOST_WORKERS = 4
 CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
-LENGTH, LEAST_LENGTH = 6.5, 60  # iterations = LENGTH · images^¾
+LENGTH, LEAST_LENGTH = 4.5, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
 RATE = 2.5e-5
 PASSES = 3

@@ -30,10 +30,11 @@ class Watch:
 
     Attributes:
         count: of the passes that showed any.
+        shifted: whether the target is another domain at all.
     """
 
     def __init__(self, names: Sequence[str]):
-        self._names, self.count = names, 0
+        self._names, self.count, self.shifted = names, 0, True
         self._first: list[float] = []  # shares of the classes in the first pass
         self._consistency = 0.0  # mean over the classes, in the pass before
 
@@ -61,12 +62,13 @@ class Watch:
 
     def state_dict(self) -> dict:
         """What later passes are compared with."""
-        return {"count": self.count, "first": self._first, "consistency": self._consistency}
+        return {"count": self.count, "shifted": self.shifted, "first": self._first, "consistency": self._consistency}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what :meth:`state_dict` gave."""
         if state:
-            self.count, self._first, self._consistency = state["count"], state["first"], state["consistency"]
+            self.count, self.shifted = state["count"], state["shifted"]
+            self._first, self._consistency = state["first"], state["consistency"]
 
 
 def shares_of(pixels: Sequence[float]) -> np.ndarray:
@@ -103,6 +105,7 @@ class Verdict:
     signs: str
     changed: str
     harm: tuple[str, ...] = ()
+    shifted: bool = True
 
     def lines(self, file: str, last: str) -> list[str]:
         """In plain words.
@@ -115,13 +118,16 @@ class Verdict:
         lines = [f"verdict: {file} is believed to be {belief}: {self.signs}; most changed: {self.changed}"]
         if self.harm:
             lines.append(f"refused of the adapted model: {'; '.join(self.harm)}")
+        if not self.shifted:
+            lines = [f"verdict: the target looks like the source domain: {file} is the source model as it was"]
+            return lines
         what = f"{self.share:.0%} of the way from the start of the run to {last}" if self.share else "the start itself"
         lines.append(f"it is {what}. Use {file}")
         return lines
 
 
 def conclude(
-    names: Sequence[str], source: Looks, start: Looks, model: nn.Module, first: dict, last: dict, look
+    names: Sequence[str], source: Looks, start: Looks, model: nn.Module, first: dict, last: dict, look, shifted: bool
 ) -> Verdict:
     """Find the share of the adapted model to hand over, and put that model into `model`.
 
@@ -129,9 +135,10 @@ def conclude(
         source, start: looks of the source model, and of the one that the run started as.
         first, last: state dicts of the latter and of the teacher at the end.
         look: model → Looks at the same images.
+        shifted: the target is another domain; False: the source model is left as it is.
     """
     harm: list[str] = []
-    for share in SHARES:
+    for share in SHARES if shifted else ():
         interpolate(model, first, last, share)
         found = look(model)
         signs = lost_classes(names, start.shares, found.shares)
@@ -146,7 +153,7 @@ def conclude(
         share, found = 0.0, start
         interpolate(model, first, last, share)
     better, words = improved(source, found)
-    return Verdict(share, better, words, changed_classes(names, source.shares, found.shares), tuple(harm))
+    return Verdict(share, better, words, changed_classes(names, source.shares, found.shares), tuple(harm), shifted)
 
 
 def changed_classes(names: Sequence[str], before: np.ndarray, now: np.ndarray, count: int = 3) -> str:

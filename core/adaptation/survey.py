@@ -28,11 +28,13 @@ class Survey:
     Attributes:
         source: as the source model sees them.
         start: as the model does from which the run starts.
+        shifted: the target is another domain, as far as that can be told.
         lines: what was chosen, and why.
     """
 
     source: Looks
     start: Looks
+    shifted: bool
     lines: tuple[str, ...]
 
 
@@ -65,6 +67,7 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
         return look_at(network, few, len(taxonomy), predictor, f"looking at the target with {what}")
 
     source = start = look(model, "the source model")
+    shifted = True
     if not movable_norms(model):
         choices.choose("the network has no batch norm to mix", ADAPT__NORM_MIX=())
     elif choices.config.gives("ADAPT.NORM_MIX"):
@@ -72,9 +75,9 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
             mix_norms(model, choices.config.ADAPT.NORM_MIX, images, predictor)
             start = look(model, "mixed batch norm")
     else:
-        start = _choose_mix(choices, model, source, images, predictor, look)
+        start, shifted = _choose_mix(choices, model, source, images, predictor, look)
     choose_classes(choices, taxonomy, start)
-    return Survey(source, start, tuple(choices.lines))
+    return Survey(source, start, shifted, tuple(choices.lines))
 
 
 def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predictor: Predictor) -> None:
@@ -90,8 +93,8 @@ def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predi
     mix_statistics(model, shares, look)
 
 
-def _choose_mix(choices: Choices, model, source: Looks, images: ImageSet, predictor: Predictor, look) -> Looks:
-    """Try the mixes on copies of the model, and take over the first that is accepted."""
+def _choose_mix(choices: Choices, model, source: Looks, images: ImageSet, predictor: Predictor, look):
+    """Try the mixes on copies of the model, and take over the first that is accepted; whether there is a shift, too."""
     for share in MIXES:
         mixed = copy.deepcopy(model)
         mix_norms(mixed, (share,), images, predictor)
@@ -101,14 +104,14 @@ def _choose_mix(choices: Choices, model, source: Looks, images: ImageSet, predic
         if same >= NO_SHIFT:
             why = f"with the target's statistics {same:.1%} of the pixels keep their class: there is no shift to mend"
             choices.choose(why, ADAPT__NORM_MIX=())
-            return source
+            return source, False
         better, why = improved(source, found)
         if better:
             model.load_state_dict(mixed.state_dict())
             choices.choose(f"{why}; {same:.1%} of the pixels keep their class", ADAPT__NORM_MIX=(share,))
-            return found
+            return found, True
     choices.choose(f"the target's statistics do not help: {why}", ADAPT__NORM_MIX=())
-    return source
+    return source, True
 
 
 def improved(before: Looks, after: Looks) -> tuple[bool, str]:

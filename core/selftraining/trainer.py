@@ -105,6 +105,13 @@ class Trainer(Training):
         survey = settle(choices, model, images, taxonomy, device, parts)
         return choices.config, survey
 
+    @classmethod
+    def load(cls, config: Config, skip_test: bool, weights: bool = True) -> "Trainer":
+        trainer = super().load(config, skip_test, weights)
+        if trainer.survey is not None:
+            trainer.watch.shifted = trainer.survey.shifted
+        return trainer
+
     def describe(self) -> None:
         config = self.config
         for line in self.survey.lines if self.survey else ():
@@ -313,7 +320,7 @@ class Trainer(Training):
 
             source, start = (self.survey.source, self.survey.start) if self.survey else self._look_again(look)
             last = self.teacher.state_dict()
-            verdict = conclude(self.taxonomy.names, source, start, result, self.start, last, look)
+            verdict = conclude(self.taxonomy.names, source, start, result, self.start, last, look, self.watch.shifted)
             with signals.deferred():
                 self.output.save_verdict(result, self.iteration, verdict)
 
