@@ -48,7 +48,7 @@ class Run:
     def is_begun(self) -> bool:
         """Whether the folder holds this very run, be it unfinished."""
         saved = self.folder / CONFIG
-        return saved.is_file() and saved.read_text(encoding="utf-8") == self.config.dump()
+        return saved.is_file() and load_config(saved).dump() == self.config.dump()  # options new since have defaults
 
     def is_complete(self) -> bool:
         """Whether the folder holds this very run, to its end."""

@@ -41,7 +41,7 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 LENGTH, LEAST_LENGTH = 4.5, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
-RATE = 2.5e-5
+RATE, LEAST_RATE, MOST_RATE = 2.6e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
 ANCHOR = 0.05
@@ -92,7 +92,6 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     )
     length = choices.config.SOLVER.STOP_ITER
     choices.choose("as long as the run", SOLVER__MAX_ITER=length)
-    choices.choose("of the backbone; ten times that of the classifier", SOLVER__BASE_LR=RATE)
     choices.choose(f"{CHECKPOINTS} in the run", SOLVER__CHECKPOINT_PERIOD=max(-(-length // CHECKPOINTS), 1))
     longest = int(np.clip(length // 20, 5, 30))
     choices.choose(
@@ -108,6 +107,16 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     choices.choose("two looks are right more often than one", ADAPT__TEACHER_LOOKS=("larger",))
     choices.choose("holds the teacher near the model it started as", DTU__ANCHOR=ANCHOR)
     choices.choose(f"{PASSES} passes", TCR__UPDATE_FREQUENCY=max(length // PASSES + 1, 2))
+
+
+def choose_rate(choices: Choices, speed: float) -> None:
+    """The learning rate, so that a step of any network moves its weights equally far.
+
+    Args:
+        speed: |gradient| / |weights|, of :meth:`core.runs.solver.Solver.speed`.
+    """
+    rate = float(f"{np.clip(RATE / speed, LEAST_RATE, MOST_RATE):.2g}") if speed > 0 else LEAST_RATE
+    choices.choose(f"the first gradients are {speed:.3g} of the weights", SOLVER__BASE_LR=rate)
 
 
 def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:

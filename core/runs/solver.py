@@ -90,6 +90,20 @@ class Solver:
         self._statistics = []
         return finite
 
+    def speed(self) -> float:
+        """|gradient| / |weights| of every group of parameters times its factor of the rate, added up.
+
+        Of gradients of :meth:`backward`, which are left as they are. Times the rate, it is how far a step without
+        momentum moves the weights, for their size.
+        """
+        speeds = []
+        for group in self.optimizer.param_groups:
+            weights = [parameter.detach() for parameter in group["params"]]
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            norms = [float(_norm(tensors)) for tensors in (gradients, weights)]
+            speeds.append(group["lr_factor"] * norms[0] / max(norms[1], 1e-12) / self.loss_scale)
+        return sum(speeds)
+
     @property
     def loss_scale(self) -> float:
         """What the loss is multiplied by before its backward: 1 but for fp16."""
@@ -104,3 +118,8 @@ class Solver:
         self.optimizer.load_state_dict(state)
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The Euclidean norm of all of them together."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors]))

@@ -3,13 +3,14 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from core.adaptation.choices import Choices
+from core.adaptation.choices import Choices, choose_rate
 from core.adaptation.guard import STRONGER, WEAKEST, Watch, conclude
 from core.adaptation.looks import Looks, look_at
 from core.adaptation.survey import few_images, looking, mix_norms, settle
@@ -47,7 +48,9 @@ from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
+from core.utils.seeding import seed_step
 
+PROBES = 4  # batches whose gradients are looked at before the first iteration
 LARGER = 1.25  # × the full view's width and height, where the teacher also looks at it so
 LEAST = 1e-12  # probability
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
@@ -110,7 +113,31 @@ class Trainer(Training):
         trainer = super().load(config, skip_test, weights)
         if trainer.survey is not None:
             trainer.watch.shifted = trainer.survey.shifted
+            trainer._choose_rate()
         return trainer
+
+    def _choose_rate(self) -> None:
+        """SOLVER.BASE_LR, by how far the first gradients would move the weights, for their size."""
+        if self.config.gives("SOLVER.BASE_LR"):
+            return
+        size, running_conf = self.config.SOLVER.BATCH_SIZE, self.running_conf
+        order = uniform_order(len(self.images), PROBES * size, self.config.SEED, 0)
+        stream = RequestStream(None, self.schedule, range(PROBES), size, order, 0, distributed.share(size))
+        speeds = [self._speed(self.samples.collate([self.samples[one] for one in requests])) for requests in stream]
+        self.running_conf = running_conf
+        choices = Choices(self.config)
+        choose_rate(choices, float(np.median(speeds)))
+        self.config, self.survey = choices.config, replace(self.survey, lines=(*self.survey.lines, *choices.lines))
+        self.solver.options = self.config.SOLVER
+
+    def _speed(self, batch: Batch) -> float:
+        """|gradient| / |weights| of the backbone, and ten times that of the classifier, added up."""
+        seed_step(self.config.SEED, 0)
+        parts = batch.split(self.accumulate)
+        targets, negatives = self.pseudo_label(parts, [self.predictor.prepare(part.full) for part in parts])
+        self.student.eval()  # no statistics move
+        self._backward(parts, targets, negatives)
+        return self.solver.speed()
 
     def describe(self) -> None:
         config = self.config
@@ -141,19 +168,8 @@ class Trainer(Training):
             self.dynamic_teacher.before_step(iteration, full, batch.names, probs)
         del full, prepared
 
-        pixels = distributed.count() * sum(labels.numel() for labels, _ in targets)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.student.train()
-        self.solver.zero_gradients()
-        for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
-            with accumulating:
-                logits = self._student_logits(part)
-                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives, self.class_weights)
-                self.solver.backward(logits, gradient)
-            if shown is not None and part is parts[0]:
-                shown.update(labels=labels, logits=logits.detach())
-            sums += torch.stack([*losses, (labels != IGNORE).sum() / pixels])
-        positive, negative, labelled = distributed.total(sums).to(logits.dtype)
+        positive, negative, labelled = self._backward(parts, targets, negatives, shown)
         loss = positive + negative
 
         stepped = self.solver.step(loss, iteration)
@@ -171,6 +187,25 @@ class Trainer(Training):
         if not stepped:
             return {}
         return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
+
+    def _backward(
+        self, parts: Sequence[Batch], targets: Sequence, negatives: torch.Tensor, shown: dict | None = None
+    ) -> torch.Tensor:
+        """The gradients of a step, of :meth:`pseudo_label`'s targets; its positive and negative loss, and the share of
+        the pixels that is labelled: 3 floats of the whole batch.
+        """
+        pixels = distributed.count() * sum(labels.numel() for labels, _ in targets)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.solver.zero_gradients()
+        for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
+            with accumulating:
+                logits = self._student_logits(part)
+                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives, self.class_weights)
+                self.solver.backward(logits, gradient)
+            if shown is not None and part is parts[0]:
+                shown.update(labels=labels, logits=logits.detach())
+            sums += torch.stack([*losses, (labels != IGNORE).sum() / pixels])
+        return distributed.total(sums).to(logits.dtype)
 
     def _student_logits(self, part: Batch) -> torch.Tensor:
         """Stride-8 logits of the student views, with gradient."""
