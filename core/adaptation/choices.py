@@ -39,13 +39,13 @@ CHOSEN = (
 MOST_WORKERS = 4
 CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
-LENGTH, LEAST_LENGTH = 4.5, 60  # iterations = LENGTH · images^¾
+LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
 RATE, LEAST_RATE, MOST_RATE = 2.6e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
-ANCHOR = 0.05
-PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.8, 0.2  # estimated precision
+ANCHOR = 0.1
+PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.9, 0.2  # estimated precision
 
 
 class Choices:

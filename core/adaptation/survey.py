@@ -17,7 +17,9 @@ from core.evaluation.predictor import Predictor
 
 LOOKED_AT = 32  # images
 _SUBSAMPLE = 0x4C4B  # key of the random stream that picks them
-MIXES = (0.75, 0.25)  # shares of the target's statistics, in the order in which they are tried
+MEASURED = 256  # images, at most, that the target's statistics are taken of
+SOURCE_IMAGES = 16  # as many images are the source's statistics taken to be worth (Schneider et al., 2020: 8 to 64)
+TRIED = (1.0, 0.3)  # × the target's share by that: in this order
 NO_SHIFT = 0.97  # where source and mixed model agree on so many pixels, the statistics have not moved
 
 
@@ -81,8 +83,8 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
 
 
 def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predictor: Predictor) -> None:
-    """:func:`mix_statistics` with the statistics of at most twice LOOKED_AT of the images, in eval mode."""
-    chosen = even_subsample(len(images), 2 * LOOKED_AT, np.random.default_rng([predictor.config.SEED, _SUBSAMPLE, 1]))
+    """:func:`mix_statistics` with the statistics of at most MEASURED of the images, in eval mode."""
+    chosen = even_subsample(len(images), MEASURED, np.random.default_rng([predictor.config.SEED, _SUBSAMPLE, 1]))
 
     def read(batch: dict) -> None:
         predictor.logits(model, predictor.prepare(batch["views"][0]))
@@ -95,7 +97,8 @@ def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predi
 
 def _choose_mix(choices: Choices, model, source: Looks, images: ImageSet, predictor: Predictor, look):
     """Try the mixes on copies of the model, and take over the first that is accepted; whether there is a shift, too."""
-    for share in MIXES:
+    count = min(len(images), MEASURED)
+    for share in (round(times * count / (count + SOURCE_IMAGES), 3) for times in TRIED):
         mixed = copy.deepcopy(model)
         mix_norms(mixed, (share,), images, predictor)
         found = look(mixed, f"batch norm mixed by {share}")

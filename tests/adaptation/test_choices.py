@@ -32,7 +32,7 @@ def test_a_schedule_fits_together_whatever_the_number_of_images(images):
 def test_more_images_make_a_longer_run():
     lengths = [chosen(images).config.SOLVER.STOP_ITER for images in (12, 62, 200, 2975)]
     assert lengths == sorted(lengths)
-    assert lengths[1] == round(4.5 * 62**0.75)
+    assert lengths[1] == round(3 * 62**0.75)
 
 
 def test_every_choice_is_an_option_within_its_bounds():
