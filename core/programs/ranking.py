@@ -1,4 +1,8 @@
-"""Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes."""
+"""Checkpoints ordered without labels: by agreement with their neighbours, confidence and diversity of classes.
+
+The source model is no candidate: on the way from it to a better one confidence may fall. Checkpoints are held against
+it: one that has lost classes, or whose confidence has collapsed, is ruined, and comes behind all that are not.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.adaptation.guard import KEPT_SHARE, LEAST_SHARE
+from core.adaptation.looks import entropy_of
 from core.datasets.catalog import find_images, find_target_images, find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
@@ -16,7 +22,7 @@ from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor
 from core.models import build_model
 from core.programs.testing import folder_name
-from core.runs.resume import find_checkpoints, numbered
+from core.runs.resume import find_checkpoints, find_run_source, numbered
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
@@ -28,13 +34,10 @@ from core.utils.logging import LOGGER
 # signals whose ranks are averaged, the larger the better: how steady the labels are, how sure, over how many classes
 # spread; chosen on four runs, and measured on others (README)
 RULE = ("agreement", "confidence", "diversity")
+COLLAPSED = 0.85  # of the source model's confidence
+RUINED_CLASSES = 0.15  # of the source model's classes: with more of them lost, a model is ruined
+NO_CHANGE = 0.97  # share of the pixels on which a checkpoint and the source model agree
 TABLE = "ranking_"  # and the data set's name, .csv
-
-
-def entropy_of(distribution: np.ndarray) -> float:
-    """−Σ p·ln p of C probabilities."""
-    positive = distribution[distribution > 0]
-    return float(-(positive * np.log(positive)).sum())
 
 
 def measure(
@@ -127,20 +130,50 @@ class Candidate:
         signals: of :func:`measure`, and the mean of its :func:`agreement` with one or two neighbours.
         shares: of the pixels that each class wins, C floats.
         rank: mean over :data:`RULE`.
+        ruin: signs of it beside the source model, in words; empty where there is none, or no source model.
+        same: share of the pixels on which it agrees with the source model; None without one.
+        surer: it has more information or more confidence than the source model.
     """
 
     path: Path
     signals: dict[str, float]
     shares: np.ndarray
     rank: float = 0.0
+    ruin: str = ""
+    same: float | None = None
+    surer: bool = True
 
 
-def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet, num_classes: int) -> list[Candidate]:
-    """The checkpoints, the most promising first, by :data:`RULE`; where two are equal, the later one.
+def signs_of_ruin(source: dict[str, float], had: np.ndarray, signals: dict[str, float], shares: np.ndarray) -> str:
+    """What says that a model is ruined beside its source model, in words; empty where nothing does.
+
+    Args:
+        source, signals: of both, of :func:`measure`.
+        had, shares: of the pixels that each class wins, of both.
+    """
+    signs = []
+    lost = sum((had >= LEAST_SHARE) & (shares < KEPT_SHARE * had))
+    if lost > RUINED_CLASSES * sum(had >= LEAST_SHARE):
+        signs.append(f"{lost} classes lost")
+    if signals["confidence"] < COLLAPSED * source["confidence"]:
+        signs.append(f"confidence {source['confidence']:.2f} → {signals['confidence']:.2f}")
+    return ", ".join(signs)
+
+
+def rank(
+    config,
+    model: nn.Module,
+    checkpoints: Sequence[Path],
+    images: ImageSet,
+    num_classes: int,
+    source: Path | None = None,
+) -> list[Candidate]:
+    """The checkpoints, the most promising first, by :data:`RULE`; where two are equal, the later one. Ruined ones last.
 
     Args:
         model: on its device; every checkpoint is loaded into it.
         checkpoints: in order of iteration: neighbours are compared. The model that was made of them is left out.
+        source: the source model, by which ruined ones are told; None: none is.
     Raises:
         UserError: fewer than two checkpoints, or one that does not fit.
     """
@@ -148,21 +181,31 @@ def rank(config, model: nn.Module, checkpoints: Sequence[Path], images: ImageSet
     if len(checkpoints) < 2:
         raise UserError(f"nothing to rank: {given[0]} is one checkpoint; give `resume` a folder of several")
     predictor, found, agreements, previous = Predictor(config, next(model.parameters()).device), [], [], None
+    if source is not None:
+        load_checkpoint(model, source)
+        LOGGER.info("source model: %s", source)
+        had, had_shares, had_labels = measure(model, images, predictor)
     for path in checkpoints:
         load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
         signals, shares, labels = measure(model, images, predictor)
+        beside = {}
+        if source is not None:
+            beside["ruin"] = signs_of_ruin(had, had_shares, signals, shares)
+            beside["same"] = agreement(had_labels, labels, num_classes)[0]
+            beside["surer"] = any(signals[name] > had[name] for name in ("information", "confidence"))
         if previous is not None:
             agreements.append(agreement(previous, labels, num_classes))
-        found.append((path, signals, shares))
+        found.append((path, signals, shares, beside))
         previous = labels
     candidates = []
-    for place, (path, signals, shares) in enumerate(found):
+    for place, (path, signals, shares, beside) in enumerate(found):
         pixels, classes = np.mean(agreements[max(place - 1, 0) : place + 1], axis=0).tolist()
-        candidates.append(Candidate(path, {"agreement": pixels, "agreement_iou": classes} | signals, shares))
+        signals = {"agreement": pixels, "agreement_iou": classes} | signals
+        candidates.append(Candidate(path, signals, shares, **beside))
     ranks = mean_ranks([[candidate.signals[name] for name in RULE] for candidate in candidates]).tolist()
     ranked = [replace(candidate, rank=value) for candidate, value in zip(candidates, ranks, strict=True)]
-    return sorted(ranked, key=lambda candidate: (candidate.rank, -checkpoints.index(candidate.path)))
+    return sorted(ranked, key=lambda one: (bool(one.ruin), one.rank, -checkpoints.index(one.path)))
 
 
 def find_unlabelled_images(config) -> ImageSet:
@@ -185,15 +228,25 @@ def rank_checkpoints(config) -> None:
     model = build_model(config).requires_grad_(False).to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("images: %d of %s, without labels", len(images), images.name)
-    candidates = rank(config, model, checkpoints, images, len(taxonomy))
+    source = source_of_run(config)
+    candidates = rank(config, model, checkpoints, images, len(taxonomy), source)
     path = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR") / f"{TABLE}{folder_name(images.name)}.csv"
     found = rows(candidates, taxonomy.names)
     table = Table(path, tuple(found[0]))
     for row in found:
         table.append(row)
-    for line in ranking_lines(candidates):
+    for line in ranking_lines(candidates, source):
         LOGGER.info(line)
     LOGGER.info("wrote %s", path)
+
+
+def source_of_run(config) -> Path | None:
+    """The source model of the run to look at; None, and a line in the log, where it is not at hand."""
+    try:
+        return find_run_source(config)
+    except UserError as error:
+        LOGGER.info("no source model to hold the checkpoints against: %s", error)
+        return None
 
 
 def rows(candidates: Sequence[Candidate], names: Sequence[str]) -> list[dict[str, str]]:
@@ -201,19 +254,30 @@ def rows(candidates: Sequence[Candidate], names: Sequence[str]) -> list[dict[str
     found = []
     for place, candidate in enumerate(candidates, start=1):
         row = {"place": str(place), "checkpoint": candidate.path.name, "mean_rank": f"{candidate.rank:.4f}"}
+        row |= {"ruin": candidate.ruin, "same_as_source": "" if candidate.same is None else f"{candidate.same:.4f}"}
         row |= {name: f"{value:.6g}" for name, value in candidate.signals.items()}
         found.append(row | {f"share_{name}": f"{x:.6f}" for name, x in zip(names, candidate.shares, strict=True)})
     return found
 
 
-def ranking_lines(candidates: Sequence[Candidate]) -> list[str]:
-    """The ranking as lines of text."""
+def ranking_lines(candidates: Sequence[Candidate], source: Path | None = None) -> list[str]:
+    """The ranking as lines of text; the last one says what to use, or that it cannot be told."""
     width = max(len(candidate.path.name) for candidate in candidates)
     lines = [f"{'':>3}  {'checkpoint':<{width}}  mean rank  agreement  confidence  diversity  classes    SND"]
     form = "{:9.2f}  {agreement:9.4f}  {confidence:10.4f}  {diversity:9.4f}  {classes:7d}  {snd:5.3f}"
     for place, candidate in enumerate(candidates, start=1):
         numbers = form.format(candidate.rank, **candidate.signals)
-        lines.append(f"{place:>3}  {candidate.path.name:<{width}}  {numbers}")
-    best = candidates[0]
-    lines.append(f"chosen without labels: {best.path} (mean rank by {', '.join(RULE)})")
+        ruin = f"  ruined: {candidate.ruin}" if candidate.ruin else ""
+        lines.append(f"{place:>3}  {candidate.path.name:<{width}}  {numbers}{ruin}")
+    best, by = candidates[0], f"mean rank by {', '.join(RULE)}"
+    if best.ruin:
+        lines.append(f"chosen without labels: the source model {source}, for every checkpoint is ruined")
+    elif best.same is not None and best.same >= NO_CHANGE:
+        same = f"{best.same:.1%} of the pixels have the class that the source model {source} gives them"
+        lines.append(f"cannot tell: {same}; first of the checkpoints is {best.path} ({by})")
+    elif not best.surer:
+        less = f"less sure than the source model {source}, by information and by confidence"
+        lines.append(f"cannot tell: {best.path} ({by}) is {less}")
+    else:
+        lines.append(f"chosen without labels: {best.path} ({by})")
     return lines

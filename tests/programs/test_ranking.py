@@ -1,6 +1,5 @@
 """Checkpoints ordered without labels: each signal against a plain computation, and test.py --rank-without-labels."""
 
-import math
 import shutil
 
 import numpy as np
@@ -12,7 +11,15 @@ from core.configs import load_config
 from core.datasets.catalog import find_images
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.programs.ranking import RULE, agreement, entropy_of, find_unlabelled_images, mean_ranks, measure, png_bytes
+from core.programs.ranking import (
+    RULE,
+    agreement,
+    find_unlabelled_images,
+    mean_ranks,
+    measure,
+    png_bytes,
+    signs_of_ruin,
+)
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate
@@ -58,11 +65,6 @@ def test_the_signals_of_a_model_equal_a_plain_computation(cityscapes_root, write
     density = [float(snd_score(rows[i], draw_points(128, config.SEED, i))) for i in range(3)]
     assert signals["snd"] == pytest.approx(np.mean(density), rel=1e-4)
     assert labels == [png_bytes(winner.to(torch.uint8).numpy()) for winner in winners]
-
-
-def test_entropy_of_a_distribution():
-    assert entropy_of(np.array([0.5, 0.25, 0.25, 0.0])) == pytest.approx(1.5 * math.log(2))
-    assert entropy_of(np.array([1.0, 0.0])) == 0
 
 
 @pytest.fixture
@@ -111,6 +113,52 @@ def test_a_folder_is_ordered_without_any_label(cityscapes_root, write_config, ch
     assert float(collapsed["information"]) == pytest.approx(0, abs=1e-5)
     assert collapsed is not rows[0]
     assert f"chosen without labels: {checkpoints / rows[0]['checkpoint']}" in captured.out
+
+
+def ranked(cityscapes_root, write_config, folder, source, capsys):
+    """(rows, last line but the table's name) of a run's folder that names its source model."""
+    shutil.copy(write_config(cityscapes_root, resume=str(source)), folder / "config.yaml")
+    config = str(write_config(cityscapes_root))
+    assert evaluate(["-cfg", config, "--rank-without-labels", "resume", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return rows_of(cityscapes_root / "out/ranking_cityscapes_val.csv"), lines[-2]
+
+
+def test_a_ruined_checkpoint_comes_last_and_is_named(
+    cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys
+):
+    rows, last = ranked(cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys)
+    assert [bool(row["ruin"]) for row in rows] == [False, False, False, True]
+    assert rows[-1]["checkpoint"] == "model_iter000004.pth"
+    assert "classes lost" in rows[-1]["ruin"]
+    same = {row["checkpoint"]: float(row["same_as_source"]) for row in rows}
+    assert same["model_iter000001.pth"] == 1
+    assert "source model" in last
+
+
+def test_where_all_are_ruined_the_source_model_is_chosen(
+    cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys
+):
+    for number in (1, 2, 3):
+        shutil.copy(checkpoints / "model_iter000004.pth", checkpoints / f"model_iter{number:06d}.pth")
+    rows, last = ranked(cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys)
+    assert all(row["ruin"] for row in rows)
+    assert f"chosen without labels: the source model {tiny_checkpoint}, for every checkpoint is ruined" in last
+
+
+def test_where_nothing_has_changed_it_cannot_tell(cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys):
+    for number in (2, 3, 4):
+        shutil.copy(checkpoints / "model_iter000001.pth", checkpoints / f"model_iter{number:06d}.pth")
+    _, last = ranked(cityscapes_root, write_config, checkpoints, tiny_checkpoint, capsys)
+    assert "cannot tell: 100.0% of the pixels have the class that the source model" in last
+
+
+def test_signs_of_ruin_by_hand():
+    had = np.array([0.5, 0.3, 0.1, 0.0996, 0.0004])  # four classes that count: 0.15 of them is less than one
+    assert signs_of_ruin({"confidence": 0.8}, had, {"confidence": 0.69}, had) == ""
+    assert signs_of_ruin({"confidence": 0.8}, had, {"confidence": 0.67}, had) == "confidence 0.80 → 0.67"
+    now = np.array([0.68, 0.3, 0.01, 0.01, 0])
+    assert signs_of_ruin({"confidence": 0.8}, had, {"confidence": 0.9}, now) == "2 classes lost"
 
 
 def test_what_cannot_be_ranked_is_one_line(cityscapes_root, write_config, tiny_checkpoint, checkpoints, capsys):
