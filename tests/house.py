@@ -32,6 +32,7 @@ LEVELS = (
     ("core.utils",),
     ("core.configs", "core.datasets", "core.models"),
     ("core.evaluation",),
+    ("core.adaptation",),
     ("core.runs",),
     ("core.selftraining", "core.sourcetraining"),
     ("core.programs",),

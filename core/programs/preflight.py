@@ -52,7 +52,7 @@ def _try_out(config: Config, skip_test: bool) -> None:
     log_run(run, skip_test)
     few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
-        config = config.changed({"OUTPUT_DIR": folder})
+        config = run.config.changed({"OUTPUT_DIR": folder})
         trainer = Trainer(config, run.model, run.images.restricted(few), run.taxonomy)
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)

@@ -96,6 +96,8 @@ def _announce(trainer: Training, what: str, skip_test: bool, command: str) -> No
 def check_division(config: Config) -> None:
     """Raise UserError unless every process's every part of a batch gets the same number of images."""
     solver, processes = config.SOLVER, distributed.count()
+    if config.ADAPT.AUTO and not config.gives("SOLVER.BATCH_SIZE"):
+        return  # it is yet to be chosen, and so that it does
     if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
         several = f"{processes} processes × " if processes > 1 else ""
         raise UserError(
