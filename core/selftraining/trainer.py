@@ -305,6 +305,8 @@ class Trainer(Training):
         if self.pass_is_due:
             with self.output.aside():
                 self.update_candidates()
+            if self.iteration >= self.stop:  # the pass has ended the run
+                concluded = super().conclude()
         return concluded
 
     @property

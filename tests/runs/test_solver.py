@@ -29,6 +29,24 @@ def descend(solver, loss):
     return solver.step(loss, 0)
 
 
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_speed_is_gradient_by_weights_of_each_group_at_its_rate(amp):
+    model = Segmentor(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1))
+    options = cfg.SOLVER.clone()
+    options.AMP = amp
+    solver = Solver(model, options)
+    assert solver.loss_scale == (2.0**16 if amp == "fp16" else 1)
+    # norms: backbone 13 of weights, 26 of gradients; classifier 5, and 1 (its bias has none)
+    values = [([3, 4], [6, 8]), ([12, 0], [0, 24]), ([3, 0], [0.6, 0.8]), ([4], None)]
+    for parameter, (weights, gradient) in zip(model.parameters(), values, strict=True):
+        parameter.data.copy_(torch.tensor(weights).view_as(parameter))
+        if gradient is not None:
+            parameter.grad = solver.loss_scale * torch.tensor(gradient).float().view_as(parameter)
+    before = [p.grad.clone() for p in list(model.parameters())[:3]]
+    assert solver.speed() == pytest.approx(26 / 13 + 10 * 1 / 5)
+    assert all(torch.equal(p.grad, old) for p, old in zip(model.parameters(), before, strict=False))
+
+
 # --- CLIP_GRAD -------------------------------------------------------------------------------------------------------
 
 

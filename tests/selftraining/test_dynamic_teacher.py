@@ -33,14 +33,14 @@ class Threshold(nn.Module):
 class Run:
     """A DynamicTeacher with a student that the test moves by hand."""
 
-    def __init__(self, seed=1, **options):
+    def __init__(self, seed=1, anchor=(), **options):
         self.options = cfg.DTU.clone()
         for key, value in ({"PROXY_METRIC": "ENT"} | options).items():
             self.options[key] = value
         self.student, self.teacher = Threshold(), Threshold().requires_grad_(False)
         self.rows, self.shown, self.scored, self.iteration = [], [], 0, 0
         self.monitor = self  # a run is what its teacher takes for predictor, output and monitor
-        self.object = DynamicTeacher(self.teacher, self.student, self.options, self, 4, self, seed)
+        self.object = DynamicTeacher(self.teacher, self.student, self.options, self, 4, self, seed, anchor)
 
     def prepare(self, images):
         assert images.dtype == torch.uint8
@@ -284,6 +284,52 @@ def test_without_dynamic_the_teacher_moves_at_fixed_iterations_and_nothing_is_sc
     for i in expected:
         theta = 0.99 * theta + 0.01 * -0.1 * (i + 1)
     assert run.teacher.theta.item() == pytest.approx(theta, rel=1e-4)
+
+
+FIXED = {"DYNAMIC": False, "FIX_ITERATION": 2, "EMA_WEIGHT": 0.9}  # moves at iterations 0, 2, …
+
+
+def test_every_move_pulls_the_teacher_to_its_anchor():
+    anchor = torch.tensor(5.0)
+    run = Run(anchor=[anchor], ANCHOR=0.25, **FIXED)
+    assert run.step(UP, 1.0)
+    first = 0.75 * (0.9 * 0 + 0.1 * 1) + 0.25 * 5
+    assert run.teacher.theta.item() == pytest.approx(first)
+    with torch.no_grad():
+        run.student.count += 7
+    assert not run.step(UP, 1.0)
+    assert run.teacher.theta.item() == pytest.approx(first)  # not between two moves
+    assert run.step(UP, 1.0)
+    assert run.teacher.theta.item() == pytest.approx(0.75 * (0.9 * first + 0.1 * 3) + 0.25 * 5)
+    assert (anchor.item(), run.student.theta.item(), run.teacher.count.item()) == (5, 3, 7)
+
+
+def test_a_dynamic_move_pulls_too():
+    run = Run(anchor=[torch.tensor(5.0)], ANCHOR=0.25, Query_START=2, EMA_WEIGHT=0.9)
+    run.step(UP, 0.5)
+    assert run.step(UP, 1.5)
+    assert run.teacher.theta.item() == pytest.approx(0.75 * 0.1 * 2 + 0.25 * 5)
+
+
+def test_without_a_pull_not_a_bit_differs():
+    plain, anchored = Run(**FIXED), Run(anchor=[torch.tensor(5.0)], **FIXED)
+    expected = Threshold().requires_grad_(False)
+    for iteration in range(6):
+        for run in (plain, anchored):
+            run.step(UP, 0.37)
+        if iteration % 2 == 0:
+            ema_update(expected, plain.student, 0.9)
+        for run in (plain, anchored):
+            assert torch.equal(run.teacher.theta, expected.theta)
+
+
+def test_the_pull_is_kept_with_the_state():
+    run, again = (Run(anchor=[torch.tensor(5.0)], ANCHOR=0.1) for _ in range(2))
+    run.object.pull_share = 0.4
+    again.object.load_state_dict(run.object.state_dict(), lambda names: None)
+    assert again.object.pull_share == 0.4
+    again.object.load_state_dict({"buffer": []}, lambda names: None)  # of a run before there was one
+    assert again.object.pull_share == 0.1
 
 
 # --- what is kept

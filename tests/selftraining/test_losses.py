@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.selftraining.losses import negative_loss, positive_loss
+from core.selftraining.losses import negative_loss, positive_loss, positive_loss_sum
 
 SHAPES = [(1, 2, 1, 3), (2, 5, 3, 7)]
 
@@ -25,6 +25,22 @@ def test_positive_loss_is_a_mean_over_all_pixels(shape):
             z = logits[b, :, y, x].tolist()
             total += math.log(sum(math.exp(v) for v in z)) - z[labels[b, y, x]]
     assert positive_loss(logits, labels).item() == pytest.approx(total / labels.numel(), rel=1e-9)
+
+
+def test_weights_multiply_the_pixels_of_their_class():
+    # −log softmax: log 4 for either class of logits (0, log 3) and (log 3, 0) that the label says is the weaker one
+    logits = torch.tensor([[0.0, math.log(3), 0.0, 0.0], [math.log(3), 0.0, 0.0, 0.0]]).view(1, 2, 1, 4)
+    labels = torch.tensor([0, 1, 1, 255]).view(1, 1, 4)
+    weights = torch.tensor([0.5, 3.0])
+    expected = 0.5 * math.log(4) + 3 * (math.log(4) + math.log(2))
+    logits.requires_grad_()
+    loss = positive_loss_sum(logits, labels, weights)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()  # weight · (softmax − label); nothing where there is none
+    first = [0.5 * (0.25 - 1), 3 * 0.75, 3 * 0.5, 0]
+    assert logits.grad[0, 0, 0].tolist() == pytest.approx(first)
+    assert logits.grad[0, 1, 0].tolist() == pytest.approx([-value for value in first])
+    assert torch.equal(positive_loss_sum(logits, labels, torch.ones(2)), positive_loss_sum(logits, labels))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -15,6 +15,7 @@ from core.configs import cfg
 from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
 from core.models.deeplab import Segmentor
+from core.runs.states import StateFolder
 from core.selftraining.samples import Batch
 from core.selftraining.trainer import Trainer
 from core.selftraining.views import View
@@ -128,8 +129,22 @@ class PlainStep:
                 image[(winner == c) & (confidence > threshold)] = c
         return labels
 
-    def step(self, batch):
-        logits = self.upsampled(self.forward(self.teacher, self.network_input(batch.full)), FULL)
+    def teacher_logits(self, images, looks):
+        """At full size; of several looks, those whose softmax at stride 8 is the mean of theirs."""
+        logits = self.forward(self.teacher, images)
+        if looks:
+            probs = [logits.softmax(1)]
+            if "mirrored" in looks:
+                probs.append(self.forward(self.teacher, images.flip(3)).softmax(1).flip(3))
+            if "larger" in looks:
+                larger = self.forward(self.teacher, self.upsampled(images, (40, 80)))
+                probs.append(self.upsampled(larger, logits.shape[2:]).softmax(1))
+            assert len(probs) == 1 + len(looks)
+            logits = torch.stack(probs).mean(0).log()
+        return self.upsampled(logits, FULL)
+
+    def step(self, batch, looks=(), weights=(1.0,) * C):
+        logits = self.teacher_logits(self.network_input(batch.full), looks)
         mean = logits.softmax(1).double().mean((0, 2, 3)).numpy()
         old = self.running
         self.running = 0.9 * np.where((old == 1e-3) & (mean > 1e-8), mean, old) + 0.1 * mean
@@ -144,7 +159,8 @@ class PlainStep:
         log_probs = predicted.log_softmax(1)
         labelled = self.labels != IGNORE
         b, y, x = (torch.from_numpy(axis) for axis in np.nonzero(labelled))
-        self.positive = -log_probs[b, torch.from_numpy(self.labels[labelled]), y, x].sum() / labelled.size
+        chosen = torch.from_numpy(self.labels[labelled])
+        self.positive = -(torch.tensor(weights)[chosen] * log_probs[b, chosen, y, x]).sum() / labelled.size
         pairs = (probs <= 1 / C) & batch.valid.unsqueeze(1)
         self.negative = 0.5 * torch.log1p(predicted.exp())[pairs].mean()
         self.loss = self.positive + self.negative
@@ -181,6 +197,43 @@ def test_three_steps_equal_a_plain_computation(tmp_path):
         assert trainer.iteration == seed + 1
     assert all(torch.equal(value, start[name]) for name, value in trainer.teacher.state_dict().items())
     assert not any(p.requires_grad for p in trainer.teacher.parameters())
+
+
+def assert_equal_steps(trainer, plain, **options):
+    """Two steps of both."""
+    for seed in range(2):
+        batch = make_batch(seed)
+        plain.step(batch, **options)
+        scalars = trainer.train_step(batch)
+        assert float(scalars["positive"]) == pytest.approx(plain.positive.item(), rel=1e-5)
+        assert float(scalars["negative"]) == pytest.approx(plain.negative.item(), rel=1e-5)
+        assert float(scalars["labelled"]) == pytest.approx((plain.labels != IGNORE).mean(), abs=1e-6)
+        assert trainer.running_conf.numpy() == pytest.approx(plain.running, rel=1e-5)
+        for ours, theirs in zip(trainer.student.parameters(), plain.student, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("looks", [("mirrored",), ("larger",), ("mirrored", "larger")], ids="+".join)
+def test_labels_come_from_the_mean_of_the_teachers_looks(tmp_path, looks):
+    config = make_config(ADAPT__TEACHER_LOOKS=looks)
+    batch, one, several = make_batch(), PlainStep(make_model(), config), PlainStep(make_model(), config)
+    one.step(batch)
+    several.step(batch, looks)
+    assert (one.labels != several.labels).mean() > 0.02  # or they would make no difference
+    trainer = make_trainer(tmp_path / "labels", config)
+    [(labels, _)], _ = trainer.pseudo_label([batch], [trainer.predictor.prepare(batch.full)])
+    assert (labels.numpy() == several.labels).all()
+    assert_equal_steps(make_trainer(tmp_path / "out", config), PlainStep(make_model(), config), looks=looks)
+
+
+def test_class_weights_weigh_the_labelled_pixels_of_each_class(tmp_path):
+    weights = tuple(np.random.default_rng(0).uniform(0.2, 3, C).round(2).tolist())
+    config = make_config(ADAPT__CLASS_WEIGHTS=weights)
+    even, plain = PlainStep(make_model(), config), PlainStep(make_model(), config)
+    even.step(make_batch())
+    plain.step(make_batch(), weights=weights)
+    assert abs(even.positive - plain.positive) > 0.05 * even.positive
+    assert_equal_steps(make_trainer(tmp_path, config), PlainStep(make_model(), config), weights=weights)
 
 
 def test_labels_of_one_step_are_those_of_the_method(tmp_path):
@@ -430,3 +483,75 @@ def test_batches_are_pasted_only_when_asked_for(tmp_path, pictures):
         trainer.update_candidates()
         pasted = [batch.pasted for batch in trainer.batches(range(4))]
         assert any((labels != IGNORE).any() for labels in pasted) == paste
+
+
+# --- signs of harm
+
+
+@pytest.mark.parametrize(("anchor", "pull"), [(0.0, 0.2), (0.01, 0.2), (0.1, 0.4), (0.5, 1.0)])
+def test_the_first_alarm_pulls_the_teacher_four_times_as_hard(tmp_path, log_lines, anchor, pull):
+    trainer = make_trainer(tmp_path, make_config(ADAPT__AUTO=True, DTU__ANCHOR=anchor))
+    trainer.watch.count = 1
+    trainer._answer(["car lost", "fewer classes"])
+    assert trainer.dynamic_teacher.pull_share == pytest.approx(pull)
+    assert trainer.stop == trainer.config.SOLVER.STOP_ITER
+    answer = f"the teacher is pulled back by {pull:.0%} at every move now"
+    assert log_lines == [f"signs of harm after iteration 0: car lost; fewer classes; {answer}"]
+
+
+def alarmed(folder, pictures, period, alarms, **options):
+    """An automatic run whose passes after these iterations show signs of harm; no verdict follows."""
+    config = run_config(ADAPT__AUTO=True, SOLVER__STOP_ITER=12, SOLVER__CHECKPOINT_PERIOD=period, **options)
+    trainer = make_trainer(folder, config, pictures)
+
+    def see(pixels, consistency):
+        signs = ["harm"] * (trainer.iteration in alarms)
+        trainer.watch.count += bool(signs)
+        return signs
+
+    trainer.watch.see, trainer.finish = see, lambda: None
+    return trainer
+
+
+@pytest.mark.parametrize("period", [20, 5, 4])
+def test_the_second_alarm_ends_the_run_with_checkpoint_and_state(tmp_path, pictures, log_lines, period):
+    """Passes follow iterations 2, 5 and 8; with a period of 5 the checkpoint was due before the pass that ends it."""
+    folder, last = tmp_path / "out", "model_iter000005.pth"
+    trainer = alarmed(folder, pictures, period, (2, 5))
+    trainer.run()
+    assert (trainer.iteration, trainer.dynamic_teacher.pull_share) == (5, 0.2)
+    assert [line.rpartition("; ")[2] for line in log_lines if line.startswith("signs of harm")][
+        1
+    ] == "the run ends here"
+    assert sorted(path.name for path in folder.glob("model_iter*.pth"))[-1] == last
+    saved, teacher = torch.load(folder / last, weights_only=True), trainer.teacher.feature_extractor.state_dict()
+    assert all(torch.equal(value, teacher[key]) for key, value in saved["feature_extractor"].items())
+    path, state = StateFolder(folder).newest()
+    assert path.name == "iter000005.pth"
+    again = alarmed(folder, pictures, period, ())
+    again.load_state_dict(state)
+    assert (again.stop, again.watch.count, again.dynamic_teacher.pull_share) == (5, 2, 0.2)
+    again.train_step = lambda batch: pytest.fail("it goes on")
+    again.run()
+    assert again.iteration == 5
+
+
+def test_a_run_killed_before_its_last_pass_ends_there_all_the_same(tmp_path, pictures):
+    """The state after 4 iterations knows of the first alarm alone."""
+    trainer = alarmed(tmp_path / "out", pictures, 4, (2, 5))
+    trainer.run()
+    again = alarmed(tmp_path / "out", pictures, 4, (2, 5))
+    again.load_state_dict(torch.load(tmp_path / "out/state/iter000004.pth", weights_only=True))
+    assert (again.watch.count, again.stop, again.dynamic_teacher.pull_share) == (1, 12, 0.2)
+    again.run()
+    assert again.iteration == 5
+    for one, other in zip(trainer.teacher.parameters(), again.teacher.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_auto_nobody_watches(tmp_path, pictures):
+    trainer = make_trainer(tmp_path / "out", run_config(SOLVER__STOP_ITER=4), pictures)
+    trainer.watch.see = lambda *_: pytest.fail("watched")
+    trainer.run()
+    assert trainer.iteration == 4
+    assert trainer.start is None

@@ -16,6 +16,7 @@ from core.programs.frame import Parser, run_program
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from tools.shifts.declared import FOLDER, choose, read_shifts
+from tools.shifts.reliability import run_reliability
 from tools.shifts.table import Row, csv_text, page, table_lines
 from tools.shifts.workplace import Workplace
 
@@ -44,6 +45,10 @@ def run_shifts(args: argparse.Namespace) -> None:
         workplace.draw_domains(chosen)
     except UserError as error:  # shifts of other data sets go on
         print(f"toy domains: failed: {error}", flush=True)
+    if args.reliability:
+        if failed := run_reliability(workplace, chosen):
+            raise UserError(f"{len(failed)} of {len(chosen)} shifts failed: {shorten(failed)}")
+        return
     rows = [workplace.make_row(shift, seed) for shift in chosen for seed in range(1, args.seeds + 1)]
     write_table(rows, workplace.results)
     failed = [f"{row.shift}, seed {row.seed}" for row in rows if row.error]
@@ -80,6 +85,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", default=CONFIG, metavar="FILE", help=f"of the adaptation (default: {CONFIG})")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 1 to N of each (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path(WORK), metavar="DIR", help=f"(default: {WORK})")
+    parser.add_argument(
+        "--reliability",
+        action="store_true",
+        help="run nothing but source models; say how well the estimated precision of classes tells the true one",
+    )
     parser.add_argument("--list", action="store_true", help="say which shifts there are, and stop")
     return run_program(run_shifts, parser, argv)
 

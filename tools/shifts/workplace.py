@@ -115,6 +115,16 @@ class Workplace:
             print(f"{title}: failed: {error}", flush=True)
             return Row(shift.name, seed, error=str(error))
 
+    def start_of(self, shift: Shift, seed: int) -> tuple[Config, bool]:
+        """The config of a run, and whether the run has ended: then with what it chose itself.
+
+        The source model, which the config names, is trained where it is missing.
+        """
+        checkpoint = self._source(shift.source)
+        run = self.run_of(shift, seed, checkpoint)
+        ended = finished(run, checkpoint) is not None
+        return run.config if ended else load_config(self.config_file, run.words), ended
+
     def _root(self, config: Config, keys: Sequence[str]) -> tuple[str, ...]:
         return ("DATASETS.ROOT", str(self.domains)) if toy_domains(config, keys) else ()
 
