@@ -131,11 +131,12 @@ def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:
     pasted = [n for n, own, x in zip(names, candidates, shares, strict=True) if own >= PASTED_RELIABILITY and x < rarer]
     table = ", ".join(f"{n} {r:.2f} ({own:.2f})" for n, r, own in zip(names, held, candidates, strict=True))
     choices.lines.append(f"estimated precision of each class's labels, and of its candidates: {table}")
-    why = f"rarer than {rarer:.1%} of the pixels, and {PASTED_RELIABILITY:.0%} or more of the candidates hold"
+    sure = f"{PASTED_RELIABILITY:.0%} or more of its candidates likely to be right"
+    why = f"rarer than {rarer:.1%} of the pixels, {sure}"
     if pasted:
-        choices.choose(why, TCR__MIX_CLASSES=tuple(pasted))
+        choices.choose(f"each is {why}", TCR__MIX_CLASSES=tuple(pasted))
     else:
-        choices.choose(f"no class is {why} of it", TCR__PASTE=False)
+        choices.choose(f"no class is {why}", TCR__PASTE=False)
     unknown = [name for name, own in zip(names, held, strict=True) if own < UNKNOWN_RELIABILITY]
     if unknown:
         choices.lines.append(
