@@ -1,4 +1,4 @@
-"""The whole story on toy domains: draw them, train a source model, adapt it, compare, and show a picture.
+"""The whole story on toy domains: draw them, train a source model, adapt it three ways, compare, and show a picture.
 
 Every step is one of the project's own commands, which is printed before it runs; what an earlier demo has finished is
 used again.
@@ -17,7 +17,8 @@ import numpy as np
 from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
-from core.datasets.taxonomy import Taxonomy
+from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.evaluation.metrics import confusion_matrix, mean_iou_in_label
 from core.programs.frame import Parser, run_program
 from core.utils.errors import UserError
 from core.utils.files import replacing
@@ -26,9 +27,11 @@ from tools.tables import read_table
 from tools.toy_domains.drawing import COUNTS
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
+AUTOMATIC_CONFIG, INPUT_SIZE = "configs/adapt.yaml", "(256,128)"
 TARGET = "toy_target_val"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
-SHOWN_IMAGES = 3
+QUARTILES = {"25th percentile": 0.25, "median image": 0.5, "75th percentile": 0.75}  # of the improvement
+WRONG, DIMMED, LIFTED = (225, 30, 30), 0.5, 75  # wrong pixels; right ones: LIFTED + DIMMED · grey
 MARK = ".demo.json"
 
 
@@ -68,6 +71,12 @@ class Demo:
         fixed = (*self.adapted, *off)
         self.fixed = DemoRun(program, ADAPTATION_CONFIG, runs / "fixed_ema", fixed, "fixed EMA")
         self.full = DemoRun(program, ADAPTATION_CONFIG, runs / "full_method", self.adapted, "full method")
+        # what a user gives of images of their own, and no setting
+        given = ("MODEL.NAME", "deeplab_resnet18", "MODEL.NUM_CLASSES", "14", "INPUT.INPUT_SIZE_TEST", INPUT_SIZE)
+        sets = {"SOURCE_TRAIN": "toy_source_train", "TARGET_TRAIN": "toy_target_train", "TEST": TARGET}
+        given += tuple(word for name, value in sets.items() for word in (f"DATASETS.{name}", value))
+        automatic = (*self.adapted, *given)
+        self.automatic = DemoRun(program, AUTOMATIC_CONFIG, runs / "automatic", automatic, "automatic")
 
     def run(self) -> None:
         """Make or reuse every part, print the table and the path of the picture.
@@ -75,13 +84,14 @@ class Demo:
         Raises:
             UserError: a command failed.
         """
-        runs = (self.source, self.fixed, self.full)
+        adaptations = (self.fixed, self.full, self.automatic)
+        runs = (self.source, *adaptations)
         drawn = all((self.domains / name).is_dir() for name in COUNTS)
         draw = ["-m", "tools.toy_domains", str(self.domains), *DRAWING_OPTIONS]
         self._make(self.domains, drawn, draw, [run.folder for run in runs])
         for run in runs:
             command = [run.program, "-cfg", run.config_file, *(["--skip-test"] if run is not self.source else [])]
-            later = [self.fixed.folder, self.full.folder] if run is self.source else []
+            later = [adaptation.folder for adaptation in adaptations] if run is self.source else []
             self._make(run.folder, run.is_complete(), [*command, *run.words], later)
         at_home = self._evaluate(self.source, SOURCE_CONFIG, "toy_source_val")
         # adaptation starts from the source model with frozen batch norm, so that is what "before" means
@@ -90,9 +100,8 @@ class Demo:
         taxonomy = find_taxonomy(config)
         titles = ("source model at home", *(f"{run.title} on the target" for run in runs))
         print("\n" + "\n".join(table_lines(taxonomy, titles, [at_home, *on_target])))
-        columns = {"before adaptation": self.source, "after adaptation": self.full}
-        predicted = [(title, run.predictions(TARGET)) for title, run in columns.items()]
-        draw_picture(self.picture, find_test_images(config), taxonomy, predicted)
+        shown = {"source": self.source.predictions(TARGET), "automatic": self.automatic.predictions(TARGET)}
+        draw_picture(self.picture, find_test_images(config), taxonomy, shown)
         print(f"\npicture: {self.picture}")
 
     def _make(self, folder: Path, complete: bool, words: Sequence[str], later: Sequence[Path]) -> None:
@@ -107,7 +116,7 @@ class Demo:
         run_command(words)
 
     def _evaluate(self, run: DemoRun, config_file: str, dataset: str) -> dict[str, float]:
-        """Scores of a run's last checkpoint by column of test.py's table."""
+        """Scores of a run's checkpoint by column of test.py's table."""
         table = run.evaluation / f"test_{dataset}.csv"
         scores = read_scores(table)
         if scores is not None and run.predictions(dataset).is_dir():
@@ -135,7 +144,11 @@ def run_command(words: Sequence[str]) -> None:
 
 
 def table_lines(taxonomy: Taxonomy, titles: Sequence[str], scores: Sequence[dict[str, float]]) -> list[str]:
-    """IoU per class and mIoU, a column per title; then the gain of the last one, and its share of the gap."""
+    """IoU per class and mIoU, a column per title; then what the last two bring back: the published, the automatic one.
+
+    Args:
+        titles, scores: first the source model's at home and on the target.
+    """
     width = max(map(len, (*taxonomy.names, "mIoU")))
     rows = [(name, [score[f"IoU_{name}"] for score in scores]) for name in taxonomy.names]
     rows.append(("mIoU", [score["mIoU"] for score in scores]))
@@ -143,19 +156,49 @@ def table_lines(taxonomy: Taxonomy, titles: Sequence[str], scores: Sequence[dict
     for name, values in rows:
         cells = (f"{value:{max(len(title), 6)}.2f}" for title, value in zip(titles, values, strict=True))
         lines.append("  ".join((f"{name:<{width}}", *cells)))
-    home, before, *_, after = (score["mIoU"] for score in scores)
-    share = f" ({100 * (after - before) / (home - before):.0f} %)" if home > before else ""
-    gain = f"adaptation brings back {after - before:.2f}{share}"
-    return [*lines, f"the shift costs {home - before:.2f} points of mIoU; {gain}"]
+    home, before, *_, published, automatic = (score["mIoU"] for score in scores)
+
+    def gain(after: float) -> str:
+        share = f" ({100 * (after - before) / (home - before):.0f} %)" if home > before else ""
+        return f"{after - before:.2f}{share}"
+
+    gains = f"automatic adaptation brings back {gain(automatic)}, the published method {gain(published)}"
+    return [*lines, f"the shift costs {home - before:.2f} points of mIoU; {gains}"]
 
 
-def draw_picture(
-    path: Path, images: ImageSet, taxonomy: Taxonomy, predicted: Sequence[tuple[str, Path]], count: int = SHOWN_IMAGES
-) -> None:
-    """Target image, ground truth and predictions side by side, for a few images spread evenly over the set.
+def mean_ious(images: ImageSet, taxonomy: Taxonomy, folder: Path) -> np.ndarray:
+    """Of every image the mean IoU (percent) of the classes in its label; NaN where that is empty.
 
     Args:
-        predicted: (title, folder of palette PNGs as test.py --saveres writes them) per column.
+        folder: of predictions, palette PNGs as test.py --saveres writes them.
+    """
+    pairs = ((read_label(folder / name), images.read_label(index)) for index, name in enumerate(output_names(images)))
+    return np.array([mean_iou_in_label(confusion_matrix(found, label, len(taxonomy))) for found, label in pairs])
+
+
+def at_quartiles(before: np.ndarray, after: np.ndarray) -> dict[str, int]:
+    """The images at the quartiles of the improvement, by their title, with the figures."""
+    order = np.argsort(after - before, kind="stable")
+    order = order[: np.isfinite(after - before).sum()]  # NaNs stand last
+    chosen = {name: order[round(place * (len(order) - 1))] for name, place in QUARTILES.items()}
+    return {f"{name}: {before[i]:.0f} → {after[i]:.0f}": int(i) for name, i in chosen.items()}
+
+
+def error_map(image: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Wrong pixels in red, right ones in pale grey, those without a label black: H×W×3 uint8."""
+    picture = np.repeat(LIFTED + DIMMED * image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    picture[predicted != label] = WRONG
+    picture[label == IGNORE] = 0
+    return picture
+
+
+def draw_picture(path: Path, images: ImageSet, taxonomy: Taxonomy, predictions: dict[str, Path]) -> None:
+    """Of three images, in two rows each: image and two predictions; ground truth and the errors of both.
+
+    They are those at the quartiles of the improvement, so that the picture neither flatters nor hides.
+
+    Args:
+        predictions: folders of palette PNGs as test.py --saveres writes them by title: before and after.
     """
     import matplotlib
 
@@ -164,18 +207,26 @@ def draw_picture(
     from matplotlib.patches import Patch
 
     palette, names = taxonomy.palette(), output_names(images)
-    titles = ("target image", "ground truth", *(title for title, _ in predicted))
-    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
-    size = (3.2 * len(titles), 1.65 * count + 0.6)
-    figure, axes = pyplot.subplots(count, len(titles), figsize=size, squeeze=False, layout="constrained")
-    for row, index in zip(axes, chosen, strict=True):
-        maps = [images.read_label(index), *(read_label(folder / names[index]) for _, folder in predicted)]
-        pictures = [read_image(images.paths[index]), *(palette[classes] for classes in maps)]
-        for axis, picture in zip(row, pictures, strict=True):
+    chosen = at_quartiles(*(mean_ious(images, taxonomy, folder) for folder in predictions.values()))
+    figure = pyplot.figure(figsize=(11.4, 4.3 * len(chosen) + 1), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
+    groups = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
+    for group, (words, index) in zip(groups, chosen.items(), strict=True):
+        image, label = read_image(images.paths[index]), images.read_label(index)
+        found = {title: read_label(folder / names[index]) for title, folder in predictions.items()}
+        cells = {words: image, **{f"{title}: prediction": palette[classes] for title, classes in found.items()}}
+        cells["ground truth"] = palette[label]
+        cells |= {f"{title}: errors in red": error_map(image, label, classes) for title, classes in found.items()}
+        axes = group.subplots(2, 1 + len(found)).flat
+        for axis, (title, picture) in zip(axes, cells.items(), strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+            axis.set_title(title, fontsize="medium", weight="bold" if title == words else "normal", pad=4)
+    figure.suptitle(
+        "Three images, at the quartiles of the improvement; mean IoU (%) of the classes in each, before → after\n",
+        fontsize="large",
+        va="top",
+    )
     patches = [Patch(color=colour / 255, label=name) for name, colour in zip(taxonomy.names, palette, strict=False)]
     figure.legend(handles=patches, ncols=7, loc="outside lower center", frameon=False)
     with replacing(path) as temporary:

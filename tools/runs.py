@@ -10,7 +10,7 @@ import torch
 from core.adaptation.choices import with_choices
 from core.configs import load_config
 from core.configs.node import Config
-from core.runs.folder import CONFIG
+from core.runs.folder import ADAPTED, CONFIG, VERDICT
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, write_json
@@ -42,8 +42,9 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
-        return self.folder / f"model_iter{self.config.SOLVER.STOP_ITER:06d}.pth"
+        """The one that an automatic run hands over, of others the last one."""
+        config = self.config
+        return self.folder / (ADAPTED if config.ADAPT.AUTO else f"model_iter{config.SOLVER.STOP_ITER:06d}.pth")
 
     def is_begun(self) -> bool:
         """Whether the folder holds this very run, be it unfinished."""
@@ -52,7 +53,8 @@ class Run:
 
     def is_complete(self) -> bool:
         """Whether the folder holds this very run, to its end."""
-        return self.checkpoint.is_file() and self.is_begun()
+        ended = self.checkpoint if not self.config.ADAPT.AUTO else self.folder / VERDICT  # written after the model
+        return ended.is_file() and self.checkpoint.is_file() and self.is_begun()
 
 
 def claim_folder(folder: Path, mark_name: str, owner: str) -> str:

@@ -81,6 +81,13 @@ def accuracy(confusion) -> torch.Tensor:
     return _ratio(confusion.diagonal(), confusion.sum(1))
 
 
+def mean_iou_in_label(confusion) -> float:
+    """Mean IoU in percent of the classes that the label holds, of one image's C×C matrix; NaN where it holds none."""
+    confusion = torch.as_tensor(confusion)
+    held = confusion.sum(1) > 0
+    return 100 * float(iou(confusion)[held].mean()) if held.any() else float("nan")
+
+
 @dataclass(frozen=True)
 class Scores:
     """Everything that is reported of one evaluation, in percent."""

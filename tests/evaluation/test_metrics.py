@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.evaluation import metrics
-from core.evaluation.metrics import confusion_matrix, iou, joint_counts, value_counts
+from core.evaluation.metrics import confusion_matrix, iou, joint_counts, mean_iou_in_label, value_counts
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
@@ -57,3 +57,9 @@ def test_values_beyond_the_classes_are_named(kind):
     label[1, 2], pred[1, 2], pred[2, 2], label[2, 2] = 0, 8, 99, 255  # the last does not count
     with pytest.raises(ValueError, match="prediction value 8 is not one of the 7 classes"):
         confusion_matrix(pred, label, 7)
+
+
+def test_the_mean_of_one_image_is_of_the_classes_in_its_label():
+    confusion = torch.tensor([[6, 2, 0], [0, 0, 0], [0, 0, 4]])  # the second class is predicted, and not there
+    assert mean_iou_in_label(confusion) == pytest.approx(100 * (6 / 8 + 1) / 2)
+    assert np.isnan(mean_iou_in_label(torch.zeros(3, 3)))

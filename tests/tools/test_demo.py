@@ -1,7 +1,6 @@
 """The demo: its table against scores given by hand, and the whole of it for real, small."""
 
 import importlib
-import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -22,33 +21,34 @@ def score(road, sky):
 
 def test_the_table_holds_every_score_under_its_title_and_says_what_came_back():
     scores = [score(90, 70), score(50, 10), score(60, 10), score(62, 18)]
-    *rows, gap = demo.table_lines(PAIR, ("home", "source", "fixed", "full"), scores)
+    *rows, gap = demo.table_lines(PAIR, ("home", "source", "full", "automatic"), scores)
     assert [" ".join(row.split()) for row in rows] == [
-        "home source fixed full",
+        "home source full automatic",
         "road 90.00 50.00 60.00 62.00",
         "sky 70.00 10.00 10.00 18.00",
         "mIoU 80.00 30.00 35.00 40.00",
     ]
     assert len({len(row) for row in rows}) == 1  # columns end under their titles
     assert "costs 50.00" in gap
-    assert "brings back 10.00 (20 %)" in gap
-    same = demo.table_lines(PAIR, ("home", "source", "full"), [score(50, 50)] * 3)
-    assert same[-1].endswith("brings back 0.00")  # no shift, no share
+    assert gap.endswith("automatic adaptation brings back 10.00 (20 %), the published method 5.00 (10 %)")
+    same = demo.table_lines(PAIR, ("home", "source", "full", "automatic"), [score(50, 50)] * 4)
+    assert same[-1].endswith("brings back 0.00, the published method 0.00")  # no shift, no share
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """The demo of a few images and iterations, in tmp_path/demo."""
-    for name in ("SOURCE_CONFIG", "ADAPTATION_CONFIG"):
+    for name in ("SOURCE_CONFIG", "ADAPTATION_CONFIG", "AUTOMATIC_CONFIG"):
         path = getattr(demo, name)
         with open(path, encoding="utf-8") as file:
             options = yaml.safe_load(file)
-        options["SOLVER"] |= {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 2}
+        options["SOLVER"] = options.get("SOLVER", {}) | {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 2}
         options["INPUT"] |= {"INPUT_SIZE_TEST": [64, 32], "SOURCE_INPUT_SIZE_TRAIN": [64, 32]}
         options["INPUT"] |= {"TARGET_INPUT_SIZE_TRAIN": [48, 24]}
         small = tmp_path / path.rpartition("/")[2]
         small.write_text(yaml.safe_dump(options), encoding="utf-8")
         monkeypatch.setattr(demo, name, str(small))
+    monkeypatch.setattr(demo, "INPUT_SIZE", "(64,32)")
     monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "4", "--size", "128x64"))
     return tmp_path / "demo"
 
@@ -77,6 +77,7 @@ def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_mi
     table = first[first.index("source model at home") :]
     assert "\nroad " in table
     assert "\nmIoU " in table
+    assert "automatic on the target" in table
     assert f"picture: {runs / 'before_and_after.png'}" in table
     picture = cv2.imread(str(runs / "before_and_after.png"))
     assert picture.shape[1] > 800
@@ -84,14 +85,15 @@ def test_the_demo_makes_everything_once_then_reuses_it_and_makes_anew_what_is_mi
     assert demo.main(["--folder", str(small)]) == 0
     second = capfd.readouterr().out
     assert "$ python" not in second
-    for part in (small / "domains", runs / "source", runs / "fixed_ema", runs / "full_method"):
+    for part in (small / "domains", runs / "source", runs / "fixed_ema", runs / "full_method", runs / "automatic"):
         assert f"reused: {part}\n" in second
     assert second[second.index("source model at home") :] == table
 
-    shutil.rmtree(runs / "full_method")
+    (runs / "automatic/verdict.json").unlink()  # it was interrupted
     assert demo.main(["--folder", str(small)]) == 0
     third = capfd.readouterr().out
     assert [line.split()[2] for line in third.splitlines() if line.startswith("$")] == ["train_TCR_DTU.py", "test.py"]
+    assert f"removed: {runs / 'automatic'} (incomplete" in third
     assert third[third.index("source model at home") :] == table  # the same seed
 
 
@@ -103,7 +105,7 @@ def test_what_was_made_from_something_goes_before_that_is_made_anew(small, monke
 
     monkeypatch.setattr(demo, "run_command", interrupted)
     story = demo.Demo(small, 1)
-    for run in (story.source, story.fixed, story.full):
+    for run in (story.source, story.fixed, story.full, story.automatic):
         (run.folder / "evaluation").mkdir(parents=True)
     for name in ("toy_source", "toy_target"):
         (small / "domains" / name).mkdir(parents=True)
@@ -152,21 +154,55 @@ def test_a_failed_command_ends_the_demo_in_one_line(small, monkeypatch, capfd):
     assert "exit code 1" in errors[1]
 
 
-def test_the_picture_shows_image_truth_and_predictions(tmp_path):
+def test_the_images_shown_are_the_quartiles_of_the_improvement():
+    before = np.array([50.0, 50, float("nan"), 50, 50, 50])
+    chosen = demo.at_quartiles(before, before + np.array([8, -2, 0, 30, 1, 4]))
+    assert chosen == {"25th percentile: 50 → 51": 4, "median image: 50 → 54": 5, "75th percentile: 50 → 58": 0}
+
+
+def test_errors_are_red_and_what_has_no_label_is_black():
+    label = np.array([[0, 1, 255]], np.uint8)
+    picture = demo.error_map(np.full((1, 3, 3), 100, np.uint8), label, np.zeros_like(label))
+    right, wrong, unlabelled = picture[0].tolist()
+    assert len(set(right)) == 1
+    assert 0 < right[0] < 255
+    assert tuple(wrong) == demo.WRONG
+    assert unlabelled == [0, 0, 0]
+
+
+@pytest.fixture
+def predicted(tmp_path):
+    """(5 labelled images all road, folders of predictions: "before" all sky, "after" all road)."""
     rng = np.random.default_rng(0)
     paths = tuple(tmp_path / f"{i}.png" for i in range(5))
     for path in paths:
         cv2.imwrite(str(path), rng.integers(0, 256, (20, 40, 3)).astype(np.uint8))
-        for folder in ("label", "prediction"):
+        for folder, value in (("label", 0), ("before", 1), ("after", 0)):
             (tmp_path / folder).mkdir(exist_ok=True)
-            cv2.imwrite(str(tmp_path / folder / path.name), np.full((20, 40), folder == "prediction", np.uint8))
+            cv2.imwrite(str(tmp_path / folder / path.name), np.full((20, 40), value, np.uint8))
     table = np.arange(256, dtype=np.uint8)
     images = ImageSet("x_val", paths, tuple(p.name for p in paths), lambda p: p.parent / "label" / p.name, table)
-    demo.draw_picture(tmp_path / "out.png", images, PAIR, [("after", tmp_path / "prediction")], count=2)
+    return images, {name: tmp_path / name for name in ("before", "after")}
+
+
+def test_mean_ious_are_those_of_the_saved_predictions(predicted):
+    images, folders = predicted
+    assert [demo.mean_ious(images, PAIR, folder).tolist() for folder in folders.values()] == [[0.0] * 5, [100.0] * 5]
+
+
+def test_the_picture_shows_image_truth_predictions_and_errors(predicted, tmp_path):
+    demo.draw_picture(tmp_path / "out.png", predicted[0], PAIR, predicted[1])
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / "out.png")), cv2.COLOR_BGR2RGB)
-    width = picture.shape[1]
-    for column in range(3):  # each has its title above it
-        assert (picture[:25, column * width // 3 : (column + 1) * width // 3] < 100).any()
-    for part, colour in ((picture[:, width // 3 : 2 * width // 3], 0), (picture[:, 2 * width // 3 :], 1)):
-        share = (part == PAIR.palette()[colour]).all(axis=2).mean()
-        assert share > 0.3  # that column is this class, apart from margins
+    road, sky = PAIR.palette()[:2]
+    first, before, after = (
+        picture[:, column * picture.shape[1] // 3 :][:, : picture.shape[1] // 3] for column in range(3)
+    )
+    for part, colour, shown in (
+        (first, road, True),
+        (before, sky, True),
+        (before, demo.WRONG, True),
+        (after, road, True),
+        (after, demo.WRONG, False),
+    ):
+        share = (part == colour).all(axis=2).mean()
+        assert share > 0.3 if shown else share == 0  # half of the column, apart from margins

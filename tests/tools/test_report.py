@@ -1,19 +1,23 @@
 """tools.report on real runs, with labels and without: what the page shows, and that it needs nothing but itself."""
 
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from core.adaptation.guard import Verdict
 from core.configs import load_config
 from core.programs.testing import evaluate_checkpoints
 from tests.helpers import contents, rows_of
 from tools.report.__main__ import main as report
 from tools.report.figures import MAX_POINTS, thinned
-from tools.report.views import extremes
+from tools.report.run import Run
+from tools.report.views import Observation, extremes
 from train_TCR_DTU import main as train
 
 STOP = 6
@@ -79,6 +83,9 @@ def test_every_part_is_there(page, run):
     assert set(headings) > SHOWN
     assert [title in headings for title in ("Source → adapted", "IoU over time")] == [labelled] * 2
     assert any(heading.startswith("Images, by " + ("mIoU" if labelled else "mean confidence")) for heading in headings)
+    assert ("Images that adaptation changed most" in headings) == (not labelled)
+    assert ("of the pixels changed class" in page) == (not labelled)
+    assert "card verdict" not in page  # it was no automatic run
     assert "python train_TCR_DTU.py -cfg" in page
     assert "TOPK_CANDIDATE: 0.5" in page
 
@@ -107,12 +114,45 @@ def test_an_adapted_model_beside_the_checkpoints_is_the_one_that_is_shown(run, t
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
     shutil.copy(load_config(folder / "config.yaml").resume, copy / "model_adapted.pth")  # the source model
+    signs, harm = "information 0.912 → 0.904, steadiness 0.800 → 0.810", ["car would be lost"]
+    verdict = Verdict(0.5, False, signs, "car 3.1 → 4.0 %, sky 9.0 → 8.1 %", harm)
+    (copy / "verdict.json").write_text(json.dumps(asdict(verdict)))
     assert report([str(copy), "--images", "1"]) == 0
     page = (copy / "report.html").read_text(encoding="utf-8")
     ElementTree.fromstring(page.partition("\n")[2])
+    assert "Images that adaptation changed most" not in page
     if labelled:
         source, adapted = cells(page, "mIoU")[:2]
         assert source == adapted
+    assert page.index("<main>") < page.index("verdict: ") < page.index('<div class="cards">')
+    assert '<div class="card verdict worse">' in page
+    assert f"50% of the way from the start of the run to model_iter{STOP:06d}.pth. Use {copy}/model_adapted.pth" in page
+    losses = re.findall('<span class="down">(.*?)</span>', page)
+    refused = "refused of the adapted model: car would be lost"
+    assert losses == ["not surely better", "0.912 → 0.904", "9.0 → 8.1 %", refused]
+
+
+@pytest.mark.parametrize(
+    ("better", "shifted", "kind", "words"),
+    [
+        (True, True, "better", "believed to be better than the source model"),
+        (False, False, "", "is the source model as it was"),
+    ],
+)
+def test_a_verdict_needs_no_model_and_is_marked_as_what_it_is(run, tmp_path, better, shifted, kind, words):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy, ignore=shutil.ignore_patterns("state", "*.pth", "candidates", "report.html"))
+    verdict = Verdict(0.75, better, "confidence 0.800 → 0.900", "car 3.1 → 4.0 %", (), shifted)
+    (copy / "verdict.json").write_text(json.dumps(asdict(verdict)))
+    assert report([str(copy), "--no-images"]) == 0
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    ElementTree.fromstring(page.partition("\n")[2])
+    assert f'<div class="card verdict{kind and " "}{kind}">' in page
+    assert words in page
+    assert 'class="down">' not in page.partition("Training")[0]
+    for broken in ("{", "[]", '{"share": 1}'):
+        (copy / "verdict.json").write_text(broken)
+        assert Run.read(copy, []).verdict is None
 
 
 def test_candidates_are_those_of_every_generation(page, run):
@@ -168,6 +208,14 @@ def test_a_source_model_or_images_that_are_gone_are_said_and_the_rest_is_shown(r
         page = out.read_text(encoding="utf-8")
         assert "The images were not found" in page
         assert "IoU over time" in page
+
+
+def test_what_changed_is_the_share_of_the_pixels_of_another_class():
+    before, after = (
+        Observation(None, np.zeros(2), maps) for maps in (np.zeros((2, 2, 2)), np.eye(2)[None].repeat(2, 0))
+    )
+    after.thinned[1][:] = 0
+    assert after.changed(before).tolist() == [50, 0]
 
 
 def test_extremes_are_each_shown_once_and_never_without_a_value():

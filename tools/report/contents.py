@@ -1,5 +1,6 @@
 """Everything about one run that its page (page.html) shows, as numbers, tables and figures."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.programs import ranking
+from core.runs.folder import ADAPTED
 from core.runs.resume import numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
@@ -28,6 +30,7 @@ from tools.report.views import Observation, Viewer, extremes
 from tools.tables import read_table
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
+Shown = tuple[str, list[tuple[str, bytes]]]
 
 
 class Table(NamedTuple):
@@ -60,6 +63,7 @@ class Report:
         missing: what could not be shown, and why.
         ranking: rows of the checkpoints' order without labels.
         pictures: (caption, (column, JPEG file) of each view) of images by heading.
+        changed: the same of those that adaptation changed most, where there is no label to order images by.
     """
 
     def __init__(self, run: Run, count: int | None):
@@ -68,7 +72,8 @@ class Report:
         self.missing: list[str] = []
         self.source: Observation | None = None
         self.adapted: Observation | None = None
-        self.pictures: dict[str, list[tuple[str, list[tuple[str, bytes]]]]] = {}
+        self.pictures: dict[str, list[Shown]] = {}
+        self.changed: list[Shown] = []
         self.ranking = self._written_ranking()
         if count is not None and not run.checkpoints:
             self.missing.append("There is no checkpoint yet: no images, no order of the checkpoints.")
@@ -130,16 +135,24 @@ class Report:
         values = self.adapted.per_image
         columns = ["image", *(["model"] if self.source is None else ["source", "adapted"]), "label"]
         headings = ("Worst", "Best") if self.labelled else ("Least sure", "Most sure")
-        groups = extremes(values, count)
+        groups, changes = extremes(values, count), self.changes_per_image()
+        changed = [int(index) for index in np.argsort(-changes, kind="stable")[:count] if changes[index] > 0]
         painter = Painter(self.run.taxonomy, self.run.taxonomy.palette())
-        drawn = iter(viewer.pictures(checkpoints, [index for group in groups for index in group], painter))
-        for heading, indices in zip(headings, groups, strict=True):
-            shown = self.pictures[heading] = []
-            for index, files in zip(indices, drawn, strict=False):
-                before = "" if self.source is None else f"{self.source.per_image[index]:.1f} → "
-                what = f"{'mIoU' if self.labelled else 'confidence'} {before}{values[index]:.1f} %"
-                name = Path(viewer.images.names[index]).name
-                shown.append((f"{name}: {what}", list(zip(columns, files, strict=False))))
+        indices = list(dict.fromkeys(index for group in (changed, *groups) for index in group))
+        drawn = dict(zip(indices, viewer.pictures(checkpoints, indices, painter), strict=True))
+
+        def shown(index: int, what: str) -> Shown:
+            return f"{Path(viewer.images.names[index]).name}: {what}", list(zip(columns, drawn[index], strict=False))
+
+        def value(index: int) -> str:
+            before = "" if self.source is None else f"{self.source.per_image[index]:.1f} → "
+            return f"{'mIoU' if self.labelled else 'confidence'} {before}{values[index]:.1f} %"
+
+        self.pictures = {
+            heading: [shown(index, value(index)) for index in group]
+            for heading, group in zip(headings, groups, strict=True)
+        }
+        self.changed = [shown(i, f"{changes[i]:.1f} % of the pixels changed class, {value(i)}") for i in changed]
 
     # --- what the page shows -----------------------------------------------------------------------------------------
 
@@ -151,6 +164,20 @@ class Report:
     def colours(self) -> list[tuple[str, list[int]]]:
         """Names of the classes, and RGB."""
         return list(zip(self.names, self.run.taxonomy.palette().tolist(), strict=False))
+
+    def changes_per_image(self) -> np.ndarray:
+        """Percent of the pixels whose class adaptation changed; empty with labels, and without a source model."""
+        if self.labelled or self.source is None:
+            return np.zeros(0)
+        return self.adapted.changed(self.source)
+
+    def verdict(self) -> list[list[tuple[str, bool]]]:
+        """Of an automatic run the lines of its verdict, each in pieces, with whether they speak of a loss."""
+        verdict, checkpoints = self.run.verdict, numbered(self.run.checkpoints)
+        if verdict is None:
+            return []
+        last = checkpoints[-1].name if checkpoints else "the last checkpoint"
+        return [_losses(line) for line in verdict.lines(str(self.run.folder / ADAPTED), last)]
 
     def cards(self) -> list[tuple[str, str]]:
         """Large figures, and what they are."""
@@ -166,6 +193,8 @@ class Report:
         if not self.labelled and self.adapted is not None:
             before = "" if self.source is None else f"{self.source.per_image.mean():.1f} → "
             entries.append((f"{before}{self.adapted.per_image.mean():.1f} %", "mean confidence"))
+        if len(changes := self.changes_per_image()):
+            entries.append((f"{changes.mean():.1f} %", "of the pixels changed class"))
         entries.append((f"{run.done} / {run.config.SOLVER.STOP_ITER}", "iterations"))
         if run.history:
             moves = sum(row["decision"] != "refused" for row in run.history)
@@ -281,6 +310,19 @@ def spread(rows: Sequence[dict], count: int = 12) -> list[dict]:
     if len(rows) <= count:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (count - 1))] for place in range(count)]
+
+
+def _losses(line: str) -> list[tuple[str, bool]]:
+    """A line of a verdict in pieces; those are losses that say what was refused or not reached, and what has sunk."""
+    if line.startswith("refused"):
+        return [(line, True)]
+    pieces = re.split(r"(not surely better|\d+(?:\.\d+)? → \d+(?:\.\d+)?(?: %)?)", line)  # every second one is a match
+
+    def is_loss(words: str) -> bool:
+        before, arrow, after = words.removesuffix(" %").partition(" → ")
+        return not arrow or float(after) < float(before)
+
+    return [(words, place % 2 == 1 and is_loss(words)) for place, words in enumerate(pieces) if words]
 
 
 def _curve(rows: Sequence[dict], column: str, scale: float = 1) -> Curve:

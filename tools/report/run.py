@@ -1,14 +1,15 @@
-"""What a run folder holds, read for tools.report: tables, config, environment, checkpoints."""
+"""What a run folder holds, read for tools.report: tables, config, environment, checkpoints, verdict."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.adaptation.guard import Verdict
 from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
-from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
+from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS, VERDICT
 from core.runs.resume import checkpoints_in
 from core.utils.errors import UserError
 from tools.tables import read_table
@@ -21,6 +22,7 @@ class Run:
     Attributes:
         checkpoints: by iteration, and last the adapted model where the run has one; empty before the first.
         environment: what the run was made with, empty where it did not say.
+        verdict: what an automatic run holds of its adapted model; None of others, and before the end.
     """
 
     folder: Path
@@ -32,6 +34,7 @@ class Run:
     candidates: list[dict]
     checkpoints: list[Path]
     environment: dict
+    verdict: Verdict | None
 
     @classmethod
     def read(cls, folder: Path, options: list[str]) -> "Run":
@@ -42,7 +45,7 @@ class Run:
             raise UserError(f"{folder}: its run has no {METRICS} yet; the first rows come after 20 iterations")
         config = load_config(folder / CONFIG, options)
         tables = [read_table(folder / name) for name in (METRICS, EVALUATION, HISTORY, CANDIDATES)]
-        found = checkpoints_in(folder), _read_environment(folder)
+        found = checkpoints_in(folder), _read_object(folder / ENVIRONMENT), _read_verdict(folder)
         return cls(folder, config, find_taxonomy(config), *tables, *found)
 
     @property
@@ -51,9 +54,16 @@ class Run:
         return int(self.metrics[-1]["iteration"]) if self.metrics else 0
 
 
-def _read_environment(folder: Path) -> dict:
+def _read_verdict(folder: Path) -> Verdict | None:
     try:
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return Verdict(**_read_object(folder / VERDICT))
+    except TypeError:  # it is not there, or not one of ours
+        return None
+
+
+def _read_object(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,7 +12,7 @@ from torch import nn
 from core.datasets.images import read_image
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
-from core.evaluation.metrics import Scores, confusion_matrix, iou
+from core.evaluation.metrics import Scores, confusion_matrix, mean_iou_in_label
 from core.evaluation.pictures import Painter
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.checkpoints import load_checkpoint
@@ -20,6 +20,7 @@ from core.utils.logging import progress
 
 WIDTH = 400  # px, at most, of a picture; and its height
 _QUALITY = 82  # JPEG
+_THINNED = 200  # px, at most, of the maps by which two models are compared; and their height
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,17 @@ class Observation:
         scores: of the whole set; None without labels.
         per_image: with labels the mean IoU (percent) of the classes that the image's label holds, else its mean
             confidence (percent).
+        thinned: every n-th pixel of each image's classes.
     """
 
     scores: Scores | None
     per_image: np.ndarray
+    thinned: tuple[np.ndarray, ...] = ()
+
+    def changed(self, before: "Observation") -> np.ndarray:
+        """Share of each image's pixels (percent) in which another model saw another class, by the thinned maps."""
+        pairs = zip(self.thinned, before.thinned, strict=True)
+        return np.array([100 * float((now != then).mean()) for now, then in pairs])
 
 
 class Viewer:
@@ -54,15 +62,17 @@ class Viewer:
         """Raises UserError for a checkpoint that does not fit, or an image that cannot be read."""
         labelled = self.images.label_path is not None
         total, values = torch.zeros(self._num_classes, self._num_classes, dtype=torch.int64), []
+        thinned = []
         for index, prediction, confidence in self._predictions(checkpoint, range(len(self.images)), not labelled):
+            step = -(-max(prediction.shape) // _THINNED)
+            thinned.append(prediction[::step, ::step].copy())
             if not labelled:
                 values.append(100 * float(confidence.mean()))
                 continue
             confusion = confusion_matrix(prediction, self.images.read_label(index), self._num_classes)
             total += confusion
-            occurs = confusion.sum(1) > 0
-            values.append(100 * float(iou(confusion)[occurs].mean()) if occurs.any() else float("nan"))
-        return Observation(Scores.of(total) if labelled else None, np.array(values))
+            values.append(mean_iou_in_label(confusion))
+        return Observation(Scores.of(total) if labelled else None, np.array(values), tuple(thinned))
 
     def pictures(self, checkpoints: Sequence[Path], indices: Sequence[int], painter: Painter) -> list[list[bytes]]:
         """JPEG files of each image: as it is, then every checkpoint's overlay, then the label's where there is one."""
