@@ -117,7 +117,9 @@ class Report:
     def _rank(self, model: nn.Module, images: ImageSet) -> list[dict]:
         chosen = even_subsample(len(images), RANKED_IMAGES, np.random.default_rng(self.run.config.SEED))
         unlabelled = replace(images.restricted(chosen), label_path=None)
-        found = ranking.rank(self.run.config, model, self.run.checkpoints, unlabelled, len(self.names))
+        source = source_checkpoint(self.run.config)
+        known = source if source is not None and source.is_file() else None
+        found = ranking.rank(self.run.config, model, self.run.checkpoints, unlabelled, len(self.names), known)
         return ranking.rows(found, self.names)
 
     def _written_ranking(self) -> list[dict]:
@@ -200,7 +202,9 @@ class Report:
             moves = sum(row["decision"] != "refused" for row in run.history)
             entries.append((str(moves), "moves of the teacher"))
         if self.ranking:
-            entries.append((f"at {_iteration(self.ranking[0])}", "checkpoint chosen without labels"))
+            first = self.ranking[0]
+            chosen = "source model" if first.get("ruin") else f"at {_iteration(first)}"
+            entries.append((chosen, "checkpoint chosen without labels"))
         return entries
 
     def changes(self) -> list[tuple[str, float, float]]:
