@@ -227,7 +227,7 @@ def test_parts_of_a_batch_have_no_statistics_of_the_whole(module, hint):
 
 def buffer_of(metric):
     """A DynamicTeacher that decides nothing."""
-    options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric)
+    options = SimpleNamespace(DYNAMIC=True, PROXY_METRIC=metric, ANCHOR=0.0)
     network = nn.Linear(1, 1)
     return DynamicTeacher(network, network, options, None, 1, None, seed=1)
 
