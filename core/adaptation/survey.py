@@ -14,6 +14,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.predictor import Predictor
+from core.utils.errors import UserError
 
 LOOKED_AT = 32  # images
 _SUBSAMPLE = 0x4C4B  # key of the random stream that picks them
@@ -83,7 +84,17 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
 
 
 def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predictor: Predictor) -> None:
-    """:func:`mix_statistics` with the statistics of at most MEASURED of the images, in eval mode."""
+    """:func:`mix_statistics` with the statistics of at most MEASURED of the images, in eval mode.
+
+    Raises:
+        UserError: another number of shares than the network has batch norms.
+    """
+    norms = len(movable_norms(model))
+    if len(shares) not in (1, norms):
+        raise UserError(
+            f"ADAPT.NORM_MIX has {len(shares)} shares, but the network {norms} batch norms with statistics: give one "
+            "number for all, or one for each"
+        )
     chosen = even_subsample(len(images), MEASURED, np.random.default_rng([predictor.config.SEED, _SUBSAMPLE, 1]))
 
     def read(batch: dict) -> None:

@@ -192,3 +192,36 @@ def test_where_there_is_no_shift_the_source_model_is_handed_over(write_automatic
     end = f"the target looks like the source domain: {adapted} is the source model as it was"
     assert said(log[-1]) == f"verdict: {end}"
     assert same_weights(tiny_checkpoint, adapted)
+
+
+def test_check_tries_what_was_chosen(write_automatic, capsys):
+    folder, config = write_automatic()
+    assert adapt(["-cfg", str(config), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "chosen: SOLVER.BATCH_SIZE 4" in out
+    assert f"{LENGTH} iterations of 4 images" in out
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_shares_that_do_not_fit_the_network_are_one_line(write_automatic, capsys, auto):
+    folder, config = write_automatic(**{"ADAPT.NORM_MIX": [0.5, 0.5], "ADAPT.AUTO": auto})
+    assert adapt(["-cfg", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: ADAPT.NORM_MIX has 2 shares, but the network 10 batch norms with statistics: give one"
+    )
+    assert error.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+def test_batch_norm_may_be_mixed_without_the_rest(write_automatic, tiny_checkpoint):
+    """The teacher that never moved has the source's weights, and other statistics."""
+    options = {"ADAPT.AUTO": False, "ADAPT.NORM_MIX": [0.5], "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 2}
+    folder, config = write_automatic(**options | {"TCR.PASTE": False, "INPUT.TARGET_INPUT_SIZE_TRAIN": [64, 32]})
+    assert adapt(["-cfg", str(config)]) == 0
+    before, after = (read_checkpoint(path) for path in (tiny_checkpoint, folder / "out/model_iter000001.pth"))
+    before, after = before["feature_extractor"], after["feature_extractor"]
+    moved = {key.rpartition(".")[2] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"running_mean", "running_var"}
+    assert not (folder / "out/model_adapted.pth").exists()
