@@ -5,6 +5,7 @@ left as it is. The constants were chosen on the shifts for development (docs/ada
 them at once; no choice sees a label or the name of a data set.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ CHOSEN = (
     "TCR.PASTE",
     "ADAPT.NORM_MIX",
     "ADAPT.TEACHER_LOOKS",
-    "ADAPT.CLASS_WEIGHTS",
 )
 MOST_WORKERS = 4
 CROP = 2 / 3  # of the full view's width and height, as published
@@ -58,11 +58,10 @@ class Choices:
     def __init__(self, config: Config):
         self.config, self.lines = config, []
 
-    def choose(self, why: str, **options: Any) -> None:
-        """Take options, `SECTION_` by `__` instead of a dot, unless they are given."""
-        named = {key.replace("__", "."): value for key, value in options.items()}
-        free = {key: value for key, value in named.items() if not self.config.gives(key)}
-        left = [f"{key} {self.config.find(key)}" for key in named if key not in free]
+    def choose(self, why: str, options: Mapping[str, Any]) -> None:
+        """Take options, by full name, unless they are given."""
+        free = {key: value for key, value in options.items() if not self.config.gives(key)}
+        left = [f"{key} {self.config.find(key)}" for key in options if key not in free]
         self.config = self.config.changed(free)
         self.config.freeze()
         words = [f"{key} {_short(value)}" for key, value in free.items()]
@@ -80,33 +79,34 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     """
     cores = available_cores()
     workers = min(max(cores - 2, 0), MOST_WORKERS)
-    choices.choose(f"of {cores} cores the network has two; they change no result", DATALOADER__NUM_WORKERS=workers)
+    choices.choose(f"of {cores} cores the network has two; they change no result", {"DATALOADER.NUM_WORKERS": workers})
     view = choices.config.INPUT.INPUT_SIZE_TEST
     crop = tuple(min(max(8 * round(n * CROP / 8), 8), n) for n in view)
-    choices.choose(f"two thirds of the full view {view[0]}×{view[1]}", INPUT__TARGET_INPUT_SIZE_TRAIN=crop)
+    choices.choose(f"two thirds of the full view {view[0]}×{view[1]}", {"INPUT.TARGET_INPUT_SIZE_TRAIN": crop})
     length = max(round(LENGTH * images**0.75), LEAST_LENGTH)
     choices.choose(
         f"{images} images; the rate reaches 0 with the end",
-        SOLVER__BATCH_SIZE=-(-BATCH_SIZE // parts) * parts,
-        SOLVER__STOP_ITER=length,
+        {"SOLVER.BATCH_SIZE": -(-BATCH_SIZE // parts) * parts, "SOLVER.STOP_ITER": length},
     )
     length = choices.config.SOLVER.STOP_ITER
-    choices.choose("as long as the run", SOLVER__MAX_ITER=length)
-    choices.choose(f"{CHECKPOINTS} in the run", SOLVER__CHECKPOINT_PERIOD=max(-(-length // CHECKPOINTS), 1))
+    choices.choose("as long as the run", {"SOLVER.MAX_ITER": length})
+    choices.choose(f"{CHECKPOINTS} in the run", {"SOLVER.CHECKPOINT_PERIOD": max(-(-length // CHECKPOINTS), 1)})
     longest = int(np.clip(length // 20, 5, 30))
     choices.choose(
         f"the teacher may move some {max(length // longest, 1)} times at least",
-        DTU__META_MAX_UPDATE=longest,
-        DTU__Query_START=max(round(0.3 * longest), 2),
-        DTU__Query_STEP=max(longest // 10, 1),
-        DTU__FIX_ITERATION=max(round(0.4 * longest), 1),
+        {
+            "DTU.META_MAX_UPDATE": longest,
+            "DTU.Query_START": max(round(0.3 * longest), 2),
+            "DTU.Query_STEP": max(longest // 10, 1),
+            "DTU.FIX_ITERATION": max(round(0.4 * longest), 1),
+        },
     )
     moves = max(length / (choices.config.DTU.META_MAX_UPDATE + 1), 1)
     weight = round(float((1 - FOLLOWED) ** (1 / moves)), 4)
-    choices.choose(f"these moves take the teacher {FOLLOWED:.0%} of the way", DTU__EMA_WEIGHT=weight)
-    choices.choose("two looks are right more often than one", ADAPT__TEACHER_LOOKS=("larger",))
-    choices.choose("holds the teacher near the model it started as", DTU__ANCHOR=ANCHOR)
-    choices.choose(f"{PASSES} passes", TCR__UPDATE_FREQUENCY=max(length // PASSES + 1, 2))
+    choices.choose(f"these moves take the teacher {FOLLOWED:.0%} of the way", {"DTU.EMA_WEIGHT": weight})
+    choices.choose("two looks are right more often than one", {"ADAPT.TEACHER_LOOKS": ("larger",)})
+    choices.choose("holds the teacher near the model it started as", {"DTU.ANCHOR": ANCHOR})
+    choices.choose(f"{PASSES} passes", {"TCR.UPDATE_FREQUENCY": max(length // PASSES + 1, 2)})
 
 
 def choose_rate(choices: Choices, speed: float) -> None:
@@ -116,7 +116,7 @@ def choose_rate(choices: Choices, speed: float) -> None:
         speed: |gradient| / |weights|, of :meth:`core.runs.solver.Solver.speed`.
     """
     rate = float(f"{np.clip(RATE / speed, LEAST_RATE, MOST_RATE):.2g}") if speed > 0 else LEAST_RATE
-    choices.choose(f"the first gradients are {speed:.3g} of the weights", SOLVER__BASE_LR=rate)
+    choices.choose(f"the first gradients are {speed:.3g} of the weights", {"SOLVER.BASE_LR": rate})
 
 
 def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:
@@ -134,9 +134,9 @@ def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:
     sure = f"{PASTED_RELIABILITY:.0%} or more of its candidates likely to be right"
     why = f"rarer than {rarer:.1%} of the pixels, {sure}"
     if pasted:
-        choices.choose(f"each is {why}", TCR__MIX_CLASSES=tuple(pasted))
+        choices.choose(f"each is {why}", {"TCR.MIX_CLASSES": tuple(pasted)})
     else:
-        choices.choose(f"no class is {why}", TCR__PASTE=False)
+        choices.choose(f"no class is {why}", {"TCR.PASTE": False})
     unknown = [name for name, own in zip(names, held, strict=True) if own < UNKNOWN_RELIABILITY]
     if unknown:
         choices.lines.append(

@@ -72,7 +72,7 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
     source = start = look(model, "the source model")
     shifted = True
     if not movable_norms(model):
-        choices.choose("the network has no batch norm to mix", ADAPT__NORM_MIX=())
+        choices.choose("the network has no batch norm to mix", {"ADAPT.NORM_MIX": ()})
     elif choices.config.gives("ADAPT.NORM_MIX"):
         if choices.config.ADAPT.NORM_MIX:
             mix_norms(model, choices.config.ADAPT.NORM_MIX, images, predictor)
@@ -117,14 +117,14 @@ def _choose_mix(choices: Choices, model, source: Looks, images: ImageSet, predic
         same = agreed.trace() / max(agreed.sum(), 1)
         if same >= NO_SHIFT:
             why = f"with the target's statistics {same:.1%} of the pixels keep their class: there is no shift to mend"
-            choices.choose(why, ADAPT__NORM_MIX=())
+            choices.choose(why, {"ADAPT.NORM_MIX": ()})
             return source, False
         better, why = improved(source, found)
         if better:
             model.load_state_dict(mixed.state_dict())
-            choices.choose(f"{why}; {same:.1%} of the pixels keep their class", ADAPT__NORM_MIX=(share,))
+            choices.choose(f"{why}; {same:.1%} of the pixels keep their class", {"ADAPT.NORM_MIX": (share,)})
             return found, True
-    choices.choose(f"the target's statistics do not help: {why}", ADAPT__NORM_MIX=())
+    choices.choose(f"the target's statistics do not help: {why}", {"ADAPT.NORM_MIX": ()})
     return source, True
 
 
