@@ -15,13 +15,12 @@ from core.evaluation.bootstrap import LEVEL, Comparison, ImageCounts, compare
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models import build_model
-from core.models.build import check_compiler, compile_networks
 from core.models.interpolation import interpolate
-from core.programs.testing import folder_name
+from core.programs.testing import folder_name, put_on_device
 from core.runs.resume import find_checkpoints, find_run_source, numbered
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint, save_checkpoint
-from core.utils.devices import describe_device, prepare_device
+from core.utils.devices import prepare_device
 from core.utils.errors import UserError
 from core.utils.files import Table, make_folder, refuse_existing
 from core.utils.logging import LOGGER
@@ -123,11 +122,7 @@ def select_checkpoint(
     model = build_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
-    model.to(device)
-    if config.MODEL.COMPILE:
-        check_compiler(device)
-        compile_networks(model)
-    LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
+    put_on_device(model, config, device)
     LOGGER.info("images: %d of %s, with labels", len(images), images.name)
     path = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR") / f"{TABLE}{folder_name(images.name)}.csv"
     if save is not None:

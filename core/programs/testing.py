@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from core.datasets.catalog import find_label_values, find_taxonomy, find_test_images, output_names
 from core.datasets.images import write_palette_png, write_png
@@ -77,11 +79,7 @@ def evaluate_checkpoints(
     distributed.barrier()  # none writes before all have looked
     model = build_model(config).requires_grad_(False)
     load_checkpoint(model, checkpoints[0])  # before anything is written
-    model.to(device)
-    if config.MODEL.COMPILE:
-        check_compiler(device)
-        compile_networks(model)
-    LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
+    put_on_device(model, config, device)
     LOGGER.info("images: %d of %s", len(images), images.name)
     evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), flip, multi_scale)
     folder = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR")
@@ -113,6 +111,15 @@ def evaluate_checkpoints(
     if len(results) > 1:
         best = max(results, key=lambda result: result[0])
         LOGGER.info("best: %s with mIoU %.2f", best[1], best[0])
+
+
+def put_on_device(model: nn.Module, config, device: torch.device) -> None:
+    """Put a model on its device, compiled where MODEL.COMPILE says so, and log the device. Raises UserError."""
+    model.to(device)
+    if config.MODEL.COMPILE:
+        check_compiler(device)
+        compile_networks(model)
+    LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
 
 
 def folder_name(dataset: str) -> str:

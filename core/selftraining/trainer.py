@@ -50,7 +50,6 @@ from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 from core.utils.seeding import seed_step
 
-GIVEN_RATE = "not chosen: as the config gives it: SOLVER.BASE_LR {:g}"
 PROBES = 4  # batches whose gradients are looked at before the first iteration
 LARGER = 1.25  # × the full view's width and height, where the teacher also looks at it so
 LEAST = 1e-12  # probability
@@ -119,11 +118,6 @@ class Trainer(Training):
 
     def _choose_rate(self) -> None:
         """SOLVER.BASE_LR, by how far the first gradients would move the weights, for their size."""
-        if self.config.gives("SOLVER.BASE_LR"):
-            self.survey = replace(
-                self.survey, lines=(*self.survey.lines, GIVEN_RATE.format(self.config.SOLVER.BASE_LR))
-            )
-            return
         size, running_conf = self.config.SOLVER.BATCH_SIZE, self.running_conf
         order = uniform_order(len(self.images), PROBES * size, self.config.SEED, 0)
         stream = RequestStream(None, self.schedule, range(PROBES), size, order, 0, distributed.share(size))
