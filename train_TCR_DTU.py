@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from core.programs.frame import config_parser, run_program
 from core.programs.preflight import check
 from core.runs.start import run_training
-from core.selftraining.trainer import Trainer
+from core.selftraining.automatic import trainer_for
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         if args.check:
             check(args.config_file, args.options, args.skip_test)
         else:
-            run_training(Trainer, args.config_file, args.options, args.skip_test)
+            run_training(trainer_for, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
 
     def body(args: Namespace) -> None:
-        run_training(SourceTrainer, args.config_file, args.options, args.skip_test)
+        run_training(lambda config: SourceTrainer, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

@@ -16,6 +16,7 @@ from core.runs.folder import check_folder
 from core.runs.output import duration
 from core.runs.resume import find_start
 from core.runs.start import check_division, log_run
+from core.selftraining.automatic import trainer_for
 from core.selftraining.candidate_pass import FIRST_PASS_SIDE
 from core.selftraining.samples import Batch, PasteRequest
 from core.selftraining.trainer import Trainer
@@ -47,7 +48,7 @@ def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> 
 
 
 def _try_out(config: Config, skip_test: bool) -> None:
-    run = Trainer.load(config, skip_test)
+    run = trainer_for(config).load(config, skip_test)
     check_folder(config.OUTPUT_DIR)
     log_run(run, skip_test)
     few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))

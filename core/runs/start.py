@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -26,11 +26,15 @@ from core.utils.logging import LOGGER, start_logging
 SHOWN_CLASSES = 5  # of the class names, at the start
 
 
-def run_training(kind: type[Training], config_file: str, options: Sequence[str], skip_test: bool) -> None:
+def run_training(
+    find_kind: Callable[[Config], type[Training]], config_file: str, options: Sequence[str], skip_test: bool
+) -> None:
     """A training program: a new run, or one that goes on from a state, as `resume` says, in OUTPUT_DIR.
 
     Everything is found and loaded before anything is written.
 
+    Args:
+        find_kind: config → the kind of run that it asks for.
     Raises:
         UserError: bad config, missing data, a folder in use, a full disk, …
         Stopped: a signal asked for it.
@@ -39,6 +43,7 @@ def run_training(kind: type[Training], config_file: str, options: Sequence[str],
     config = load_config(config_file, options)
     check_division(config)
     config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
+    kind = find_kind(config)
     test = ["--skip-test"] if skip_test else []
     command = shlex.join(map(str, [*distributed.launcher(), kind.PROGRAM, "-cfg", config_file, *options, *test]))
     with device_errors(config, training=True):

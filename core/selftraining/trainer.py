@@ -2,18 +2,14 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from core.adaptation.choices import Choices, choose_rate
-from core.adaptation.guard import STRONGER, WEAKEST, Watch, conclude
-from core.adaptation.looks import Looks, look_at
-from core.adaptation.survey import few_images, looking, mix_norms, settle
+from core.adaptation.survey import mix_norms
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images
 from core.datasets.loading import PREFETCH_FACTOR
@@ -28,7 +24,7 @@ from core.models.deeplab import resize_logits
 from core.runs.folder import CANDIDATES
 from core.runs.loop import Training
 from core.runs.panels import adaptation_tiles
-from core.runs.resume import load_model, source_checkpoint
+from core.runs.resume import source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
@@ -48,9 +44,7 @@ from core.utils import distributed, signals
 from core.utils.devices import copy_to_host, to_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
-from core.utils.seeding import seed_step
 
-PROBES = 4  # batches whose gradients are looked at before the first iteration
 LARGER = 1.25  # × the full view's width and height, where the teacher also looks at it so
 LEAST = 1e-12  # probability
 _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bounded pass
@@ -88,7 +82,6 @@ class Trainer(Training):
         self.dynamic_teacher = DynamicTeacher(
             self.teacher, self.student, config.DTU, self.predictor, self.micro_batch, self.output, config.SEED, anchor
         )
-        self.watch = Watch(taxonomy.names)
 
     @classmethod
     def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
@@ -98,49 +91,13 @@ class Trainer(Training):
 
     @classmethod
     def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Any]:
-        device = next(model.parameters()).device
-        if not config.ADAPT.AUTO:
-            if config.ADAPT.NORM_MIX:
-                mix_norms(model, config.ADAPT.NORM_MIX, images, Predictor(config, device))
-            return config, None
-        choices = Choices(config)
-        parts = distributed.count() * config.SOLVER.ACCUMULATE
-        survey = settle(choices, model, images, taxonomy, device, parts)
-        return choices.config, survey
-
-    @classmethod
-    def load(cls, config: Config, skip_test: bool, weights: bool = True) -> "Trainer":
-        trainer = super().load(config, skip_test, weights)
-        if trainer.survey is not None:
-            trainer.watch.shifted = trainer.survey.shifted
-            trainer._choose_rate()
-        return trainer
-
-    def _choose_rate(self) -> None:
-        """SOLVER.BASE_LR, by how far the first gradients would move the weights, for their size."""
-        size, running_conf = self.config.SOLVER.BATCH_SIZE, self.running_conf
-        order = uniform_order(len(self.images), PROBES * size, self.config.SEED, 0)
-        stream = RequestStream(None, self.schedule, range(PROBES), size, order, 0, distributed.share(size))
-        speeds = [self._speed(self.samples.collate([self.samples[one] for one in requests])) for requests in stream]
-        self.running_conf = running_conf
-        choices = Choices(self.config)
-        choose_rate(choices, float(np.median(speeds)))
-        self.config, self.survey = choices.config, replace(self.survey, lines=(*self.survey.lines, *choices.lines))
-        self.solver.options = self.config.SOLVER
-
-    def _speed(self, batch: Batch) -> float:
-        """|gradient| / |weights| of the backbone, and ten times that of the classifier, added up."""
-        seed_step(self.config.SEED, 0)
-        parts = batch.split(self.accumulate)
-        targets, negatives = self.pseudo_label(parts, [self.predictor.prepare(part.full) for part in parts])
-        self.student.eval()  # no statistics move
-        self._backward(parts, targets, negatives)
-        return self.solver.speed()
+        """Batch norm, where the config gives how to mix it; further choices are :class:`AutomaticTrainer`'s."""
+        if config.ADAPT.NORM_MIX:
+            mix_norms(model, config.ADAPT.NORM_MIX, images, Predictor(config, next(model.parameters()).device))
+        return config, None
 
     def describe(self) -> None:
         config = self.config
-        for line in self.survey.lines if self.survey else ():
-            LOGGER.info(line)
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if source_checkpoint(config) is None:
@@ -167,7 +124,7 @@ class Trainer(Training):
         del full, prepared
 
         self.student.train()
-        positive, negative, labelled = self._backward(parts, targets, negatives, shown)
+        positive, negative, labelled = self.backward(parts, targets, negatives, shown)
         loss = positive + negative
 
         stepped = self.solver.step(loss, iteration)
@@ -186,7 +143,7 @@ class Trainer(Training):
             return {}
         return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
 
-    def _backward(
+    def backward(
         self, parts: Sequence[Batch], targets: Sequence, negatives: torch.Tensor, shown: dict | None = None
     ) -> torch.Tensor:
         """The gradients of a step, of :meth:`pseudo_label`'s targets; its positive and negative loss, and the share of
@@ -328,46 +285,6 @@ class Trainer(Training):
         self._delete_generations()
         paste_classes = self.samples.paste_classes if self.config.TCR.PASTE else ()
         log_candidates(self.generation, names, paste_classes, time.monotonic() - start)
-        if self.config.ADAPT.AUTO and (signs := self.watch.see(generation.pixels, generation.consistency)):
-            self._answer(signs)
-
-    def _answer(self, signs: Sequence[str]) -> None:
-        """What the run does about signs of harm: at first it pulls the teacher back harder, then it ends."""
-        if self.watch.count == 1:
-            teacher = self.dynamic_teacher
-            teacher.pull_share = min(STRONGER * max(teacher.pull_share, WEAKEST), 1.0)
-            answer = f"the teacher is pulled back by {teacher.pull_share:.0%} at every move now"
-        else:
-            self.stop = self.iteration
-            answer = "the run ends here"
-        LOGGER.info("signs of harm after iteration %d: %s; %s", self.iteration, "; ".join(signs), answer)
-
-    def finish(self) -> None:
-        """Of an automatic run: write the model that the guard stands for, and say what it holds of it."""
-        if not self.config.ADAPT.AUTO:
-            return
-        with self.output.aside():
-            result, few = copy.deepcopy(self.teacher), few_images(self.images, self.config.SEED)
-            predictor = looking(self.predictor)
-
-            def look(model: nn.Module) -> Looks:
-                return look_at(model, few, len(self.taxonomy), predictor, "looking at the target with the result")
-
-            source, start = (self.survey.source, self.survey.start) if self.survey else self._look_again(look)
-            last = self.teacher.state_dict()
-            verdict = conclude(self.taxonomy.names, source, start, result, self.start, last, look, self.watch.shifted)
-            with signals.deferred():
-                self.output.save_verdict(result, self.iteration, verdict)
-
-    def _look_again(self, look: Callable[[nn.Module], Looks]) -> tuple[Looks, Looks]:
-        """Looks of the source model, and of the one that the run started as, where they were seen by another process.
-
-        Raises:
-            UserError: the source model is no longer there.
-        """
-        start = copy.deepcopy(self.teacher)
-        start.load_state_dict(self.start)
-        return look(load_model(self.config, self.device)), look(start)
 
     def _delete_generations(self) -> None:
         if not distributed.is_main():
@@ -384,7 +301,6 @@ class Trainer(Training):
             "schedule": self.schedule.state_dict(),
             "dynamic_teacher": self.dynamic_teacher.state_dict(),
             "start": self.start,
-            "watch": self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -396,7 +312,6 @@ class Trainer(Training):
         self.dynamic_teacher.load_state_dict(state["dynamic_teacher"], self.samples.full_views)
         for key, value in (self.start or {}).items():
             value.copy_(state["start"][key])
-        self.watch.load_state_dict(state.get("watch", {}))
         if state["generation"] is not None:
             self.generation = Generation(self.candidate_pass.folder / state["generation"])
         self._delete_generations()  # and what is left of a pass that was not completed

@@ -7,52 +7,15 @@ import types
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 
-from core.configs import cfg
-from core.datasets.catalog import ImageSet
 from core.datasets.taxonomy import CITYSCAPES_19, Taxonomy
-from core.models.deeplab import Segmentor
-from core.runs.states import StateFolder
 from core.selftraining.samples import Batch
-from core.selftraining.trainer import Trainer
 from core.selftraining.views import View
-from tests.helpers import changed
+from tests.selftraining.trainers import CROP, FULL, C, make_config, make_model, make_trainer, picture, run_config
 
-C, IGNORE = 19, 255
-FULL, CROP = (32, 64), (32, 48)  # (h, w)
+IGNORE = 255
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-def make_config(**options):
-    sizes = {"INPUT__INPUT_SIZE_TEST": FULL[::-1], "INPUT__TARGET_INPUT_SIZE_TRAIN": CROP[::-1]}
-    solver = {"SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 50, "SOLVER__BATCH_SIZE": 2, "DATALOADER__NUM_WORKERS": 0}
-    return changed(cfg, **(sizes | solver | options))
-
-
-def make_model(classes=C):
-    """Stride 8, confident enough for some pixels to be labelled and others not."""
-    torch.manual_seed(0)
-    model = Segmentor(nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.Tanh()), nn.Conv2d(6, classes, 1))
-    with torch.no_grad():
-        model.classifier.weight.mul_(6)
-    return model
-
-
-def make_trainer(folder, config=None, images=None, model=None, taxonomy=CITYSCAPES_19):
-    config = config or make_config()
-    images = images or ImageSet("folder:none", (), ())
-    folder.mkdir(exist_ok=True)
-    config.OUTPUT_DIR = str(folder)
-    return Trainer(config, model or make_model(len(taxonomy)), images, taxonomy)
-
-
-def picture(rng, size):
-    coarse = rng.integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
-
 
 # the second and third do not cover the crop
 VIEWS = (
@@ -406,21 +369,6 @@ def test_no_pass_where_nothing_needs_one(tmp_path):
     assert trainer.stretch_end(100) == 100
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    rng = np.random.default_rng(0)
-    paths = tuple(tmp_path / f"{i}.png" for i in range(5))
-    for path, size in zip(paths, [(32, 64), (40, 80), (48, 90), (32, 64), (50, 100)], strict=True):
-        Image.fromarray(picture(rng, size)).save(path)
-    return ImageSet("folder:pictures", paths, tuple(path.name for path in paths))
-
-
-def run_config(**options):
-    short = {"SOLVER__STOP_ITER": 8, "SOLVER__CHECKPOINT_PERIOD": 2, "TCR__UPDATE_FREQUENCY": 3}
-    short |= {"TCR__MIX_CLASSES": CITYSCAPES_19.names, "INPUT__INPUT_SCALES_TRAIN": (0.75, 1.25)}
-    return make_config(**(short | options))
-
-
 def test_a_run_makes_its_passes_after_the_checkpoint_and_resets_nothing(tmp_path, pictures, monkeypatch):
     trainer = make_trainer(tmp_path / "out", run_config(), pictures)
     run, passes = trainer.candidate_pass.run, []
@@ -483,75 +431,3 @@ def test_batches_are_pasted_only_when_asked_for(tmp_path, pictures):
         trainer.update_candidates()
         pasted = [batch.pasted for batch in trainer.batches(range(4))]
         assert any((labels != IGNORE).any() for labels in pasted) == paste
-
-
-# --- signs of harm
-
-
-@pytest.mark.parametrize(("anchor", "pull"), [(0.0, 0.2), (0.01, 0.2), (0.1, 0.4), (0.5, 1.0)])
-def test_the_first_alarm_pulls_the_teacher_four_times_as_hard(tmp_path, log_lines, anchor, pull):
-    trainer = make_trainer(tmp_path, make_config(ADAPT__AUTO=True, DTU__ANCHOR=anchor))
-    trainer.watch.count = 1
-    trainer._answer(["car lost", "fewer classes"])
-    assert trainer.dynamic_teacher.pull_share == pytest.approx(pull)
-    assert trainer.stop == trainer.config.SOLVER.STOP_ITER
-    answer = f"the teacher is pulled back by {pull:.0%} at every move now"
-    assert log_lines == [f"signs of harm after iteration 0: car lost; fewer classes; {answer}"]
-
-
-def alarmed(folder, pictures, period, alarms, **options):
-    """An automatic run whose passes after these iterations show signs of harm; no verdict follows."""
-    config = run_config(ADAPT__AUTO=True, SOLVER__STOP_ITER=12, SOLVER__CHECKPOINT_PERIOD=period, **options)
-    trainer = make_trainer(folder, config, pictures)
-
-    def see(pixels, consistency):
-        signs = ["harm"] * (trainer.iteration in alarms)
-        trainer.watch.count += bool(signs)
-        return signs
-
-    trainer.watch.see, trainer.finish = see, lambda: None
-    return trainer
-
-
-@pytest.mark.parametrize("period", [20, 5, 4])
-def test_the_second_alarm_ends_the_run_with_checkpoint_and_state(tmp_path, pictures, log_lines, period):
-    """Passes follow iterations 2, 5 and 8; with a period of 5 the checkpoint was due before the pass that ends it."""
-    folder, last = tmp_path / "out", "model_iter000005.pth"
-    trainer = alarmed(folder, pictures, period, (2, 5))
-    trainer.run()
-    assert (trainer.iteration, trainer.dynamic_teacher.pull_share) == (5, 0.2)
-    assert [line.rpartition("; ")[2] for line in log_lines if line.startswith("signs of harm")][
-        1
-    ] == "the run ends here"
-    assert sorted(path.name for path in folder.glob("model_iter*.pth"))[-1] == last
-    saved, teacher = torch.load(folder / last, weights_only=True), trainer.teacher.feature_extractor.state_dict()
-    assert all(torch.equal(value, teacher[key]) for key, value in saved["feature_extractor"].items())
-    path, state = StateFolder(folder).newest()
-    assert path.name == "iter000005.pth"
-    again = alarmed(folder, pictures, period, ())
-    again.load_state_dict(state)
-    assert (again.stop, again.watch.count, again.dynamic_teacher.pull_share) == (5, 2, 0.2)
-    again.train_step = lambda batch: pytest.fail("it goes on")
-    again.run()
-    assert again.iteration == 5
-
-
-def test_a_run_killed_before_its_last_pass_ends_there_all_the_same(tmp_path, pictures):
-    """The state after 4 iterations knows of the first alarm alone."""
-    trainer = alarmed(tmp_path / "out", pictures, 4, (2, 5))
-    trainer.run()
-    again = alarmed(tmp_path / "out", pictures, 4, (2, 5))
-    again.load_state_dict(torch.load(tmp_path / "out/state/iter000004.pth", weights_only=True))
-    assert (again.watch.count, again.stop, again.dynamic_teacher.pull_share) == (1, 12, 0.2)
-    again.run()
-    assert again.iteration == 5
-    for one, other in zip(trainer.teacher.parameters(), again.teacher.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_without_auto_nobody_watches(tmp_path, pictures):
-    trainer = make_trainer(tmp_path / "out", run_config(SOLVER__STOP_ITER=4), pictures)
-    trainer.watch.see = lambda *_: pytest.fail("watched")
-    trainer.run()
-    assert trainer.iteration == 4
-    assert trainer.start is None

@@ -24,7 +24,7 @@ from core.datasets.sampling import even_subsample
 from core.evaluation.metrics import joint_counts
 from core.evaluation.predictor import Predictor
 from core.runs.resume import load_model
-from core.selftraining.trainer import Trainer
+from core.selftraining.automatic import trainer_for
 from core.utils.devices import device_errors, prepare_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing, write_text
@@ -115,7 +115,7 @@ def _measure(config: Config, begun: bool, shift: str) -> list[Point]:
     targets, model = find_target_images(config), load_model(config, device)
     points = _points(shift, MODELS[0], model, tests, taxonomy.names, Predictor(config, device))
     if not (begun and config.ADAPT.AUTO):
-        config, _ = Trainer.settle(config, model, targets, taxonomy)
+        config, _ = trainer_for(config).settle(config, model, targets, taxonomy)
     elif config.ADAPT.NORM_MIX:  # as the run has chosen it
         mix_norms(model, config.ADAPT.NORM_MIX, targets, looking(Predictor(config, device)))
     return points + _points(shift, MODELS[1], model, tests, taxonomy.names, Predictor(config, device))
