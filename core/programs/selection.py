@@ -80,9 +80,12 @@ def find_labelled_images(config) -> ImageSet:
     """The images of DATASETS.TEST whose label files are there.
 
     Raises:
-        UserError: as :func:`find_images`, or none is labelled.
+        UserError: as :func:`find_images`, by the name of the program's option; none is labelled.
     """
-    images = find_images(config, "TEST")
+    try:
+        images = find_images(config, "TEST")
+    except UserError as error:
+        raise UserError(str(error).replace("DATASETS.TEST", "--select-with")) from None
     if images.label_path is None:
         raise UserError(f"--select-with {images.name} has no labels: give a data set that has, and {ADVICE} images")
     labelled = [i for i, path in enumerate(images.paths) if os.path.isfile(images.label_path(path))]
@@ -118,7 +121,7 @@ def select_checkpoint(
         raise UserError(f"--save {save} is a folder: give a file")
     if save is not None and not overwrite:
         refuse_existing([save], "choose another file, or give --overwrite")
-    taxonomy, images, device = find_taxonomy(config), find_labelled_images(config), prepare_device(config)
+    images, taxonomy, device = find_labelled_images(config), find_taxonomy(config), prepare_device(config)
     model = build_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
