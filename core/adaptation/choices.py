@@ -41,7 +41,7 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
-RATE, LEAST_RATE, MOST_RATE = 2.6e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
+RATE, LEAST_RATE, MOST_RATE = 7.8e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
 ANCHOR = 0.1
@@ -104,7 +104,7 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     moves = max(length / (choices.config.DTU.META_MAX_UPDATE + 1), 1)
     weight = round(float((1 - FOLLOWED) ** (1 / moves)), 4)
     choices.choose(f"these moves take the teacher {FOLLOWED:.0%} of the way", {"DTU.EMA_WEIGHT": weight})
-    choices.choose("two looks are right more often than one", {"ADAPT.TEACHER_LOOKS": ("larger",)})
+    choices.choose("two looks are right more often than one", {"ADAPT.TEACHER_LOOKS": ("larger_mirrored",)})
     choices.choose("holds the teacher near the model it started as", {"DTU.ANCHOR": ANCHOR})
     choices.choose(f"{PASSES} passes", {"TCR.UPDATE_FREQUENCY": max(length // PASSES + 1, 2)})
 

@@ -19,7 +19,7 @@ from core.utils.errors import UserError
 LOOKED_AT = 32  # images
 _SUBSAMPLE = 0x4C4B  # key of the random stream that picks them
 MEASURED = 256  # images, at most, that the target's statistics are taken of
-SOURCE_IMAGES = 16  # as many images are the source's statistics taken to be worth (Schneider et al., 2020: 8 to 64)
+SOURCE_IMAGES = 4  # as many images are the source's statistics taken to be worth (Schneider et al., 2020)
 TRIED = (1.0, 0.3)  # × the target's share by that: in this order
 NO_SHIFT = 0.97  # where source and mixed model agree on so many pixels, the statistics have not moved
 

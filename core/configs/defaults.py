@@ -96,7 +96,7 @@ option("TCR.MAX_PASS_IMAGES", 0, at_least(0))  # bound of a candidate pass: an e
 
 option("ADAPT.AUTO", False)  # the run finds rate, length, pull, paste classes, batch norm where not given
 option("ADAPT.NORM_MIX", (), rules.SHARES)  # target's share in the running statistics: one number, or one a layer
-option("ADAPT.TEACHER_LOOKS", (), rules.LOOKS)  # beside the plain one, their mean gives the labels: mirrored, larger
+option("ADAPT.TEACHER_LOOKS", (), rules.LOOKS)  # of the teacher, too: mirrored, larger, larger_mirrored
 option("ADAPT.CLASS_WEIGHTS", (), rules.WEIGHTS)  # of every class's pseudo-labels in the loss; empty: all 1
 
 option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone; the classifier has ten times that

@@ -47,7 +47,8 @@ SCALES = Rule("(smallest, largest) above 0", lambda scales: _are_numbers(scales,
 COLOUR = Rule("three numbers", lambda values: _are_numbers(values, 3))
 DIVISORS = Rule("three numbers other than 0", lambda values: _are_numbers(values, 3) and 0 not in values)
 IGNORE_LABEL = Rule("255, which stored labels, of 8 bits, use throughout", lambda value: value == 255)
-LOOKS = Rule("a list of mirrored and larger", lambda looks: set(looks) <= {"mirrored", "larger"})
+_LOOKS = ("mirrored", "larger", "larger_mirrored")
+LOOKS = Rule(f"a list of {', '.join(_LOOKS)}", lambda looks: set(looks) <= set(_LOOKS))
 SHARES = Rule("numbers from 0 to 1", lambda values: all(type(v) in (int, float) and 0 <= v <= 1 for v in values))
 WEIGHTS = Rule(
     "numbers of at least 0", lambda values: _are_numbers(values, len(values)) and min(values, default=0) >= 0

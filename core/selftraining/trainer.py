@@ -174,12 +174,14 @@ class Trainer(Training):
         if not looks:
             return logits
         probs = logits.softmax(dim=1)
-        if "mirrored" in looks:
-            probs += self.predictor.logits(self.teacher, prepared.flip(-1)).flip(-1).softmax(dim=1)
-        if "larger" in looks:
-            size = [round(n * LARGER) for n in prepared.shape[-2:]]
-            larger = self.predictor.logits(self.teacher, resize_logits(prepared, size))
-            probs += resize_logits(larger, logits.shape[-2:]).softmax(dim=1)
+        for look in looks:
+            seen = prepared.flip(-1) if look.endswith("mirrored") else prepared
+            if look.startswith("larger"):
+                seen = resize_logits(seen, [round(n * LARGER) for n in seen.shape[-2:]])
+            other = self.predictor.logits(self.teacher, seen)
+            if look.startswith("larger"):
+                other = resize_logits(other, logits.shape[-2:])
+            probs += (other.flip(-1) if look.endswith("mirrored") else other).softmax(dim=1)
         return (probs / (1 + len(looks))).clamp(min=LEAST).log()
 
     @torch.no_grad()

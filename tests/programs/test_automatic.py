@@ -82,7 +82,7 @@ def test_every_choice_is_said_with_its_reason_and_stands_in_the_saved_config(run
     assert any(mix in line for line in lines)
     assert (saved.SOLVER.STOP_ITER, saved.SOLVER.MAX_ITER, saved.SOLVER.CHECKPOINT_PERIOD) == (LENGTH, LENGTH, 3)
     assert saved.SOLVER.BASE_LR != given.SOLVER.BASE_LR
-    assert saved.ADAPT.TEACHER_LOOKS == ("larger",)
+    assert saved.ADAPT.TEACHER_LOOKS == ("larger_mirrored",)
     others = {key for key in saved.flat_keys() if saved.find(key) != given.find(key)}
     assert others <= set(CHOSEN)
 

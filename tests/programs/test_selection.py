@@ -244,5 +244,7 @@ def test_the_adapted_model_comes_last_and_has_no_number(tmp_path):
 def test_a_data_set_that_is_not_there_is_the_options_not_the_configs(program, run, data):
     code, _, error = program("resume", run, data=data)
     assert code == 1
-    assert error.startswith("error: --select-with ") and data.partition(":")[2] in error
-    assert "DATASETS.TEST" not in error and error.count("\n") == 1
+    assert error.startswith("error: --select-with ")
+    assert data.partition(":")[2] in error
+    assert "DATASETS.TEST" not in error
+    assert error.count("\n") == 1

@@ -102,6 +102,9 @@ class PlainStep:
             if "larger" in looks:
                 larger = self.forward(self.teacher, self.upsampled(images, (40, 80)))
                 probs.append(self.upsampled(larger, logits.shape[2:]).softmax(1))
+            if "larger_mirrored" in looks:
+                larger = self.forward(self.teacher, self.upsampled(images.flip(3), (40, 80)))
+                probs.append(self.upsampled(larger, logits.shape[2:]).softmax(1).flip(3))
             assert len(probs) == 1 + len(looks)
             logits = torch.stack(probs).mean(0).log()
         return self.upsampled(logits, FULL)
@@ -176,8 +179,9 @@ def assert_equal_steps(trainer, plain, **options):
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("looks", [("mirrored",), ("larger",), ("mirrored", "larger")], ids="+".join)
+@pytest.mark.parametrize("looks", ["mirrored", "larger", "larger_mirrored", "mirrored+larger"])
 def test_labels_come_from_the_mean_of_the_teachers_looks(tmp_path, looks):
+    looks = tuple(looks.split("+"))
     config = make_config(ADAPT__TEACHER_LOOKS=looks)
     batch, one, several = make_batch(), PlainStep(make_model(), config), PlainStep(make_model(), config)
     one.step(batch)
