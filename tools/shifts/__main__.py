@@ -49,7 +49,7 @@ def run_shifts(args: argparse.Namespace) -> None:
         if failed := run_reliability(workplace, chosen):
             raise UserError(f"{len(failed)} of {len(chosen)} shifts failed: {shorten(failed)}")
         return
-    rows = [workplace.make_row(shift, seed) for shift in chosen for seed in range(1, args.seeds + 1)]
+    rows = workplace.make_rows(chosen, range(1, args.seeds + 1), args.jobs)
     write_table(rows, workplace.results)
     failed = [f"{row.shift}, seed {row.seed}" for row in rows if row.error]
     if failed:
@@ -84,6 +84,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--aside", action="store_true", help="the shifts that are kept aside, too")
     parser.add_argument("--config", default=CONFIG, metavar="FILE", help=f"of the adaptation (default: {CONFIG})")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 1 to N of each (default: 1)")
+    parser.add_argument(
+        "--jobs", type=_count, default=1, metavar="N", help="shifts at a time, for a GPU or many cores (default: 1)"
+    )
     parser.add_argument("--folder", type=Path, default=Path(WORK), metavar="DIR", help=f"(default: {WORK})")
     parser.add_argument(
         "--reliability",

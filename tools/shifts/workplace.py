@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -101,6 +102,16 @@ class Workplace:
             seconds = run_command(words, self.folder / f"{DOMAINS}.log")
             print(f"domains {', '.join(missing)}: drawn, {seconds:.0f} s", flush=True)
 
+    def make_rows(self, shifts: Sequence[Shift], seeds: Sequence[int], jobs: int = 1) -> list[Row]:
+        """:meth:`make_row` of every shift and seed, in their order; of so many shifts, or source models, at a time."""
+
+        def rows_of(shift: Shift) -> list[Row]:
+            return [self.make_row(shift, seed) for seed in seeds]
+
+        with ThreadPoolExecutor(jobs) as pool:  # every run is a process of its own
+            list(pool.map(self._find_source, dict.fromkeys(shift.source for shift in shifts)))
+            return [row for rows in pool.map(rows_of, shifts) for row in rows]
+
     def make_row(self, shift: Shift, seed: int) -> Row:
         """Make or reuse a run, its evaluation and that of its source model, and say how it went in a line."""
         title = f"{shift.name}, seed {seed}"
@@ -129,21 +140,23 @@ class Workplace:
         return ("DATASETS.ROOT", str(self.domains)) if toy_domains(config, keys) else ()
 
     def _source(self, source: Source) -> Path:
-        """Its checkpoint, trained where it is missing; what failed once is not tried again."""
+        """Its checkpoint, trained where it is missing. Raises UserError where there is none."""
+        found = self._find_source(source)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _find_source(self, source: Source) -> Path | UserError:
+        """The same, with the error in the place of the checkpoint; what failed once is not tried again."""
         if source.checkpoint:
             path = Path(source.checkpoint)
-            if not path.is_file():
-                raise UserError(f"the source model {path} does not exist")
-            return path
+            return path if path.is_file() else UserError(f"the source model {path} does not exist")
         if source not in self._sources:
             try:
                 self._sources[source] = self._train(self.source_run(source))
             except UserError as error:
                 self._sources[source] = error
-        found = self._sources[source]
-        if isinstance(found, UserError):
-            raise found
-        return found
+        return self._sources[source]
 
     def _train(self, run: Run) -> Path:
         if not run.is_complete():
