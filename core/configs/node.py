@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from core.utils.errors import UserError, shown
+from core.utils.yaml_text import read_yaml
 
 # keys of the DT-ST release that nothing reads: an old yaml may set them
 OBSOLETE_KEYS = frozenset(
@@ -25,7 +26,6 @@ OBSOLETE_KEYS = frozenset(
     }
 )
 MAX_CHARACTERS = 2**18  # of a yaml file
-MAX_VALUES = 100_000  # in a yaml file, those that it repeats by reference counted each time
 MAX_NUMBER = 2**63 - 1
 MAX_DEPTH = 20  # of sections and lists in an open section
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {  # in words, and what is taken for it
@@ -52,7 +52,7 @@ class Config(CfgNode):
             raise UserError(f"config {path} cannot be read: {error}") from None
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"config {path} is no config: it has more than {MAX_CHARACTERS} characters")
-        tree = _read_yaml(text, f"config {path}")
+        tree = read_yaml(text, f"config {path}")
         tree = {} if tree is None else tree
         if not isinstance(tree, dict):
             raise UserError(f"config {path} must hold KEY: VALUE pairs, not a {type(tree).__name__}")
@@ -169,37 +169,6 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def _read_yaml(text: str, where: str) -> Any:
-    """What yaml makes of `text`; UserError for whatever it cannot read."""
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        count = _count_values(node, {})
-        if count <= MAX_VALUES:
-            return loader.construct_document(node)
-    except Exception as error:  # beside YAMLError: ValueError for the 31st of February, RecursionError, KeyError …
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} is not valid yaml: {reason[:400]}") from None
-    raise UserError(f"{where} holds more than {MAX_VALUES} values, or a value that holds itself")
-
-
-def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a tree holds where each reference to a part counts it again; infinite if a part holds itself.
-
-    `known`: the counts of parts seen so far, by id.
-    """
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = float("inf")  # until its parts are counted
-        pairs = isinstance(node, yaml.MappingNode)
-        parts = [part for pair in node.value for part in pair] if pairs else node.value
-        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
-    return known[id(node)]
-
-
 def _convert(value: Any, default: Any, where: str) -> Any:
     """`value` in the type of `default`, or a UserError."""
     wanted = type(default)
@@ -239,7 +208,7 @@ def _read_literal(text: str, wanted: type) -> Any:
         return _SPELLED_BOOLEANS.get(text.lower(), text)
     if wanted is tuple:
         try:
-            return _read_yaml(text, "it")
+            return read_yaml(text, "it")
         except UserError:
             return text
     return text

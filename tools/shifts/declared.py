@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from core.configs import load_config
 from core.configs.defaults import cfg as defaults
 from core.utils.errors import UserError, shorten, shown
+from core.utils.yaml_text import read_yaml
 
 FOLDER = Path("configs/shifts")
 KEYS = ("SOURCE", "ASIDE", "OPTIONS")
@@ -69,9 +68,9 @@ def read_shift(path: Path) -> Shift:
     """One file. Raises UserError with file and key."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid yaml: {' '.join(str(error).split())[:400]}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:400]}") from None
+    tree = read_yaml(text, str(path))
     _check_keys(tree, KEYS, f"{path}")
     for key in ("SOURCE", "OPTIONS"):
         if key not in tree:
