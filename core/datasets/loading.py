@@ -178,7 +178,8 @@ def _worker_context() -> BaseContext:
     context.set_forkserver_preload(_PRELOAD)
     resource_tracker.ensure_running()  # which would unblock them
     job_stops = (signal.SIGTERM,) if distributed.count() > 1 else ()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1, *job_stops))
+    ignored = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, *job_stops)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
     try:
         forkserver.ensure_running()
     finally:

@@ -11,6 +11,7 @@ from core.runs.resume import going_on
 from core.utils import distributed, signals
 from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
+from core.utils.streams import Forgiving, fall_silent, take_any_character
 
 _LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
 
@@ -67,12 +68,13 @@ def run_program(
     """Parse, run `body`, and return the exit code.
 
     That is 0, 1 after a user's error (one line on stderr), 130 on Ctrl-C; of a `resumable` program also 128 + n where
-    signal n (SIGTERM, SIGINT, SIGUSR1) stopped it, with one line that says how to go on.
+    signal n (one of signals.SIGNALS) stopped it, with one line that says how to go on.
 
     Args:
         parallel: torchrun may start several processes of it. Of an error that ends them all, the line is written once.
     """
     argv = list(argv)
+    take_any_character()
     try:
         with signals.listening() if resumable else nullcontext():
             try:
@@ -87,31 +89,36 @@ def run_program(
             except signals.Stopped as stopped:
                 signals.acknowledge()
                 if _tells(stopped):
-                    print(_last_line(stopped, parser.prog, argv), file=sys.stderr)
+                    _say(_last_line(stopped, parser.prog, argv))
                 return 128 + stopped.number
             except RuntimeError as error:
                 if not distributed.lost_contact(error):
                     raise
                 signals.acknowledge()  # torchrun now ends what is left of the job
                 if distributed.claim_lost_contact():
-                    print(f"error: {_LOST}{_which_process()}", file=sys.stderr)
+                    _say(f"error: {_LOST}{_which_process()}")
                 return 1
         return 0
     except UserError as error:
         if distributed.claim_error():
-            print(f"error: {error}{_which_process()}", file=sys.stderr)
+            _say(f"error: {error}{_which_process()}")
         return 1
     except SystemExit as done:  # --help
         return int(done.code or 0)
     except KeyboardInterrupt:
         if distributed.claim_error():
-            print("interrupted", file=sys.stderr)
+            _say("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone, and no log file has it
+        fall_silent(sys.stdout)
         return 1
     finally:
         stop_logging()
+
+
+def _say(line: str) -> None:
+    """On standard error, if anyone reads it."""
+    print(line, file=Forgiving(sys.stderr), flush=True)
 
 
 def _tells(stopped: signals.Stopped) -> bool:

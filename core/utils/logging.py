@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from core.utils import distributed
 from core.utils.errors import one_line
+from core.utils.streams import Forgiving, fall_silent, reader_is_gone
 
 LOGGER = logging.getLogger("dtst")
 
@@ -21,11 +22,24 @@ class _OneLine(logging.Formatter):
 
 
 class _TerminalHandler(logging.StreamHandler):
-    """Writes around a progress bar instead of through it."""
+    """Writes around a progress bar instead of through it.
+
+    Args:
+        alone: no file has the same lines: that nobody reads them is an error. Else they then go nowhere.
+    """
+
+    def __init__(self, alone: bool):
+        super().__init__()
+        self._alone = alone
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            if self._alone or not reader_is_gone(error):
+                raise
+            fall_silent(sys.stdout)
 
 
 def start_logging(file: str | Path | None = None) -> None:
@@ -39,7 +53,7 @@ def start_logging(file: str | Path | None = None) -> None:
     if not distributed.is_main():
         LOGGER.addHandler(logging.NullHandler())
         return
-    terminal = _TerminalHandler()
+    terminal = _TerminalHandler(alone=file is None)
     terminal.setLevel(logging.INFO)
     handlers: list[logging.Handler] = [terminal]
     if file is not None:
@@ -60,4 +74,5 @@ def stop_logging() -> None:
 def progress(items: Iterable, description: str, total: int | None = None) -> Iterable:
     """A progress bar around `items`, on a terminal only; of several processes, the main one's."""
     shown = distributed.is_main() and sys.stderr.isatty()
-    return tqdm(items, desc=description, total=total, leave=False, disable=not shown)
+    bar = Forgiving(sys.stderr)
+    return tqdm(items, desc=description, total=total, leave=False, disable=not shown, file=bar)

@@ -1,4 +1,6 @@
-"""SIGTERM, SIGINT and SIGUSR1 as a request to stop, which a program honours where stopping loses nothing.
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP as a request to stop, which a program honours where stopping loses nothing.
+
+SIGHUP comes where a session ends; where it is ignored, as under nohup, it stays so.
 
 A program listens (:func:`listening`); without that, everything here does nothing. While it listens, a signal raises
 :class:`Stopped` at once, or at the end of a :func:`deferred` block.
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -56,7 +58,7 @@ _listener = _Listener()  # until a program listens, one that hears nothing
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Context of a program: the three signals raise :class:`Stopped`; a second SIGINT raises KeyboardInterrupt at once.
+    """Context of a program: the signals raise :class:`Stopped`; a second SIGINT raises KeyboardInterrupt at once.
 
     Outside the main thread, where Python has no handlers, it does nothing.
     """
@@ -65,7 +67,8 @@ def listening() -> Iterator[None]:
         yield
         return
     outer, _listener = _listener, _Listener()
-    previous = {number: signal.signal(number, _listener.handle) for number in SIGNALS}
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, _listener.handle) for number in heard}
     try:
         yield
     finally:

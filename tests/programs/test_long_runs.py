@@ -18,6 +18,7 @@ from core.models import build_model
 from core.runs.resume import going_on
 from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
+from core.utils import signals
 from core.utils.checkpoints import save_checkpoint
 from tests.helpers import PROJECT, Killed, contents, events_of, rows_of, same_weights
 from train_src import main as train
@@ -235,14 +236,14 @@ def test_what_does_not_change_the_result_may_differ(begun, cityscapes_root):
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_stops_with_its_code_and_a_command_that_goes_on(begin, cityscapes_root, monkeypatch, capsys, number):
     argv = begin(**QUICK)
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    handlers = [signal.getsignal(n) for n in signals.SIGNALS]
     with monkeypatch.context() as patch:
         at_iteration(patch, 1, lambda: os.kill(os.getpid(), number))
         assert adapt(argv) == 128 + number
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == handlers
+    assert [signal.getsignal(n) for n in signals.SIGNALS] == handlers
     (line,) = capsys.readouterr().err.splitlines()
     out = cityscapes_root / "out"
     said, _, command = line.partition("; go on with: python train_TCR_DTU.py ")

@@ -42,6 +42,18 @@ def test_a_signal_stops_at_once(number):
     assert not isinstance(stopped, Exception)  # which handlers of errors would take
 
 
+def test_a_hangup_that_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.listening():
+            send(signal.SIGHUP)
+            assert not signals.received()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_deferred_block_is_ended_first():
     done = []
 
