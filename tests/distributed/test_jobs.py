@@ -34,19 +34,20 @@ def near(first, second):
     return torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_launcher_saves_a_state_that_any_number_of_processes_continues(
-    start, alone, config, cityscapes_root
+    start, alone, config, cityscapes_root, number
 ):
     """Two processes, stopped; one process, to the end; the same as one process alone."""
     alone("train_TCR_DTU", "-cfg", config("straight", **{"SOLVER.STOP_ITER": 24}))
     file = config("stopped", **{"SOLVER.STOP_ITER": 24, "DATALOADER.NUM_WORKERS": 1})
     job = start(2, "train_TCR_DTU", "-cfg", file, launched=True, seconds=0.3)
     job.wait_for("candidate pass g0000")
-    assert job.workers_block(signal.SIGTERM)  # which torchrun sends to them, too
-    job.process.send_signal(signal.SIGTERM)
+    assert job.workers_block(number)  # which torchrun sends to them, too
+    job.process.send_signal(number)
     assert job.wait() != 0
     (line,) = job.errors
-    assert line.startswith("stopped by SIGTERM after iteration ")
+    assert line.startswith(f"stopped by {number.name} after iteration ")
     assert line.endswith(f"go on with: torchrun --nproc-per-node 2 train_TCR_DTU.py -cfg {file} resume auto")
     assert "Traceback (most recent call last)" not in job.text.split("stopped by")[0]
     stopped = last_state(cityscapes_root / "stopped")
