@@ -104,7 +104,7 @@ option("SOLVER.LR_METHOD", "poly", one_of("poly"))
 option("SOLVER.LR_POWER", 0.9, at_least(0))
 option("SOLVER.MOMENTUM", 0.9, at_least(0))
 option("SOLVER.WEIGHT_DECAY", 5e-4, at_least(0))
-option("SOLVER.MAX_ITER", 16000, at_least(1))  # at which the learning rate would reach 0
+option("SOLVER.MAX_ITER", 16000, at_least(1))  # at which the learning rate reaches 0: not below STOP_ITER
 option("SOLVER.STOP_ITER", 10000, at_least(1), free=True)  # at which training stops; of a run that goes on, only later
 option("SOLVER.BATCH_SIZE", 16, at_least(1))  # images per iteration, those of all processes
 option("SOLVER.ACCUMULATE", 1, at_least(1), free=True)  # parts that a process makes of its images, to need less memory

@@ -21,7 +21,7 @@ from core.models.build import check_compiler
 from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.output import RunOutput
-from core.runs.resume import load_model
+from core.runs.resume import check_length, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
@@ -103,6 +103,7 @@ class Training(ABC):
         survey = None
         if weights:
             config, survey = cls.settle(config, model, images, taxonomy)
+            check_length(config.SOLVER)
         check_whole_batches(model, config)
         if not config.MODEL.FREEZE_BN:
             model = distributed.synchronised_norms(model, device)

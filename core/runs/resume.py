@@ -24,6 +24,7 @@ from core.runs.states import FOLDER, StateFolder, flat_config
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.errors import UserError
 from core.utils.locks import check_unlocked
+from core.utils.logging import LOGGER
 
 AUTO = "auto"
 
@@ -77,24 +78,50 @@ def find_start(config: Config, default_output: str) -> Start:
 def continued_config(state: dict, config: Config, program: str) -> Config:
     """The config of a continued run: the one given, with the `resume` that the run began with.
 
+    A larger SOLVER.STOP_ITER may come with a larger MAX_ITER.
+
     Raises:
-        UserError: the state is another program's, or an option differs that would make it another run.
+        UserError: the state is another program's, an option differs that would make it another run, or the rate would
+            reach 0 before the end.
     """
     if state["program"] != program:
         raise UserError(f"the state is one of {state['program']}, not of {program}")
     then = flat_config(defaults) | state["config"]
     config = with_choices(config, defaults.changed(then))
+    solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
+    longer = old_stop < solver.STOP_ITER and old_end < solver.MAX_ITER
     for key, now in flat_config(config).items():
         if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
             continue  # the folder may have moved
+        if key == "SOLVER.MAX_ITER" and longer:
+            continue
         if not OPTIONS[key].free and now != then[key]:
             raise UserError(
                 f"{key} is {now!r}, but the run to go on with has {then[key]!r}: give that, or start another run"
             )
-    stop, old_stop = config.SOLVER.STOP_ITER, then["SOLVER.STOP_ITER"]
-    if stop < old_stop:
-        raise UserError(f"SOLVER.STOP_ITER is {stop}, but {old_stop} in the run to go on with: it may only grow")
+    if old_stop > solver.STOP_ITER:
+        raise UserError(
+            f"SOLVER.STOP_ITER is {solver.STOP_ITER}, but {old_stop} in the run to go on with: it may only grow"
+        )
+    check_length(solver)
+    if longer:
+        rates = "the learning rate follows the longer curve from here on"
+        LOGGER.info("SOLVER.MAX_ITER grows from %d to %d: %s", old_end, solver.MAX_ITER, rates)
     return config.changed({"resume": then["resume"]})
+
+
+def check_length(solver: Config) -> None:
+    """Raise UserError if a run would go on where its learning rate is 0.
+
+    Args:
+        solver: the config node SOLVER.
+    """
+    stop, end = solver.STOP_ITER, solver.MAX_ITER
+    if stop > end:
+        raise UserError(
+            f"SOLVER.STOP_ITER {stop} lies beyond SOLVER.MAX_ITER {end}, at which the learning rate reaches 0: from "
+            f"there on nothing would be learned; give SOLVER.MAX_ITER {stop}, too"
+        )
 
 
 def source_checkpoint(config: Config) -> Path | None:

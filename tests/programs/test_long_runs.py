@@ -220,6 +220,28 @@ def test_another_config_is_refused_and_names_the_option(begun, cityscapes_root, 
     assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
 
 
+def test_a_run_does_not_go_on_at_rate_0(begin, cityscapes_root, capsys):
+    argv, out = begin(**QUICK | {"SOLVER.MAX_ITER": 3}), cityscapes_root / "out"
+    told = (
+        "error: SOLVER.STOP_ITER 6 lies beyond SOLVER.MAX_ITER 3, at which the learning rate reaches 0: from there on "
+        "nothing would be learned; give SOLVER.MAX_ITER 6, too\n"
+    )
+    for words in ([], ["--check"]):
+        assert adapt([*argv, *words, "SOLVER.STOP_ITER", "6"]) == 1
+        assert capsys.readouterr().err == told
+        assert not out.exists()
+    assert adapt(argv) == 0
+    capsys.readouterr()
+    assert adapt([*argv, "resume", "auto", "SOLVER.STOP_ITER", "6"]) == 1
+    assert capsys.readouterr().err == told
+    assert adapt([*argv, "resume", "auto", "SOLVER.STOP_ITER", "6", "SOLVER.MAX_ITER", "8"]) == 0
+    grown = "SOLVER.MAX_ITER grows from 3 to 8: the learning rate follows the longer curve from here on\n"
+    assert grown in capsys.readouterr().out
+    last = float(rows_of(out / "metrics.csv")[-1]["lr"])
+    assert last == pytest.approx(load_config(out / "config.yaml").SOLVER.BASE_LR * (1 - 5 / 8) ** 0.9)
+    assert not same_weights(out / "model_iter000003.pth", out / "model_iter000006.pth")
+
+
 def test_what_does_not_change_the_result_may_differ(begun, cityscapes_root):
     moved = cityscapes_root / "moved"
     moved.mkdir()
