@@ -15,6 +15,13 @@ from core.utils.files import open_regular, replacing
 
 PARTS = ("feature_extractor", "classifier")
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
+_PICKLE = b"\x80"
+_LOOKED_AT = 512  # bytes, of what a file may be instead
+_STATES = {  # by the keys that tell them
+    "pytorch-lightning_version": "a checkpoint of PyTorch Lightning",
+    "meta": "a checkpoint of MMSegmentation",
+    "optimizer": "another program's training state",
+}
 
 
 def read_tensors(path: str | Path) -> dict:
@@ -28,7 +35,10 @@ def read_tensors(path: str | Path) -> dict:
     """
     try:
         with open_regular(path) as file:
-            if file.read(len(_ARCHIVE)) == _ARCHIVE:  # by which torch tells it from a plain pickle
+            beginning = file.read(_LOOKED_AT)
+            if told := _other_file(beginning):
+                raise UserError(f"{path} is not a checkpoint: {told}")
+            if beginning.startswith(_ARCHIVE):  # by which torch tells it from a plain pickle
                 with zipfile.ZipFile(file) as archive:
                     claimed = sum(entry.file_size for entry in archive.infolist())
                 size = os.fstat(file.fileno()).st_size
@@ -37,10 +47,19 @@ def read_tensors(path: str | Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, EOFError) and not beginning.startswith(_PICKLE):
+            raise UserError(f"{path} is not a checkpoint that can be loaded safely ({error})") from None
+        size = os.path.getsize(path)
+        raise UserError(
+            f"{path} is not a checkpoint: it is cut off after {size} bytes; copy or download it again"
+        ) from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
         refused = re.search(r"Unsupported [^\n]{,100}", str(error))
         reason = refused[0] if refused else str(error).strip().split("\n")[0][:120]
@@ -48,6 +67,24 @@ def read_tensors(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _other_file(beginning: bytes) -> str:
+    """What a file is that begins so, and what to do; empty where it may be a checkpoint."""
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not beginning:
+        return "it is empty; copy or download it again"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "it is a web page (the download met an error or a sign-in); download the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        size = re.search(rb"\bsize (\d+)", text)
+        whole = f" of {int(size[1])} bytes" if size else ""
+        return f"it is a Git LFS pointer in the place of the file{whole}: fetch that by `git lfs pull`"
+    if beginning.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")) or beginning[257:262] == b"ustar":
+        return "it is a compressed file or an archive: unpack it"
+    if beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0"):
+        return "it is a safetensors file, which is not read here; load it by safetensors, and save it by torch.save"
+    return ""
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:
@@ -61,9 +98,14 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     content = read_tensors(path)
     lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
     if lacking:
-        raise UserError(
-            f"{path} is not a segmentation checkpoint: it lacks {' and '.join(lacking)}; it holds {shorten(content)}"
-        )
+        if {"format", "program", "generation"} <= content.keys():
+            raise UserError(
+                f"{path} is a run's state, not a checkpoint: `resume auto`, or the run's folder, goes on with the run; "
+                "else give the model_iter*.pth beside the folder of states"
+            )
+        other = next((words for key, words in _STATES.items() if key in content), None)
+        what = f"is {other}, not a checkpoint of these programs" if other else "is not a segmentation checkpoint"
+        raise UserError(f"{path} {what}: it lacks {' and '.join(lacking)}; it holds {shorten(content)}")
     states = {part: _plain(content[part]) for part in PARTS}
     problems = [problem for part in PARTS for problem in _misfits(getattr(model, part), states[part])]
     if problems:

@@ -1,8 +1,10 @@
 """Checkpoints (method §1): the published format in all its variants, errors that name what is wrong, safe writing."""
 
+import gzip
 import json
 import os
 import pickle
+import re
 import resource
 import zipfile
 from collections import OrderedDict
@@ -262,7 +264,7 @@ def test_what_is_no_checkpoint_is_an_error_with_its_name(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     for name, reason in (
         ("absent", "does not exist"),
-        ("empty", "loaded safely"),
+        ("empty", "is not a checkpoint: it is empty"),
         ("text", "loaded safely"),
         ("pickle", "loaded safely"),
         ("folder", "not a regular file|Is a directory"),
@@ -271,6 +273,61 @@ def test_what_is_no_checkpoint_is_an_error_with_its_name(tmp_path):
     ):
         with pytest.raises(UserError, match=rf"{name}\.pth .*({reason})"):
             read_tensors(tmp_path / f"{name}.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "it is a web page (the download met"),
+        (b"\xef\xbb\xbf<HTML>404", "it is a web page (the download met"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 178412\n",
+            "it is a Git LFS pointer in the place of the file of 178412 bytes: fetch that by `git lfs pull`",
+        ),
+        (gzip.compress(b"weights"), "it is a compressed file or an archive: unpack it"),
+        ((16).to_bytes(8, "little") + b'{"a": {}}', "it is a safetensors file"),
+    ],
+    ids=["page", "error", "lfs", "gzip", "safetensors"],
+)
+def test_another_file_in_a_checkpoints_place_is_told(tmp_path, content, words):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"a.pth is not a checkpoint: {words}")):
+        read_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_told(tmp_path, legacy, share):
+    torch.save({"a": torch.zeros(5000)}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    whole = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"a\.pth is not a checkpoint"):
+        read_tensors(tmp_path / "a.pth")
+    if not legacy:
+        with pytest.raises(UserError, match=f"it is cut off after {int(share * len(whole))} bytes; copy or download"):
+            read_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"format": 1, "program": "train_TCR_DTU.py", "generation": None},
+            "is a run's state, not a checkpoint: `resume",
+        ),
+        (
+            {"state_dict": {}, "meta": {}},
+            "is a checkpoint of MMSegmentation, not a checkpoint of these",
+        ),
+        ({"state_dict": {}, "pytorch-lightning_version": "2"}, "is a checkpoint of PyTorch Lightning, not"),
+        ({"model": {}, "optimizer": {}}, "is another program's training state, not a"),
+    ],
+    ids=["own", "mmseg", "lightning", "optimizer"],
+)
+def test_a_state_in_a_checkpoints_place_is_told(tmp_path, content, words):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_checkpoint(torch.nn.Module(), tmp_path / "a.pth")
 
 
 # what torch's weights_only does not catch
