@@ -14,10 +14,12 @@ import numpy as np
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
+from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.utils.errors import UserError, shorten
+from core.utils.logging import LOGGER
 
 FOLDER_PREFIX = "folder:"
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
@@ -208,9 +210,13 @@ def _find_folder(name: str, where: str) -> ImageSet:
     folder = Path(os.path.expanduser(name.removeprefix(FOLDER_PREFIX)))
     if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
         raise UserError(f"{where}: {folder} is not a folder")
-    paths = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
-    if not paths:
+    found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
+    if not found:
         raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
+    paths, masks = split_masks(found, folder)
+    if masks:
+        names = shorten(path.relative_to(folder).as_posix() for path in masks)
+        LOGGER.info("%s: %d label files of these images are left out: %s", where, len(masks), names)
     return ImageSet(name, tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths))
 
 

@@ -12,6 +12,7 @@ from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
 
+_TOOL_FOLDERS = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
 UNKNOWN = 254  # in a label table: a value that the data set does not have; class sets have at most 254 classes
 
 
@@ -112,7 +113,8 @@ class Reader:
                 "(datasets/README.md says how) or set DATASETS.ROOT"
             )
         for folder in folders:
-            paths = sorted(path for pattern in self.splits[split] for path in folder.glob(pattern))
+            found = (path for pattern in self.splits[split] for path in folder.glob(pattern))
+            paths = sorted(path for path in found if not any(map(_is_aside, path.relative_to(folder).parts)))
             if paths:
                 break
         else:
@@ -140,7 +142,7 @@ def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequen
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files below `folder`, through links, each real folder once; what is hidden is left out.
+    """Files below `folder`, through links, each real folder once; without what is hidden, and folders of other tools.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -158,9 +160,14 @@ def walk_files(folder: Path) -> Iterator[Path]:
             folders = [entry.name for entry in entries if _is_folder(entry)]
         except OSError as error:
             raise UserError(f"folder {parent} cannot be read: {error.strerror}") from None
-        waiting += [parent / name for name in reversed(folders)]
+        waiting += [parent / name for name in reversed(folders) if not _is_aside(name)]
         others = set(folders)
         yield from (parent / entry.name for entry in entries if entry.name not in others and entry.name[0] != ".")
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a file or folder is hidden (.ipynb_checkpoints, .Trash-1000, ._x.png) or a tool's own (@eaDir)."""
+    return name.startswith(".") or name.lower() in _TOOL_FOLDERS
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
