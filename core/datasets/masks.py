@@ -1,4 +1,4 @@
-"""Label files that lie among images: told by their names, or by their few values, from the images that they belong to."""
+"""Label files that lie among images: told from them by their names, or by their few values."""
 
 import re
 from collections import defaultdict

@@ -81,12 +81,10 @@ def test_folders_of_tools_and_what_is_hidden_hold_no_images(write, tmp_path, mak
 
 
 def test_a_built_in_layout_leaves_them_out_too(tmp_path, make_cityscapes, write):
-    root = make_cityscapes(tmp_path)
-    config = changed(
-        cfg, DATASETS__ROOT=str(root), DATASETS__TEST="cityscapes_val", DATASETS__SOURCE_TRAIN="gta5_train"
-    )
+    options = {"ROOT": str(make_cityscapes(tmp_path)), "TEST": "cityscapes_val", "SOURCE_TRAIN": "gta5_train"}
+    config = changed(cfg, **{f"DATASETS__{key}": value for key, value in options.items()})
     before = find_images(config, "TEST").names
-    (town,) = {path.parent for path in find_images(config, "TEST").paths}
+    town = find_images(config, "TEST").paths[0].parent
     relative = town.relative_to(tmp_path)
     write(f"{relative}/._x_000000_000019_leftImg8bit.png")
     write(f"{relative.parent}/.ipynb_checkpoints/x_000000_000019_leftImg8bit.png")
