@@ -11,6 +11,7 @@ from core.utils.files import keep_rows, make_folder, remove_leftovers, write_tex
 from core.utils.locks import check_unlocked, locked
 
 CONFIG, ENVIRONMENT, LOG = "config.yaml", "environment.json", "log.txt"
+IMAGES = "images.txt"  # names of the training images
 METRICS, EVALUATION = "metrics.csv", "evaluation.csv"  # every 20 iterations; of every checkpoint
 HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the teacher's decisions; every pass
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders

@@ -20,6 +20,7 @@ from core.evaluation.predictor import Predictor
 from core.models.build import check_compiler
 from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
+from core.runs.folder import IMAGES
 from core.runs.output import RunOutput
 from core.runs.resume import check_length, load_model
 from core.runs.solver import Solver
@@ -273,7 +274,7 @@ class Training(ABC):
             UserError: the training images are others.
         """
         if state["images"] != fingerprint(self.images.names):
-            raise UserError(f"{self.images.name} does not hold the images of the run to go on with: bring them back")
+            raise UserError(self._other_images())
         self.iteration, self.stretch = state["iteration"], range(*state["stretch"])
         self.stop = state.get("stop") or self.stop
         self.bad_steps = state["bad_steps"]
@@ -282,6 +283,30 @@ class Training(ABC):
         generation = -1 if state["generation"] is None else int(state["generation"].removeprefix("g"))
         self.output.load_state_dict(state["output"], self.iteration, generation)
         restore_random_states(state["random"])
+
+    def _other_images(self) -> str:
+        """In what the images differ from those of the run to go on with."""
+        begun, what = (
+            self.output.folder / IMAGES,
+            f"{self.images.name} does not hold the images of the run to go on with",
+        )
+        try:
+            before = begun.read_text(encoding="utf-8").splitlines()
+        except OSError:  # a run of an earlier version
+            return f"{what}: bring them back"
+        missing, new = (
+            [name for name in some if name not in set(others)]
+            for some, others in ((before, self.images.names), (self.images.names, before))
+        )
+        changes = [
+            f"{len(names)} {word} ({shorten(names)})" for word, names in (("missing", missing), ("new", new)) if names
+        ]
+        advice = "bring the missing ones back"
+        if not missing:
+            advice = "take the new ones out"
+            if self.DOMAIN == "target":
+                advice += f", or go on with the old ones alone by DATASETS.TARGET_LIST {begun}"
+        return f"{what}: {', '.join(changes) or 'they come in another order'}; {advice}"
 
 
 def check_whole_batches(model: nn.Module, config: Config) -> None:

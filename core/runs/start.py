@@ -9,7 +9,7 @@ from pathlib import Path
 from core.configs.loading import default_output_dir, load_config
 from core.configs.node import Config
 from core.models import log_dead_channels
-from core.runs.folder import CONFIG, ENVIRONMENT, LOG, PANELS, TENSORBOARD, check_folder, claimed_folder
+from core.runs.folder import CONFIG, ENVIRONMENT, IMAGES, LOG, PANELS, TENSORBOARD, check_folder, claimed_folder
 from core.runs.loop import Training
 from core.runs.monitor import tensorboard_is_there
 from core.runs.output import LOG_PERIOD
@@ -58,6 +58,8 @@ def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: s
         check_folder(config.OUTPUT_DIR, restart)
     trainer = kind.load(config, skip_test)
     with _by_main(claimed_folder(config.OUTPUT_DIR, trainer.config.dump(), restart)):
+        if distributed.is_main():
+            write_text(trainer.output.folder / IMAGES, "".join(f"{name}\n" for name in trainer.images.names))
         distributed.barrier()  # claimed
         _announce(trainer, f"writing to {trainer.output.folder}", skip_test, command)
         trainer.run()

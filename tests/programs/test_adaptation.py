@@ -82,6 +82,7 @@ def test_a_run_writes_these_files_and_no_others(run):
         "candidates/g0002/index.json",
         "config.yaml",
         "environment.json",
+        "images.txt",
         "dtu_history.csv",
         "evaluation.csv",
         "log.txt",

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,32 @@ def test_another_config_is_refused_and_names_the_option(begun, cityscapes_root, 
     assert adapt([*begun, "--check", "resume", "auto"]) == 1
     assert "--check tries a run from its start" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+def test_other_images_are_told_and_the_old_ones_can_be_gone_on_with(begun, cityscapes_root, capsys):
+    out = cityscapes_root / "out"
+    names = (out / "images.txt").read_text().splitlines()
+    folder = (cityscapes_root / "cityscapes").glob(f"**/{names[0].rpartition('/')[2]}")
+    first = next(folder)
+    more, aside = first.with_name(f"new{first.name}"), cityscapes_root / "aside.png"
+    longer = [*begun, "resume", "auto", "SOLVER.STOP_ITER", "4"]
+    shutil.copy(first, more)
+    first.rename(aside)
+    assert adapt(longer) == 1
+    error = capsys.readouterr().err
+    new = names[0].replace(first.name, more.name)
+    told = f"does not hold the images of the run to go on with: 1 missing ({names[0]}), 1 new ({new}); bring"
+    assert told in error
+    assert error.count("\n") == 1
+    aside.rename(first)
+    assert adapt(longer) == 1
+    listed = f"DATASETS.TARGET_LIST {out / 'images.txt'}"
+    error = capsys.readouterr().err
+    assert f"1 new ({new}); take the new ones out, or go on with the old ones alone by {listed}\n" in error
+    assert adapt([*longer, *listed.split()]) == 0
+    (out / "images.txt").unlink()  # a run of an earlier version
+    assert adapt([*begun, "resume", "auto", "SOLVER.STOP_ITER", "4"]) == 1
+    assert "to go on with: bring them back" in capsys.readouterr().err
 
 
 def test_a_run_does_not_go_on_at_rate_0(begin, cityscapes_root, capsys):

@@ -72,6 +72,7 @@ def test_a_run_writes_these_files_and_no_others(run, root):
         "panels/iter000004.png",
         "config.yaml",
         "environment.json",
+        "images.txt",
         "evaluation.csv",
         "log.txt",
         "metrics.csv",
