@@ -1,5 +1,7 @@
 """The sizes of many images, from the headers of some of them: what to say of them, and what they cost."""
 
+from collections import Counter
+
 import numpy as np
 
 from core.datasets.images import image_size
@@ -7,28 +9,48 @@ from core.datasets.reader import ImageSet
 from core.utils.logging import LOGGER
 
 ASPECT_TOLERANCE = 0.10
+LARGE = 4.0  # times the pixels of INPUT_SIZE_TEST
 LOOKED_AT = 200  # headers that are read
 
 
-def warn_of_aspect(images: ImageSet, options) -> None:
-    """Say once if an image's aspect is more than 10 % off INPUT_SIZE_TEST, with sizes that would fit it.
+def warn_of_sizes(images: ImageSet, options) -> None:
+    """Say of images that INPUT_SIZE_TEST squeezes how many there are, and what would fit if they are the most; and say
+    what is lost of images of more than four times its pixels.
 
     Args:
         options: the config node INPUT.
     """
+    looked_at = [(images.names[index], image_size(images.paths[index])) for index in _spread(len(images))]
+    sizes = {name: size for name, size in looked_at if size is not None}
     width, height = options.INPUT_SIZE_TEST
-    for index in _spread(len(images)):
-        size = image_size(images.paths[index])
-        if size is None or abs(size[0] / size[1] / (width / height) - 1) <= ASPECT_TOLERANCE:
-            continue
-        given = (options.INPUT_SIZE_TEST, options.TARGET_INPUT_SIZE_TRAIN)
-        fitting = [fitting_size(each, size[0] / size[1]) for each in given]
-        words = (
-            "aspect: %s is %d×%d, but INPUT.INPUT_SIZE_TEST %d×%d has another aspect, so images are squeezed; "
-            "INPUT_SIZE_TEST %s and TARGET_INPUT_SIZE_TRAIN %s would fit it"
-        )
-        LOGGER.info(words, images.names[index], *size, width, height, *fitting)
-        return
+    squeezed = {
+        name: size for name, size in sizes.items() if abs(size[0] / size[1] / (width / height) - 1) > ASPECT_TOLERANCE
+    }
+    if squeezed:
+        words = f"{len(squeezed)} of {len(sizes)} images, as {_with_size(next(iter(squeezed.items())))},"
+        fit = "the others fit, and so it is left"
+        if 2 * len(squeezed) > len(sizes):
+            most = Counter(squeezed.values()).most_common(1)[0][0]
+            given = (options.INPUT_SIZE_TEST, options.TARGET_INPUT_SIZE_TRAIN)
+            fitting = [fitting_size(each, most[0] / most[1]) for each in given]
+            fit = f"INPUT_SIZE_TEST {fitting[0]} and TARGET_INPUT_SIZE_TRAIN {fitting[1]} would fit {most[0]}×{most[1]}"
+        LOGGER.info(
+            "aspect: %s have another aspect than INPUT.INPUT_SIZE_TEST %d×%d and are squeezed; %s",
+            words, width, height, fit,
+        )  # fmt: skip
+    name, size = max(sizes.items(), key=lambda item: item[1][0] * item[1][1], default=("", (0, 0)))
+    times = size[0] * size[1] / (width * height)
+    if times > LARGE:
+        lost = round(8 * max(size[0] / width, size[1] / height))  # the networks' stride
+        LOGGER.info(
+            "size: %s has %.0f times the pixels of INPUT.INPUT_SIZE_TEST %d×%d: what is smaller than some %d pixels in "
+            "it, the network hardly sees; a larger INPUT_SIZE_TEST, for more time and memory, would keep it",
+            _with_size((name, size)), times, width, height, lost,
+        )  # fmt: skip
+
+
+def _with_size(item: tuple[str, tuple[int, int]]) -> str:
+    return "{0} ({1[0]}×{1[1]})".format(*item)
 
 
 def fitting_size(size: tuple[int, int], aspect: float, multiple: int = 8) -> tuple[int, int]:

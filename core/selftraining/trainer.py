@@ -15,7 +15,7 @@ from core.datasets.catalog import find_target_images
 from core.datasets.loading import PREFETCH_FACTOR
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample, uniform_order
-from core.datasets.sizes import warn_of_aspect
+from core.datasets.sizes import warn_of_sizes
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
@@ -104,7 +104,7 @@ class Trainer(Training):
             LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
         if config.TCR.PASTE and not self.samples.paste_classes:
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
-        warn_of_aspect(self.images, config.INPUT)
+        warn_of_sizes(self.images, config.INPUT)
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped.

@@ -352,7 +352,7 @@ def test_any_folder_of_images_will_do(adapted, tmp_path, draw_scene, write_png):
     text = "\n".join(log)
     assert "target images: 3 of folder:" in text
     assert "candidate pass g0001: 3 images" in text
-    assert len([line for line in log if "has another aspect" in line]) == 1
+    assert len([line for line in log if "another aspect than" in line]) == 1
     assert read_checkpoint(out / "model_iter000004.pth")["iteration"] == 4
     index = json.loads((out / "candidates/g0001/index.json").read_text(encoding="utf-8"))
     assert [image["name"] for image in index["images"]] == ["C.JPG", "a.png", "über/b.png"]

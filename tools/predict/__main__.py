@@ -17,7 +17,7 @@ from core.configs.loading import split_options
 from core.datasets.catalog import find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
-from core.datasets.sizes import warn_of_aspect
+from core.datasets.sizes import warn_of_sizes
 from core.evaluation.pictures import Painter
 from core.models import build_model, log_dead_channels
 from core.programs.frame import config_parser, run_program
@@ -66,7 +66,7 @@ def predict(args: argparse.Namespace) -> None:
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     log_dead_channels(model)
-    warn_of_aspect(images, config.INPUT)
+    warn_of_sizes(images, config.INPUT)
     make_folder(out, "-o")
     with replacing(out / LEGEND) as temporary:
         temporary.write_bytes(legend)

@@ -1,0 +1,53 @@
+"""What is said of images' sizes: advice follows the majority, and large images lose what is small in them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.configs import cfg
+from core.datasets.reader import ImageSet
+from core.datasets.sizes import warn_of_sizes
+from tests.helpers import changed
+
+
+@pytest.fixture
+def say(tmp_path, log_lines):
+    """say(sizes): the lines about images of these sizes, for an INPUT_SIZE_TEST of 160×90."""
+
+    def lines(sizes):
+        names = [f"{number}.png" for number in range(len(sizes))]
+        for name, (width, height) in zip(names, sizes, strict=True):
+            Image.fromarray(np.zeros((height, width), np.uint8)).save(tmp_path / name)
+        images = ImageSet("folder:x", tuple(tmp_path / name for name in names), tuple(names))
+        log_lines.clear()
+        warn_of_sizes(images, changed(cfg, INPUT__INPUT_SIZE_TEST=(160, 90)).INPUT)
+        return list(log_lines)
+
+    return lines
+
+
+def test_images_that_fit_need_no_word(say):
+    assert say([(160, 90), (320, 180), (170, 90)]) == []
+
+
+def test_a_few_misfits_change_no_advice(say):
+    (line,) = say([(80, 60)] * 3 + [(160, 90)] * 9)
+    assert line == (
+        "aspect: 3 of 12 images, as 0.png (80×60), have another aspect than INPUT.INPUT_SIZE_TEST 160×90 and are "
+        "squeezed; the others fit, and so it is left"
+    )
+
+
+def test_of_many_misfits_the_most_frequent_size_is_advised_for(say):
+    (line,) = say([(90, 90), *[(80, 60)] * 8, *[(160, 90)] * 3])
+    assert line.startswith("aspect: 9 of 12 images, as 0.png (90×90), have another aspect")
+    # area 14400 at 4:3 is 139×104
+    assert "INPUT_SIZE_TEST (136, 104) and TARGET_INPUT_SIZE_TRAIN" in line
+    assert line.endswith("would fit 80×60")
+
+
+def test_large_images_lose_what_is_small(say):
+    assert say([(320, 180)]) == []  # four times
+    (line,) = say([(160, 90), (1600, 900)])
+    assert "size: 1.png (1600×900) has 100 times the pixels of INPUT.INPUT_SIZE_TEST 160×90" in line
+    assert "smaller than some 80 pixels" in line  # a cell of 8 by 8 of 160×90
