@@ -2,14 +2,16 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import fields, is_dataclass
+from functools import cache, partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from core.datasets.catalog import ImageSet
 from core.datasets.images import read_image
@@ -25,6 +27,7 @@ from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, stack_images, to_tensor
 from core.utils import distributed
 from core.utils.errors import UserError, shorten
+from core.utils.logging import LOGGER
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 _PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
@@ -62,7 +65,45 @@ def _guarded_collate(collate: Callable, made: list[tuple]) -> tuple:
     samples = [sample for sample, _ in made]
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     batch = errors[0] if errors else collate(samples)
-    return batch, [bad for _, noted in made for bad in noted]
+    return _handed_over(batch), [bad for _, noted in made for bad in noted]
+
+
+class _Packed:
+    """A batch as bytes, for which a worker found no room in shared memory: it goes through the pipe."""
+
+    def __init__(self, batch):
+        self._content = pickle.dumps(batch)  # unlike the pipe's own pickler, it copies what tensors hold
+
+    def unpack(self):
+        return pickle.loads(self._content)
+
+
+def _handed_over(batch):
+    """In a worker: the batch with its tensors in shared memory; packed, where there is no room.
+
+    Left to the thread that feeds the pipe, that would end the thread, and the main process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        for tensor in _tensors(batch):
+            tensor.share_memory_()
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        return _Packed(batch)
+    return batch
+
+
+def _tensors(batch) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif is_dataclass(batch):
+        for part in fields(batch):
+            yield from _tensors(getattr(batch, part.name))
+    elif isinstance(batch, Mapping | list | tuple):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
 
 
 class _Handed:
@@ -133,6 +174,9 @@ class Loader:
                     return
                 except RuntimeError as error:
                     batch, noted = self._death(workers, taken, error), ()
+                if isinstance(batch, _Packed):
+                    batch = batch.unpack()
+                    _tell_of_packing()
                 self._skipped.count(noted)
                 if isinstance(batch, UserError):  # raised here, it does not keep the iterator by its context
                     raise batch
@@ -156,6 +200,15 @@ class Loader:
         requests = [request for number, batch in batches if number % len(workers) == worker for request in batch]
         reading = _while_reading(self._dataset, requests)
         return WorkerDied(f"a loader process {how} {reading}; fewer DATALOADER.NUM_WORKERS need less memory")
+
+
+@cache
+def _tell_of_packing() -> None:
+    """Once in a process."""
+    LOGGER.info(
+        "shared memory (/dev/shm) is too small for the loader's processes: batches go through a pipe, which is slower; "
+        "give a container more by --shm-size, or use fewer DATALOADER.NUM_WORKERS"
+    )
 
 
 def _while_reading(dataset: Dataset, requests: Sequence) -> str:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, Dataset
 
+from core.datasets import loading
 from core.datasets.catalog import ImageSet
 from core.datasets.loading import Loader, WorkerDied, _without_lost_connections, full_view_loader
 from core.datasets.sampling import Request, TrainingSamples
@@ -370,3 +372,69 @@ def test_workers_are_silent_about_a_batch_left_half_taken_and_never_outlive_a_ki
 def test_workers_are_not_silent_about_defects(capsys):
     _without_lost_connections(RuntimeError, RuntimeError("a defect"), None)
     assert "a defect" in capsys.readouterr().err
+
+
+class Large(Dataset):
+    """Samples of 4 MB."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.full((1000, 1000), float(index))
+
+
+def large_batch(samples):
+    return {"images": torch.stack(samples), "names": ("a", "b")}
+
+
+LOAD_LARGE = """
+import sys
+sys.path.insert(0, "tests/datasets")
+from core.datasets.loading import Loader
+from core.utils.logging import start_logging
+from test_loading import Large, large_batch
+if __name__ == "__main__":
+    start_logging()
+    print([float(batch["images"].mean()) for batch in Loader(Large(), large_batch, 2, batch_size=2)])
+"""
+
+
+def in_small_shared_memory(command):
+    """The command where /dev/shm has one MB."""
+    mount = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {shlex.join(command)}"
+    return ["unshare", "--mount", "sh", "-c", mount]
+
+
+def test_batches_pass_where_shared_memory_is_small(tmp_path):
+    """With a container's 64 MB, and a batch of the published sizes, a loader waited for ever."""
+    if subprocess.run(in_small_shared_memory(["true"]), capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small /dev/shm")
+    (tmp_path / "load.py").write_text(LOAD_LARGE)
+    command = in_small_shared_memory([sys.executable, str(tmp_path / "load.py")])
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    found = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    told, means = found.stdout.splitlines()
+    assert "shared memory (/dev/shm) is too small" in told
+    assert "--shm-size" in told
+    assert means == str([0.5, 2.5, 4.5, 6.5, 8.5, 10.5])
+
+
+def refuse(tensor):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_packed_batch_is_the_same(monkeypatch, room):
+    batch = {"images": torch.rand(2, 3), "parts": [(torch.arange(3), "a")], "number": 7}
+    monkeypatch.setattr(loading, "get_worker_info", lambda: "a worker")
+    if not room:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    handed = loading._handed_over(batch)
+    assert (handed is batch) == room
+    if not room:
+        handed = pickle.loads(pickle.dumps(handed)).unpack()
+    assert torch.equal(handed["images"], batch["images"])
+    assert torch.equal(handed["parts"][0][0], batch["parts"][0][0])
+    assert (handed["parts"][0][1], handed["number"]) == ("a", 7)
