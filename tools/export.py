@@ -27,10 +27,10 @@ from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
 from core.datasets.transforms import Normalise
 from core.evaluation.predictor import evaluating
-from core.models import build_model, log_dead_channels
+from core.models import log_dead_channels
 from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, run_program
-from core.runs.resume import find_checkpoint
+from core.runs.resume import find_checkpoint, new_model
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
@@ -193,7 +193,7 @@ def export(args: argparse.Namespace) -> None:
     path = Path(args.out or Path(config.OUTPUT_DIR) / f"{checkpoint.stem}{form.ending}")
     if os.path.lexists(path) and not args.overwrite:
         raise UserError(f"{path} is already there: choose another -o, or give --overwrite")
-    model = build_model(config)
+    model = new_model(config)
     load_checkpoint(model, checkpoint)
     log_dead_channels(model)
     make_folder(path.parent, "the folder of -o" if args.out else "OUTPUT_DIR")

@@ -66,6 +66,11 @@ def find_taxonomy(config) -> Taxonomy:
     return taxonomy
 
 
+def class_names(config) -> tuple[str, ...]:
+    """Those of :func:`find_taxonomy`; none where no data set of the config has any."""
+    return find_taxonomy(config).names if _named(config) else ()
+
+
 def find_label_values(config) -> np.ndarray:
     """256 uint8, from class index to the value that label files hold for it, IGNORE elsewhere.
 

@@ -36,7 +36,12 @@ class Segmentor(nn.Module):
 
     Args:
         still_norms: hold every batch norm in them as it is: its parameters do not learn, its statistics do not move.
+
+    Attributes:
+        class_names: of its channels, in their order, for checkpoints; empty where nobody has said.
     """
+
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, feature_extractor: nn.Module, classifier: nn.Module, still_norms: bool = False):
         super().__init__()

@@ -20,9 +20,8 @@ from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor
-from core.models import build_model
 from core.programs.testing import folder_name
-from core.runs.resume import find_checkpoints, find_run_source, numbered
+from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
@@ -225,7 +224,7 @@ def rank_checkpoints(config) -> None:
         raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
     checkpoints, device = find_checkpoints(config), prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
-    model = build_model(config).requires_grad_(False).to(device)
+    model = new_model(config).requires_grad_(False).to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("images: %d of %s, without labels", len(images), images.name)
     source = source_of_run(config)

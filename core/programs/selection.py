@@ -14,10 +14,9 @@ from core.datasets.reader import ImageSet
 from core.evaluation.bootstrap import LEVEL, Comparison, ImageCounts, compare
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
-from core.models import build_model
 from core.models.interpolation import interpolate
 from core.programs.testing import folder_name, put_on_device
-from core.runs.resume import find_checkpoints, find_run_source, numbered
+from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint, save_checkpoint
 from core.utils.devices import prepare_device
@@ -122,7 +121,7 @@ def select_checkpoint(
     if save is not None and not overwrite:
         refuse_existing([save], "choose another file, or give --overwrite")
     images, taxonomy, device = find_labelled_images(config), find_taxonomy(config), prepare_device(config)
-    model = build_model(config).requires_grad_(False)
+    model = new_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
     put_on_device(model, config, device)

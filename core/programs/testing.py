@@ -12,9 +12,9 @@ from core.datasets.catalog import find_label_values, find_taxonomy, find_test_im
 from core.datasets.images import write_palette_png, write_png
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
-from core.models import build_model, log_dead_channels
+from core.models import log_dead_channels
 from core.models.build import check_compiler, compile_networks
-from core.runs.resume import find_checkpoints
+from core.runs.resume import find_checkpoints, new_model
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, prepare_device
@@ -77,7 +77,7 @@ def evaluate_checkpoints(
             write(file, prediction)
 
     distributed.barrier()  # none writes before all have looked
-    model = build_model(config).requires_grad_(False)
+    model = new_model(config).requires_grad_(False)
     load_checkpoint(model, checkpoints[0])  # before anything is written
     put_on_device(model, config, device)
     LOGGER.info("images: %d of %s", len(images), images.name)

@@ -17,6 +17,7 @@ from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
+from core.datasets.catalog import class_names
 from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
@@ -145,6 +146,13 @@ def find_run_source(config: Config) -> Path:
     return source
 
 
+def new_model(config: Config) -> Segmentor:
+    """The model of a config, with random weights and the names of its classes, which checkpoints are held against."""
+    model = build_model(config)
+    model.class_names = class_names(config)
+    return model
+
+
 def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
     """The model on its device, with the weights that the config names: `resume`, else MODEL.WEIGHTS, else random.
 
@@ -155,7 +163,7 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
         UserError: a file that is missing, no checkpoint, or of another model.
     """
     torch.manual_seed(config.SEED)
-    model = build_model(config if uncertain else config.changed({"MODEL.UNCERTAINTY": 0.0}))
+    model = new_model(config if uncertain else config.changed({"MODEL.UNCERTAINTY": 0.0}))
     if not weights:
         pass
     elif config.resume:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.utils.errors import UserError, shorten
+from core.utils.errors import UserError, shorten, shown
 from core.utils.files import open_regular, replacing
 
 PARTS = ("feature_extractor", "classifier")
+ABOUT, CLASSES = "about", "classes"  # beside them: what else the weights are, and the names of their classes
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
 _LOOKED_AT = 512  # bytes, of what a file may be instead
@@ -93,7 +94,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     Keys may carry the prefix `module.`; num_batches_tracked may be present or not; half precision is widened.
 
     Raises:
-        UserError: not such a file, or weights that do not fit (which keys, which shapes).
+        UserError: not such a file, weights that do not fit (which keys, which shapes), or of other classes, where file
+            and model name them.
     """
     content = read_tensors(path)
     lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
@@ -106,6 +108,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
         other = next((words for key, words in _STATES.items() if key in content), None)
         what = f"is {other}, not a checkpoint of these programs" if other else "is not a segmentation checkpoint"
         raise UserError(f"{path} {what}: it lacks {' and '.join(lacking)}; it holds {shorten(content)}")
+    _compare_classes(model, content.get(ABOUT), path)
     states = {part: _plain(content[part]) for part in PARTS}
     problems = [problem for part in PARTS for problem in _misfits(getattr(model, part), states[part])]
     if problems:
@@ -117,6 +120,20 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
         getattr(model, part).load_state_dict(states[part], strict=False)
     iteration = content.get("iteration", 0)
     return iteration if isinstance(iteration, int) else 0
+
+
+def _compare_classes(model: nn.Module, about: object, path: str | Path) -> None:
+    """Raise UserError if a checkpoint names its classes, and the model has others or another order."""
+    named = about.get(CLASSES) if isinstance(about, Mapping) else None
+    names = list(getattr(model, "class_names", ()))
+    if not isinstance(named, list) or not names or len(named) != len(names):  # if other in number, weights do not fit
+        return
+    for index, (theirs, ours) in enumerate(zip(named, names, strict=True)):
+        if theirs != ours:
+            raise UserError(
+                f"{path} is of other classes: class {index} is {shown(theirs)} there, {ours!r} in the config: use "
+                f"the data set that it was trained for, or name the classes in its order: {shorten(named, len(named))}"
+            )
 
 
 def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> None:
@@ -135,8 +152,10 @@ def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> Non
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
-    """Write the model in the published format, atomically."""
+    """Write the model in the published format, atomically; beside it, under `about`, the names of its classes."""
     content = {"iteration": iteration}
+    if getattr(model, "class_names", ()):
+        content[ABOUT] = {CLASSES: list(model.class_names)}
     for part in PARTS:
         state = getattr(model, part).state_dict()
         content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -85,7 +85,7 @@ def test_a_run_is_judged_with_its_source_and_what_lies_between(cityscapes_root, 
     beside = f"90 % {interval}; source {scores['source']:.2f}"
     ending = f"selected with 3 labelled images: {best['candidate']} (mIoU {float(best['mIoU']):.2f}, {beside})"
     assert lines[-1].endswith(ending)
-    assert set(read_checkpoint(saved)) == {"iteration", *PARTS}
+    assert set(read_checkpoint(saved)) == {"iteration", "about", *PARTS}
 
     assert evaluate(["-cfg", str(run / "config.yaml"), "resume", str(run)]) == 0
     tested = rows_of(cityscapes_root / "out/test_cityscapes_val.csv")

@@ -424,3 +424,20 @@ def test_resume_needs_no_imagenet_weights(tmp_path):
     config.MODEL.WEIGHTS = ""
     first, second = (load_model(config, torch.device("cpu")).eval() for _ in range(2))
     assert torch.equal(logits(first), logits(second))  # random, but of SEED
+
+
+def test_names_of_classes_travel_with_the_weights_and_are_compared(tmp_path):
+    first, second = make_model(), make_model()
+    first.class_names = ("road", "car", *map(str, range(17)))
+    save_checkpoint(first, tmp_path / "a.pth", 3)
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["about"] == {"classes": list(first.class_names)}
+    assert load_checkpoint(second, tmp_path / "a.pth") == 3  # it has no names
+    second.class_names = first.class_names
+    assert load_checkpoint(second, tmp_path / "a.pth") == 3
+    second.class_names = ("car", "road", *first.class_names[2:])
+    with pytest.raises(UserError, match=r"a\.pth is of other classes: class 0 is 'road' there, 'car' in the config"):
+        load_checkpoint(second, tmp_path / "a.pth")
+    for about in ({"classes": ["road"]}, {"classes": "road"}, {}, [], None):  # nothing to be compared
+        content = torch.load(tmp_path / "a.pth", weights_only=True) | {"about": about}
+        torch.save(content, tmp_path / "b.pth")
+        assert load_checkpoint(second, tmp_path / "b.pth") == 3

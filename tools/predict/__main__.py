@@ -19,9 +19,9 @@ from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
 from core.datasets.sizes import warn_of_sizes
 from core.evaluation.pictures import Painter
-from core.models import build_model, log_dead_channels
+from core.models import log_dead_channels
 from core.programs.frame import config_parser, run_program
-from core.runs.resume import find_checkpoint
+from core.runs.resume import find_checkpoint, new_model
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
@@ -61,7 +61,7 @@ def predict(args: argparse.Namespace) -> None:
             other = f"{out / LEGEND} is there with other classes or colours"
             raise UserError(f"{other}: choose another -o, or give --overwrite")
     with device_errors(config, training=False):
-        device, model = prepare_device(config), build_model(config).requires_grad_(False)
+        device, model = prepare_device(config), new_model(config).requires_grad_(False)
         load_checkpoint(model, checkpoint)
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))

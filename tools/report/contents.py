@@ -17,10 +17,9 @@ from core.datasets.sampling import even_subsample
 from core.evaluation.evaluator import table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.models import build_model
 from core.programs import ranking
 from core.runs.folder import ADAPTED
-from core.runs.resume import numbered, source_checkpoint
+from core.runs.resume import new_model, numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -92,7 +91,7 @@ class Report:
         device = prepare_device(config)
         LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
         LOGGER.info("images: %d of %s", len(images), images.name)
-        model = build_model(config).requires_grad_(False).to(device)
+        model = new_model(config).requires_grad_(False).to(device)
         if not self.ranking and len(numbered(run.checkpoints)) > 1:
             self.ranking = self._rank(model, images)
         viewer = Viewer(config, model, images, len(self.names))
