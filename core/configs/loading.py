@@ -2,13 +2,14 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import OBSOLETE_KEYS, Config
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line, shown
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -19,6 +20,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """
     config = defaults.clone()
     config.merge_from_file(str(path))
+    check_pairs(options)
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
         config.OUTPUT_DIR = default_output_dir(path)
@@ -28,6 +30,24 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise UserError(f"{key} must be {rule.words}, not {value!r}")
     config.freeze()
     return config
+
+
+def check_pairs(words: Sequence[str]) -> None:
+    """Raise UserError where words are no KEY VALUE pairs: a value with spaces lacks its quotes, or an option its value."""
+    place = 0
+    while place < len(words):
+        key = words[place]
+        if place and not _is_key(key) and isinstance(defaults.find(words[place - 2]), str | tuple):
+            end = next((n for n in range(place, len(words)) if _is_key(words[n])), len(words))
+            whole = shlex.quote(" ".join(words[place - 1 : end]))
+            raise UserError(
+                f"{shown(key)} is no option: a value with spaces wants quotes, as {words[place - 2]} {one_line(whole)}"
+            )
+        if key in OPTIONS and (place + 1 == len(words) or words[place + 1] in OPTIONS):
+            example = defaults.find(key)
+            example = f"{key} {shlex.quote(str(example))}" if example not in ("", ()) else f"{key} VALUE"
+            raise UserError(f"{key} has no value: give one, as {example}")
+        place += 2
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:

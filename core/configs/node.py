@@ -102,7 +102,7 @@ class Config(CfgNode):
     def find(self, key: str) -> Any:
         """The option (or section) of that full name, all of the tree for an empty one; None if there is none."""
         node = self
-        for name in filter(None, key.split(".")):
+        for name in key.split(".") if key else ():
             if not isinstance(node, Config) or name not in node:
                 return None
             node = node[name]

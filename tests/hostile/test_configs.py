@@ -3,6 +3,7 @@
 What fuzzing found stands in the tables.
 """
 
+import re
 import string
 
 import pytest
@@ -65,6 +66,7 @@ MERGES = "".join(f"a{n}: &a{n} {{{f'<<: [*a{n - 1}, *a{n - 1}]' if n else 'x: 1'
         ("SOLVER:\n  BASE_RL: 1\n", ["bad.yaml", "SOLVER.BASE_RL", "did you mean SOLVER.BASE_LR?"]),
         ("SOLVRE:\n  BASE_LR: 1\n", ["SOLVRE.BASE_LR", "did you mean SOLVER.BASE_LR?"]),
         ("SOLVER: 3\n", ["SOLVER is a section"]),
+        ("OUTPUT_DIR: {'': 1}\n", ["unknown option OUTPUT_DIR."]),
         ("SEED:\n  X: 3\n", ["SEED.X", "did you mean SEED?"]),
         ("SOLVER:\n  BATCH_SIZE: four\n", ["bad.yaml", "SOLVER.BATCH_SIZE", "whole number", "'four'"]),
         ("SOLVER:\n  BATCH_SIZE: true\n", ["SOLVER.BATCH_SIZE", "whole number", "True"]),
@@ -173,6 +175,31 @@ def test_options(refused, key, value, parts):
     line = refused("", key, value)
     parts = [key, *parts] if parts else ()
     assert not [part for part in parts if part not in line], line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["resume", "my", "models/a", "b.pth", "SEED", "3"],
+            "'models/a' is no option: a value with spaces wants quotes, as resume 'my models/a b.pth'",
+        ),
+        (["OUTPUT_DIR", "my", "run"], "'run' is no option: a value with spaces wants quotes, as OUTPUT_DIR 'my run'"),
+        (
+            ["TCR.MIX_CLASSES", "[car,", "rider]"],
+            "'rider]' is no option: a value with spaces wants quotes, as TCR.MIX_CLA",
+        ),
+        (["SEED", "resume", "a.pth"], "SEED has no value: give one, as SEED 1"),
+        (["SEED", "3", "resume"], "resume has no value: give one, as resume VALUE"),
+        (["SEED", "3", "SOLVER.AMP"], "SOLVER.AMP has no value: give one, as SOLVER.AMP off"),
+        (["SEED", "3", "sede", "4"], "unknown option sede; did you mean SEED?"),
+    ],
+    ids=start_of,
+)
+def test_words_that_are_no_pairs_show_the_right_command(tmp_path, words, told):
+    (tmp_path / "a.yaml").touch()
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_config(tmp_path / "a.yaml", words)
 
 
 def test_what_is_no_file_is_no_config(tmp_path):
