@@ -41,7 +41,7 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
-RATE, LEAST_RATE, MOST_RATE = 7.8e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
+RATE, LEAST_RATE, MOST_RATE = 5.2e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
 ANCHOR = 0.1
