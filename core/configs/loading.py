@@ -33,7 +33,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 
 def check_pairs(words: Sequence[str]) -> None:
-    """Raise UserError where words are no KEY VALUE pairs: a value with spaces lacks its quotes, or an option its value."""
+    """Raise UserError where words are no KEY VALUE pairs: an option lacks its value, or a value with spaces its quotes."""
     place = 0
     while place < len(words):
         key = words[place]
