@@ -79,6 +79,7 @@ def write_experiment(folder: Path, iterations: int) -> Path:
         "SOLVER": {
             "BASE_LR": 1e-6,
             "STOP_ITER": iterations,
+            "MAX_ITER": iterations,
             "BATCH_SIZE": 2,
             "CHECKPOINT_PERIOD": iterations // 3 or 1,
         },

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from core.configs.defaults import OPTIONS
@@ -20,7 +21,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """
     config = defaults.clone()
     config.merge_from_file(str(path))
-    check_pairs(options)
+    _check_pairs(options)
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
         config.OUTPUT_DIR = default_output_dir(path)
@@ -32,12 +33,13 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     return config
 
 
-def check_pairs(words: Sequence[str]) -> None:
-    """Raise UserError where words are no KEY VALUE pairs: an option lacks its value, or a value with spaces its quotes."""
+def _check_pairs(words: Sequence[str]) -> None:
+    """Raise UserError where words are no KEY VALUE pairs: a value is missing, or has spaces and lacks its quotes."""
     place = 0
     while place < len(words):
         key = words[place]
-        if place and not _is_key(key) and isinstance(defaults.find(words[place - 2]), str | tuple):
+        text = place and isinstance(defaults.find(words[place - 2]), str | tuple)  # in which there may be spaces
+        if text and not _is_key(key) and not get_close_matches(key.lower(), map(str.lower, OPTIONS), cutoff=0.74):
             end = next((n for n in range(place, len(words)) if _is_key(words[n])), len(words))
             whole = shlex.quote(" ".join(words[place - 1 : end]))
             raise UserError(

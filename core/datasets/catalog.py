@@ -19,7 +19,6 @@ from core.datasets.reader import ImageSet, Reader, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.utils.errors import UserError, shorten
-from core.utils.logging import LOGGER
 
 FOLDER_PREFIX = "folder:"
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
@@ -142,7 +141,7 @@ def find_target_images(config) -> ImageSet:
     """
     found = find_images(config, "TARGET_TRAIN")
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
-    images = ImageSet(found.name, found.paths, found.names, skipped=skipped)
+    images = ImageSet(found.name, found.paths, found.names, left_out=found.left_out, skipped=skipped)
     list_file = config.DATASETS.TARGET_LIST
     return _restrict(images, Path(list_file)) if list_file else images
 
@@ -219,14 +218,12 @@ def _find_folder(name: str, where: str) -> ImageSet:
     if not found:
         raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
     paths, masks = split_masks(found, folder)
-    if masks:
-        names = shorten(path.relative_to(folder).as_posix() for path in masks)
-        LOGGER.info("%s: %d label files of these images are left out: %s", where, len(masks), names)
-    return ImageSet(name, tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths))
+    names, left_out = (tuple(path.relative_to(folder).as_posix() for path in some) for some in (paths, masks))
+    return ImageSet(name, tuple(paths), names, left_out=left_out)
 
 
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
-    """The images that a list file names, each by the end of its path, with or without ending."""
+    """The images that a list file names, each as the set does, or by the end of its path, with or without ending."""
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -238,9 +235,13 @@ def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
             tail = "/".join(parts[start:])
             for key in {tail, tail.rsplit(".", 1)[0]}:
                 by_tail.setdefault(key, []).append(index)
+    by_name = {name: index for index, name in enumerate(images.names)}
     chosen, unknown = set(), []
     for number, line in enumerate(lines, start=1):
         entry = line.strip().removeprefix("./")
+        if line in by_name:
+            chosen.add(by_name[line])
+            continue
         if not entry or entry.startswith("#"):
             continue
         found = by_tail.get(entry, [])

@@ -89,7 +89,7 @@ def _handed_over(batch):
         for tensor in _tensors(batch):
             tensor.share_memory_()
     except RuntimeError as error:
-        if "shared memory" not in str(error):
+        if "No space left" not in str(error):
             raise
         return _Packed(batch)
     return batch

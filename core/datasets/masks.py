@@ -1,4 +1,4 @@
-"""Label files that lie among images: told from them by their names, or by their few values."""
+"""Label files that lie among images: told from them by their names, and by their few values."""
 
 import re
 from collections import defaultdict
@@ -9,36 +9,35 @@ import cv2
 import numpy as np
 
 _LABEL_WORDS = (
-    "mask|masks|label|labels|labelids|labeltrainids|trainids|instanceids|gt|gtfine|gtcoarse|groundtruth|seg|segmentation|"
-    "segmentations|annot|annotation|annotations"
+    "masks?|labels?|label_?ids|label_?train_?ids|train_?ids?|gt|gtfine|gtcoarse|groundtruth|seg|segmentations?|semantic|"
+    "semantic_rgb|instances?|instance_?ids|panoptic|annot|annotations?"
 )
-_IMAGE_WORDS = "image|images|img|leftimg8bit|rgb|frame"
+_IMAGE_WORDS = "images?|img|leftimg8bit|rgb|frame"
 _ENDING = re.compile(rf"[-_. ]({_LABEL_WORDS}|{_IMAGE_WORDS}|colou?r)$")
 _IS_LABEL = re.compile(rf"(^|[-_. ])({_LABEL_WORDS})([-_. ]colou?r)?$")
-_FEW = 64  # distinct values, that a label has at most
-_READ = 16  # files, whose values are looked at
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+_FEW_LEVELS, _FEW_COLOURS = 64, 256  # that a label has at most: of 8 bits in one channel, else
+_READ = 16  # files of a kind, whose values are looked at
 
 
 def split_masks(paths: Sequence[Path], top: Path) -> tuple[list[Path], list[Path]]:
     """Images, and the label files of some of them, both in their order.
 
-    A file is one where another file has its name, but for words as `_mask` or `_leftImg8bit` and the ending, and where
-    it or its folder is named as labels are, or all such files that were looked at hold one channel of few values.
+    A label file has the name of another file, but for words as `_mask` or `_leftImg8bit` and the ending; it or its
+    folder is named as labels are, or the other file has another ending; it is stored without loss, and all of its kind
+    that were looked at hold few values.
 
     Args:
-        top: names of folders count below it.
+        paths: below `top`; names of folders count from there.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         groups[_bare(path.stem)].append(path)
-    several = [group for group in groups.values() if len(group) > 1]
-    masks = {path for group in several for path in group if _named_as_label(path, top)}
-    masks -= {path for group in several if masks.issuperset(group) for path in group}  # no image among them
-    unclear = [sorted(set(group) - masks) for group in several]
-    unclear = [group for group in unclear if len(group) > 1 and len({path.suffix.lower() for path in group}) > 1]
-    lossless = [path for group in unclear for path in group if path.suffix.lower() == ".png"]
-    if lossless and all(map(_has_few_values, lossless[:: -(-len(lossless) // _READ)])):
-        masks |= set(lossless)
+    kinds: dict[tuple[Path, str], list[Path]] = defaultdict(list)  # by folder and the words at the end of the name
+    for group in groups.values():
+        for path in _suspects(group, top):
+            kinds[path.parent, path.stem.lower().removeprefix(_bare(path.stem))].append(path)
+    masks = {path for kind in kinds.values() if _hold_few_values(kind) for path in kind}
     return [path for path in paths if path not in masks], [path for path in paths if path in masks]
 
 
@@ -50,17 +49,31 @@ def _bare(stem: str) -> str:
     return stem
 
 
+def _suspects(group: Sequence[Path], top: Path) -> list[Path]:
+    """Of files of one name those that may be labels of another one among them."""
+    named = [path for path in group if _named_as_label(path, top)]
+    others = [path for path in group if path not in named]
+    endings = {path.suffix.lower() for path in others}
+    unclear = [path for path in others if len(endings) > 1 and path.suffix.lower() == ".png"]
+    found = [path for path in (*named, *unclear) if path.suffix.lower() in _LOSSLESS]
+    return found if len(found) < len(group) else []
+
+
 def _named_as_label(path: Path, top: Path) -> bool:
-    folders = path.relative_to(top).parts[:-1] if path.is_relative_to(top) else ()
-    return any(_IS_LABEL.search(part.lower()) for part in (*folders, path.stem))
+    return any(_IS_LABEL.search(part.lower()) for part in (*path.relative_to(top).parts[:-1], path.stem))
+
+
+def _hold_few_values(paths: Sequence[Path]) -> bool:
+    return all(map(_has_few_values, paths[:: -(-len(paths) // _READ)]))
 
 
 def _has_few_values(path: Path) -> bool:
-    """Whether a file holds one channel (or a palette) of few values; False where it cannot be read."""
+    """Whether a picture holds few levels or colours; False where it cannot be read."""
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is None:
         return False
+    few = _FEW_LEVELS if picture.ndim == 2 and picture.dtype == np.uint8 else _FEW_COLOURS
     if picture.ndim == 3:
-        picture = picture.reshape(-1, picture.shape[2])
-        return len(np.unique(picture, axis=0)) <= _FEW
-    return len(np.unique(picture)) <= _FEW
+        weights = 65536 ** np.arange(picture.shape[2], dtype=np.uint64)
+        picture = picture.astype(np.uint64) @ weights  # one number a colour
+    return len(np.unique(picture)) <= few

@@ -29,6 +29,7 @@ class ImageSet:
         read_values: decodes a label file to H×W values.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced: source training draws class-balanced by default.
+        left_out: names of label files that lay among the images.
         skipped: the bad images that a run did without; by default none may be.
     """
 
@@ -40,6 +41,7 @@ class ImageSet:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
+    left_out: tuple[str, ...] = ()
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:

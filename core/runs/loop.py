@@ -87,6 +87,8 @@ class Training(ABC):
         Raises:
             UserError: for whatever is missing or does not fit together.
         """
+        if not config.ADAPT.AUTO:
+            check_length(config.SOLVER)
         device = prepare_device(config)
         if config.MODEL.COMPILE:
             check_compiler(device)
@@ -125,6 +127,9 @@ class Training(ABC):
     def describe_images(self) -> None:
         """Log the training images."""
         LOGGER.info("%s images: %d of %s", self.DOMAIN, len(self.images), self.images.name)
+        if self.images.left_out:
+            count, names = len(self.images.left_out), shorten(self.images.left_out)
+            LOGGER.info("%d label files among these images are left out: %s", count, names)
 
     @abstractmethod
     def describe(self) -> None:
@@ -286,26 +291,17 @@ class Training(ABC):
 
     def _other_images(self) -> str:
         """In what the images differ from those of the run to go on with."""
-        begun, what = (
-            self.output.folder / IMAGES,
-            f"{self.images.name} does not hold the images of the run to go on with",
-        )
-        try:
-            before = begun.read_text(encoding="utf-8").splitlines()
-        except OSError:  # a run of an earlier version
-            return f"{what}: bring them back"
-        missing, new = (
-            [name for name in some if name not in set(others)]
-            for some, others in ((before, self.images.names), (self.images.names, before))
-        )
-        changes = [
-            f"{len(names)} {word} ({shorten(names)})" for word, names in (("missing", missing), ("new", new)) if names
-        ]
-        advice = "bring the missing ones back"
-        if not missing:
-            advice = "take the new ones out"
-            if self.DOMAIN == "target":
-                advice += f", or go on with the old ones alone by DATASETS.TARGET_LIST {begun}"
+        what = f"{self.images.name} does not hold the images of the run to go on with"
+        begun = self.output.folder / IMAGES
+        if not begun.is_file():  # a run of an earlier version
+            return f"{what}: bring them back (hidden folders, and label files among images, are left out by now)"
+        before, now = begun.read_text(encoding="utf-8").splitlines(), self.images.names
+        missing, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+        found = (("missing", missing), ("new", new))
+        changes = [f"{len(names)} {word} ({shorten(names)})" for word, names in found if names]
+        advice = "bring the missing ones back" if missing else "take the new ones out"
+        if not missing and self.DOMAIN == "target":
+            advice += f", or go on with the old ones alone by DATASETS.TARGET_LIST {begun}"
         return f"{what}: {', '.join(changes) or 'they come in another order'}; {advice}"
 
 

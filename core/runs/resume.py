@@ -25,7 +25,6 @@ from core.runs.states import FOLDER, StateFolder, flat_config
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.errors import UserError
 from core.utils.locks import check_unlocked
-from core.utils.logging import LOGGER
 
 AUTO = "auto"
 
@@ -90,7 +89,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     then = flat_config(defaults) | state["config"]
     config = with_choices(config, defaults.changed(then))
     solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
-    longer = old_stop < solver.STOP_ITER and old_end < solver.MAX_ITER
+    longer = old_end < solver.MAX_ITER and (old_stop < solver.STOP_ITER or old_end < old_stop)
     for key, now in flat_config(config).items():
         if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
             continue  # the folder may have moved
@@ -105,9 +104,6 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
             f"SOLVER.STOP_ITER is {solver.STOP_ITER}, but {old_stop} in the run to go on with: it may only grow"
         )
     check_length(solver)
-    if longer:
-        rates = "the learning rate follows the longer curve from here on"
-        LOGGER.info("SOLVER.MAX_ITER grows from %d to %d: %s", old_end, solver.MAX_ITER, rates)
     return config.changed({"resume": then["resume"]})
 
 

@@ -59,7 +59,7 @@ def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: s
     trainer = kind.load(config, skip_test)
     with _by_main(claimed_folder(config.OUTPUT_DIR, trainer.config.dump(), restart)):
         if distributed.is_main():
-            write_text(trainer.output.folder / IMAGES, "".join(f"{name}\n" for name in trainer.images.names))
+            write_names(trainer)
         distributed.barrier()  # claimed
         _announce(trainer, f"writing to {trainer.output.folder}", skip_test, command)
         trainer.run()
@@ -72,12 +72,16 @@ def _continue_run(kind: type[Training], config: Config, skip_test: bool, command
         config = continued_config(state, config, kind.PROGRAM)
         trainer = kind.load(config, skip_test, weights=False)
         _announce(trainer, f"going on in {folder} from {path}", skip_test, command)
+        if (before := state["config"]["SOLVER.MAX_ITER"]) != config.SOLVER.MAX_ITER:
+            rates = "the learning rate follows the longer curve from here on"
+            LOGGER.info("SOLVER.MAX_ITER grows from %d to %d: %s", before, config.SOLVER.MAX_ITER, rates)
         if distributed.is_main():
             remove_leftovers(folder)
         trainer.load_state_dict(state)
         del state
         if distributed.is_main():
             write_text(folder / CONFIG, config.dump())
+            write_names(trainer)  # that a run of an earlier version has not
         if trainer.iteration == trainer.stop:
             LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
         trainer.run()
@@ -98,6 +102,11 @@ def _announce(trainer: Training, what: str, skip_test: bool, command: str) -> No
         words = describe_device(device, config.MODEL.DEVICE), describe_precision(device, config.SOLVER)
         text = json.dumps(describe_environment(command, *words), indent=1)
         write_text(trainer.output.folder / ENVIRONMENT, text)
+
+
+def write_names(trainer: Training) -> None:
+    """Of the training images, for a later start to be compared with."""
+    write_text(trainer.output.folder / IMAGES, "".join(f"{name}\n" for name in trainer.images.names))
 
 
 def check_division(config: Config) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from core.utils.errors import UserError, shorten, shown
 from core.utils.files import open_regular, replacing
+from core.utils.logging import LOGGER
 
 PARTS = ("feature_extractor", "classifier")
 ABOUT, CLASSES = "about", "classes"  # beside them: what else the weights are, and the names of their classes
@@ -20,7 +21,7 @@ _PICKLE = b"\x80"
 _LOOKED_AT = 512  # bytes, of what a file may be instead
 _STATES = {  # by the keys that tell them
     "pytorch-lightning_version": "a checkpoint of PyTorch Lightning",
-    "meta": "a checkpoint of MMSegmentation",
+    "meta": "a checkpoint of OpenMMLab",
     "optimizer": "another program's training state",
 }
 
@@ -54,20 +55,21 @@ def read_tensors(path: str | Path) -> dict:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, EOFError) and not beginning.startswith(_PICKLE):
-            raise UserError(f"{path} is not a checkpoint that can be loaded safely ({error})") from None
-        size = os.path.getsize(path)
-        raise UserError(
-            f"{path} is not a checkpoint: it is cut off after {size} bytes; copy or download it again"
-        ) from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
-        refused = re.search(r"Unsupported [^\n]{,100}", str(error))
-        reason = refused[0] if refused else str(error).strip().split("\n")[0][:120]
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason})") from None
+        raise UserError(f"{path} is not a checkpoint{_reason(error, path, beginning)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _reason(error: Exception, path: str | Path, beginning: bytes) -> str:
+    """Why a file that begins so could not be loaded."""
+    ends_early = isinstance(error, zipfile.BadZipFile | EOFError) or "unexpected EOF" in str(error)
+    if ends_early and beginning.startswith((_ARCHIVE, _PICKLE)):
+        return f": it is cut off after {os.path.getsize(path)} bytes; copy or download it again"
+    refused = re.search(r"Unsupported [^\n]{,100}", str(error))
+    reason = refused[0] if refused else str(error).strip().split("\n")[0][:120]
+    return f" that can be loaded safely ({reason})"
 
 
 def _other_file(beginning: bytes) -> str:
@@ -94,8 +96,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     Keys may carry the prefix `module.`; num_batches_tracked may be present or not; half precision is widened.
 
     Raises:
-        UserError: not such a file, weights that do not fit (which keys, which shapes), or of other classes, where file
-            and model name them.
+        UserError: not such a file, weights that do not fit (which keys, which shapes), or that are of the same classes
+            in another order, where the file names them.
     """
     content = read_tensors(path)
     lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
@@ -123,17 +125,19 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
 
 
 def _compare_classes(model: nn.Module, about: object, path: str | Path) -> None:
-    """Raise UserError if a checkpoint names its classes, and the model has others or another order."""
+    """Raise UserError if a checkpoint names the model's classes in another order; log it if it names others."""
     named = about.get(CLASSES) if isinstance(about, Mapping) else None
     names = list(getattr(model, "class_names", ()))
-    if not isinstance(named, list) or not names or len(named) != len(names):  # if other in number, weights do not fit
+    if not isinstance(named, list) or len(named) != len(names):  # if other in number, weights do not fit
         return
-    for index, (theirs, ours) in enumerate(zip(named, names, strict=True)):
-        if theirs != ours:
-            raise UserError(
-                f"{path} is of other classes: class {index} is {shown(theirs)} there, {ours!r} in the config: use "
-                f"the data set that it was trained for, or name the classes in its order: {shorten(named, len(named))}"
-            )
+    plain = [[re.sub("[-_ ]", "", str(name)).lower() for name in some] for some in (named, names)]
+    if plain[0] == plain[1]:
+        return
+    index = next(n for n, (theirs, ours) in enumerate(zip(*plain, strict=True)) if theirs != ours)
+    differ = f"class {index} is {shown(named[index])} there, {names[index]!r} in the config"
+    if sorted(plain[0]) == sorted(plain[1]):
+        raise UserError(f"{path} has its classes in another order: {differ}; it has {shorten(named, len(named))}")
+    LOGGER.info("%s names its classes otherwise: %s", path, differ)
 
 
 def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> None:

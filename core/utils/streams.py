@@ -50,5 +50,12 @@ class Forgiving:
                 raise
             fall_silent(self._stream)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same stream: tqdm asks, to write around its bars."""
+        return self._stream is getattr(other, "_stream", other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
     def __getattr__(self, name: str):
         return getattr(self._stream, name)

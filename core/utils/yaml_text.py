@@ -61,7 +61,7 @@ def _refuse_twins(node: yaml.Node, where: str, path: tuple[str, ...], seen: set[
     lines: dict[tuple[str, str], int] = {}
     for key, value in node.value:
         inside = path
-        if isinstance(key, yaml.ScalarNode):
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             inside, line, name = (*path, key.value), key.start_mark.line + 1, (key.tag, key.value)
             if name in lines:
                 first, full = lines[name], shorten([".".join(inside)])

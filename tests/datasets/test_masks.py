@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from core.configs import cfg
-from core.datasets.catalog import find_images
+from core.datasets.catalog import find_images, find_target_images
 from core.datasets.masks import split_masks
 from core.datasets.reader import walk_files
 from tests.helpers import changed
@@ -13,7 +13,7 @@ from tests.helpers import changed
 
 @pytest.fixture
 def write(tmp_path):
-    """write(name, few): a picture of many values, or of few."""
+    """write(name, few, channels): a picture of many values, or of few."""
     rng = np.random.default_rng(0)
 
     def write(name, few=False, channels=3):
@@ -21,59 +21,81 @@ def write(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (24, 32) if channels == 1 else (24, 32, channels)
         picture = rng.integers(0, 256, shape, dtype=np.uint8)
-        cv2.imwrite(str(path), picture // 64 if few and channels == 1 else picture)
+        cv2.imwrite(str(path), picture // 64 * 64 if few else picture)
 
     return write
+
+
+def split(folder):
+    """Names of what is kept and left out of all files below a folder."""
+    found = split_masks(sorted(walk_files(folder)), folder)
+    return [[path.relative_to(folder).as_posix() for path in paths] for paths in found]
 
 
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
         (["1.jpg", "2.jpg"], ["1_mask.png", "2_mask.png"]),
-        (["a/1.png", "b/1.png"], []),  # two cameras
         (["x_leftImg8bit.png"], ["x_gtFine_labelIds.png", "x_gtFine_color.png", "x_gtFine_instanceIds.png"]),
         (["leftImg8bit/x_leftImg8bit.png"], ["gtFine/x_gtFine_labelTrainIds.png"]),
         (["images/1.jpg", "images/2.jpg"], ["labels/1.png"]),
+        (["images/1.jpg"], ["labels/1_train_id.png"]),
+        (["image_2/1.png"], ["semantic/1.png", "instance/1.png"]),
         (["JPEGImages/1.jpg"], ["Annotations/1.png"]),
-        (["color/1.png", "depth/1.png"], []),  # of a depth camera
-        (["labels/1.png", "labels/2.png"], []),  # a folder's name alone says nothing
-        (["only_mask.png"], []),
-        (["train/1.label.jpg"], []),
         (["1-img.png"], ["1-seg.png"]),
+        (["1.jpg"], ["1.png"]),
     ],
-    ids=lambda names: " ".join(names) if names else "-",
+    ids=lambda names: " ".join(names),
 )
-def test_names_tell(write, tmp_path, images, masks):
-    for name in [*images, *masks]:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_names_and_values_tell(write, tmp_path, images, masks, channels):
+    for name in images:
         write(name)
-    kept, left_out = split_masks(sorted(walk_files(tmp_path)), tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in kept] == sorted(images)
-    assert [path.relative_to(tmp_path).as_posix() for path in left_out] == sorted(masks)
+    for name in masks:
+        write(name, True, channels)
+    assert split(tmp_path) == [sorted(images), sorted(masks)]
+    for name in masks:
+        write(name)  # pictures, after all
+    assert split(tmp_path) == [sorted([*images, *masks]), []]
 
 
-@pytest.mark.parametrize(("few", "channels", "left_out"), [(True, 1, 3), (False, 1, 0), (False, 3, 0)])
-def test_values_tell_where_names_are_the_same(write, tmp_path, few, channels, left_out):
+@pytest.mark.parametrize(
+    "images",
+    [
+        ["a/1.png", "b/1.png"],  # two cameras
+        ["color/1.png", "depth/1.png"],  # of one with depth
+        ["labels/1.png", "labels/2.png"],  # a folder's name alone says nothing
+        ["only_mask.png"],
+        ["drive/1.jpg", "drive_seg/1.jpg"],  # no label is stored so
+        ["mask/1.jpg", "no_mask/1.jpg"],
+        ["1_mask.png", "2_mask.png"],
+    ],
+    ids=" ".join,
+)
+def test_images_are_not_left_out(write, tmp_path, images):
+    for name in images:
+        write(name, True)
+    assert split(tmp_path) == [sorted(images), []]
+
+
+def test_one_picture_of_many_values_among_them_says_that_they_are_images(write, tmp_path):
     for number in range(3):
         write(f"{number}.jpg")
-        write(f"{number}.png", few, channels)
-    (tmp_path / "3.png").write_bytes(b"broken")  # beside no other file
-    kept, masks = split_masks(sorted(walk_files(tmp_path)), tmp_path)
-    assert [path.name for path in masks] == [f"{number}.png" for number in range(left_out)]
-    assert len(kept) == 7 - left_out
+        write(f"{number}.png", number < 2, 1)
+    (tmp_path / "3.png").write_bytes(b"broken")
+    assert split(tmp_path)[1] == []
 
 
-def test_a_target_goes_without_them_and_says_so(write, tmp_path, log_lines):
+def test_a_target_goes_without_them_and_keeps_their_names(write, tmp_path):
     for number in range(2):
         write(f"{number}.jpg")
         write(f"{number}_mask.png", True, 1)
-    name = f"folder:{tmp_path}"
-    images = find_images(changed(cfg, DATASETS__TARGET_TRAIN=name), "TARGET_TRAIN")
+    images = find_target_images(changed(cfg, DATASETS__TARGET_TRAIN=f"folder:{tmp_path}"))
     assert images.names == ("0.jpg", "1.jpg")
-    told = "2 label files of these images are left out: 0_mask.png, 1_mask.png"
-    assert log_lines == [f"DATASETS.TARGET_TRAIN {name}: {told}"]
+    assert images.left_out == ("0_mask.png", "1_mask.png")
 
 
-def test_folders_of_tools_and_what_is_hidden_hold_no_images(write, tmp_path, make_cityscapes):
+def test_folders_of_tools_and_what_is_hidden_hold_no_images(write, tmp_path):
     for folder in (".", ".ipynb_checkpoints", "a/@eaDir", "a/.thumbnails", ".Trash-1000/files", "__MACOSX", "a"):
         write(f"{folder}/1.png")
     write("a/._2.png")

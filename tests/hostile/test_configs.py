@@ -93,6 +93,7 @@ MERGES = "".join(f"a{n}: &a{n} {{{f'<<: [*a{n - 1}, *a{n - 1}]' if n else 'x: 1'
         ("SEED: 1\nVIS: {PERIOD: 0}\nSEED: 1\n", ["bad.yaml: SEED stands in line 1 and again in line 3"]),
         ("SOLVER:\n  MAX_ITER: 9\nVIS: {}\nSOLVER:\n  STOP_ITER: 9\n", ["SOLVER stands in line 1 and again in line 4"]),
         ("SOLVER:\n  BASE_LR: 1\n  AMP: off\n  BASE_LR: 2\n", ["SOLVER.BASE_LR stands in line 2 and again in line 4"]),
+        ("A: &a {X: 1}\nSOLVER: {<<: *a, <<: *a}\n", ["unknown option A.X"]),
         ("SOLVER: {BASE_LR: 1, BASE_LR: 1}\n", ["SOLVER.BASE_LR stands in line 1 and again in line 1"]),
         (
             "DATASETS:\n  CUSTOM:\n    own:\n      labels:\n        car: 1\n        'car': 2\n",
@@ -193,6 +194,8 @@ def test_options(refused, key, value, parts):
         (["SEED", "3", "resume"], "resume has no value: give one, as resume VALUE"),
         (["SEED", "3", "SOLVER.AMP"], "SOLVER.AMP has no value: give one, as SOLVER.AMP off"),
         (["SEED", "3", "sede", "4"], "unknown option sede; did you mean SEED?"),
+        (["resume", "a.pth", "sede", "4"], "unknown option sede; did you mean SEED?"),
+        (["resume", "a.pth", "solver.base_lr", "1"], "unknown option solver.base_lr; did you mean SOLVER.BASE_LR?"),
     ],
     ids=start_of,
 )

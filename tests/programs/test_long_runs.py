@@ -242,9 +242,12 @@ def test_other_images_are_told_and_the_old_ones_can_be_gone_on_with(begun, citys
     error = capsys.readouterr().err
     assert f"1 new ({new}); take the new ones out, or go on with the old ones alone by {listed}\n" in error
     assert adapt([*longer, *listed.split()]) == 0
+    listed_names = shutil.copy(out / "images.txt", cityscapes_root / "names.txt")
     (out / "images.txt").unlink()  # a run of an earlier version
     assert adapt([*begun, "resume", "auto", "SOLVER.STOP_ITER", "4"]) == 1
     assert "to go on with: bring them back" in capsys.readouterr().err
+    assert adapt([*longer, "DATASETS.TARGET_LIST", str(listed_names)]) == 0
+    assert (out / "images.txt").read_text().splitlines() == names  # it has them now
 
 
 def test_a_run_does_not_go_on_at_rate_0(begin, cityscapes_root, capsys):
@@ -262,8 +265,9 @@ def test_a_run_does_not_go_on_at_rate_0(begin, cityscapes_root, capsys):
     assert adapt([*argv, "resume", "auto", "SOLVER.STOP_ITER", "6"]) == 1
     assert capsys.readouterr().err == told
     assert adapt([*argv, "resume", "auto", "SOLVER.STOP_ITER", "6", "SOLVER.MAX_ITER", "8"]) == 0
-    grown = "SOLVER.MAX_ITER grows from 3 to 8: the learning rate follows the longer curve from here on\n"
+    grown = "SOLVER.MAX_ITER grows from 3 to 8: the learning rate follows the longer curve from here on"
     assert grown in capsys.readouterr().out
+    assert grown in (out / "log.txt").read_text()
     last = float(rows_of(out / "metrics.csv")[-1]["lr"])
     assert last == pytest.approx(load_config(out / "config.yaml").SOLVER.BASE_LR * (1 - 5 / 8) ** 0.9)
     assert not same_weights(out / "model_iter000003.pth", out / "model_iter000006.pth")

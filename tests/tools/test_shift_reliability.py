@@ -115,7 +115,7 @@ def test_where_a_run_has_ended_its_mix_is_measured(place, measurable, capsys, mo
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(run.config.changed({"ADAPT.NORM_MIX": (0.4,)}).dump())
     (run.folder / "model_iter000002.pth").touch()
-    record = {"source": workplace.digest(checkpoint), "seconds": 1}
+    record = {"source": workplace.digest(checkpoint), "rules": workplace.rules(), "seconds": 1}
     (run.folder / workplace.RECORD).write_text(json.dumps(record))
     mixes = []
     monkeypatch.setattr(reliability, "mix_norms", lambda model, shares, *_: mixes.append(shares))

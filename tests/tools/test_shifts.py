@@ -42,7 +42,7 @@ def test_a_shift_is_read_from_its_file(tmp_path):
         ({"SOURCE": {"CHECKPOINT": "a", "CONFIG": "b"}}, "SOURCE must hold either CHECKPOINT, or CONFIG"),
         ({"SOURCE": {"CHECKPOINT": 3}}, "SOURCE: CHECKPOINT must be the name of a file"),
         ({"SOURCE": {"CONFIG": "configs/toy_scr.yaml"}}, "SOURCE: config configs/toy_scr.yaml does not exist"),
-        ({"SOURCE": TOY | {"OPTIONS": ["SEED"]}}, "SOURCE: options come as KEY VALUE pairs"),
+        ({"SOURCE": TOY | {"OPTIONS": ["SEED"]}}, "SOURCE: SEED has no value"),
         ({"SOURCE": TOY | {"OPTIONS": "SEED 1"}}, "SOURCE: OPTIONS must be a list"),
         ({"SOURCE": TOY | {"OPTIONS": ["OUTPUT_DIR", "x"]}}, "SOURCE: OPTIONS: OUTPUT_DIR is set"),
         ({"SOURCES": {}}, "unknown key 'SOURCES'"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from core.utils.streams import Forgiving, take_any_character
 from tests.helpers import PROJECT
@@ -83,3 +84,16 @@ def test_a_forgiving_stream_falls_silent_and_hides_no_other_error(tmp_path):
     full.write("50 %")
     with pytest.raises(OSError, match="No space"):
         full.flush()
+
+
+def test_lines_are_written_around_a_forgiving_bar(monkeypatch):
+    """tqdm clears its bars before a line where it knows their stream."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    bar = tqdm(range(3), desc="bar", file=Forgiving(sys.stderr))
+    items = iter(bar)
+    next(items)
+    tqdm.write("line", file=sys.stdout)
+    assert "\r" in stream.getvalue()
+    assert "\rline\n" in stream.getvalue()

@@ -14,12 +14,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from core.adaptation import choices, guard, looks, survey
 from core.configs import load_config
 from core.configs.node import Config
 from core.programs.testing import folder_name
@@ -32,6 +34,7 @@ from tools.shifts.declared import OWN_OPTIONS, Shift, Source
 from tools.shifts.table import ADAPTED, Row, Scores, row_of
 from tools.tables import read_table
 
+RULES = (choices, guard, looks, survey)  # modules
 MARK, RECORD = ".shifts.json", "made_from.json"
 DOMAINS, SOURCES = "domains", "sources"
 TOY = "toy_"
@@ -68,6 +71,7 @@ class Workplace:
         self.amp = claim_folder(self.folder, MARK, "the shifts")
         self.domains, self.results = self.folder / DOMAINS, self.folder / name
         self._sources: dict[Source, Path | UserError] = {}
+        self._stopped = threading.Event()
 
     def options_of(self, shift: Shift) -> tuple[str, ...]:
         """Of its runs and evaluations, but for seed, weights and folder."""
@@ -103,14 +107,21 @@ class Workplace:
             print(f"domains {', '.join(missing)}: drawn, {seconds:.0f} s", flush=True)
 
     def make_rows(self, shifts: Sequence[Shift], seeds: Sequence[int], jobs: int = 1) -> list[Row]:
-        """:meth:`make_row` of every shift and seed, in their order; of so many shifts, or source models, at a time."""
+        """:meth:`make_row` of every shift and seed, in their order; so many source models, then shifts, at a time."""
 
         def rows_of(shift: Shift) -> list[Row]:
-            return [self.make_row(shift, seed) for seed in seeds]
+            return [self.make_row(shift, seed) for seed in seeds if not self._stopped.is_set()]
 
+        if jobs == 1:
+            return [row for shift in shifts for row in rows_of(shift)]
         with ThreadPoolExecutor(jobs) as pool:  # every run is a process of its own
-            list(pool.map(self._find_source, dict.fromkeys(shift.source for shift in shifts)))
-            return [row for rows in pool.map(rows_of, shifts) for row in rows]
+            try:
+                list(pool.map(self._find_source, dict.fromkeys(shift.source for shift in shifts)))
+                return [row for rows in pool.map(rows_of, shifts) for row in rows]
+            except BaseException:  # Ctrl-C, which the processes at work heard, too
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def make_row(self, shift: Shift, seed: int) -> Row:
         """Make or reuse a run, its evaluation and that of its source model, and say how it went in a line."""
@@ -175,7 +186,8 @@ class Workplace:
             return made, True
         self._remove(run.folder)
         seconds = run_command(training(run), log_of(run.folder))
-        write_json(run.folder / RECORD, {"source": digest(checkpoint), "seconds": round(seconds, 2)})
+        record = {"source": digest(checkpoint), "rules": rules(), "seconds": round(seconds, 2)}
+        write_json(run.folder / RECORD, record)
         return seconds, False
 
     def _evaluate(self, shift: Shift, run: Run) -> dict[str, Scores]:
@@ -221,7 +233,15 @@ def finished(run: Run, checkpoint: Path) -> float | None:
     record = read_json(run.folder / RECORD)
     if not run.is_begun() or record.get("source") != digest(checkpoint) or not checkpoints_in(run.folder):
         return None
+    if run.config.ADAPT.AUTO and record.get("rules") != rules():
+        return None
     return record["seconds"]
+
+
+def rules() -> str:
+    """A digest of the constants by which automatic runs choose: with others, a run is another one."""
+    constants = {name: value for module in RULES for name, value in vars(module).items() if name.isupper()}
+    return hashlib.sha256(repr(sorted(constants.items())).encode()).hexdigest()
 
 
 def training(run: Run) -> list[str]:
