@@ -166,7 +166,7 @@ def test_candidates_are_those_of_every_generation(page, run):
 
 def test_without_images_no_model_is_touched_and_names_cannot_break_the_page(run, tmp_path, monkeypatch):
     folder, labelled = run
-    monkeypatch.setattr("tools.report.contents.build_model", None)
+    monkeypatch.setattr("tools.report.contents.new_model", None)
     copy, out = tmp_path / "<b>\x1b[1m& ü", tmp_path / "new/page.html"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("state", "*.pth", "candidates"))
     assert report([str(copy), "--no-images", "-o", str(out)]) == 0

@@ -246,7 +246,7 @@ def refused(tmp_path, config, capfd, recwarn):
         (["{root}/frames/lost.png"], ["lost.png", "links to nothing"]),
         # beside an image that could be predicted: the config's options, …
         ([IMAGE, "MODEL.DEVCE", "cpu"], ["MODEL.DEVCE", "did you mean MODEL.DEVICE?"]),
-        ([IMAGE, "TEST.BATCH_SIZE"], ["TEST.BATCH_SIZE", "KEY VALUE"]),
+        ([IMAGE, "TEST.BATCH_SIZE"], ["TEST.BATCH_SIZE", "has no value"]),
         ([IMAGE, "TEST.BATCH_SIZE", "0"], ["TEST.BATCH_SIZE", "at least 1"]),
         ([IMAGE, "MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "'gpu'"]),
         # … the checkpoint, …
