@@ -24,7 +24,7 @@ test-long: setup
 	$(VENV)/bin/python -m pytest -m long
 	$(VENV)/bin/python -m pytest --hypothesis-profile many tests/hostile
 
-# toy domains drawn, a source model trained and adapted in three ways, compared: about eleven minutes on two cores
+# toy domains drawn, a source model trained and adapted in three ways, compared: eleven to fifteen minutes on two cores
 demo: setup
 	$(VENV)/bin/python -m tools.demo
 
