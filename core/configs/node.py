@@ -1,7 +1,6 @@
 """A yacs node whose errors name the file, the key and what to do, and that accepts what users naturally write."""
 
 import difflib
-import os
 import warnings
 from ast import literal_eval
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from core.utils.errors import UserError, shown
+from core.utils.files import near
 from core.utils.yaml_text import read_yaml
 
 # keys of the DT-ST release that nothing reads: an old yaml may set them
@@ -47,7 +47,7 @@ class Config(CfgNode):
             with path.open(encoding="utf-8") as file:
                 text = file.read(MAX_CHARACTERS + 1)
         except FileNotFoundError:
-            raise UserError(f"config {path} does not exist{_near(path)}") from None
+            raise UserError(f"config {path} does not exist{near(path, '*.yaml')}") from None
         except (OSError, ValueError) as error:  # the latter: no UTF-8, or a name that no file can have
             raise UserError(f"config {path} cannot be read: {error}") from None
         if len(text) > MAX_CHARACTERS:
@@ -212,10 +212,3 @@ def _read_literal(text: str, wanted: type) -> Any:
         except UserError:
             return text
     return text
-
-
-def _near(path: Path) -> str:
-    if not os.path.isdir(path.parent):
-        return f" (nor does its folder {path.parent})"
-    found = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-    return f"; did you mean {path.parent / found[0]}?" if found else ""

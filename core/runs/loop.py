@@ -87,7 +87,7 @@ class Training(ABC):
         Raises:
             UserError: for whatever is missing or does not fit together.
         """
-        if not config.ADAPT.AUTO:
+        if not config.ADAPT.AUTO:  # which is yet to choose its length
             check_length(config.SOLVER)
         device = prepare_device(config)
         if config.MODEL.COMPILE:
@@ -106,7 +106,6 @@ class Training(ABC):
         survey = None
         if weights:
             config, survey = cls.settle(config, model, images, taxonomy)
-            check_length(config.SOLVER)
         check_whole_batches(model, config)
         if not config.MODEL.FREEZE_BN:
             model = distributed.synchronised_norms(model, device)

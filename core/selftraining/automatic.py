@@ -16,7 +16,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import uniform_order
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
-from core.runs.resume import load_model
+from core.runs.resume import check_length, load_model
 from core.selftraining.samples import Batch, RequestStream
 from core.selftraining.trainer import Trainer
 from core.utils import distributed, signals
@@ -45,6 +45,7 @@ class AutomaticTrainer(Trainer):
         choices = Choices(config)
         parts = distributed.count() * config.SOLVER.ACCUMULATE
         survey = settle(choices, model, images, taxonomy, next(model.parameters()).device, parts)
+        check_length(choices.config.SOLVER)  # where MAX_ITER is given
         return choices.config, survey
 
     @classmethod

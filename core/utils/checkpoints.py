@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core.utils.errors import UserError, shorten, shown
-from core.utils.files import open_regular, replacing
+from core.utils.files import near, open_regular, replacing
 from core.utils.logging import LOGGER
 
 PARTS = ("feature_extractor", "classifier")
@@ -52,7 +52,7 @@ def read_tensors(path: str | Path) -> dict:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(f"checkpoint {path} does not exist{near(path, '*.pth')}") from None
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise

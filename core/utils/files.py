@@ -5,6 +5,7 @@ a crash tore it (:func:`keep_rows`): a crash or a full disk leaves what was ther
 """
 
 import csv
+import difflib
 import errno
 import io
 import json
@@ -122,6 +123,19 @@ def make_folder(path: str | Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key} {path} cannot be written to ({error.strerror}); choose another folder") from None
     return path
+
+
+def near(path: str | Path, pattern: str) -> str:
+    """For the message that a file does not exist: that its folder does not either, or which file may be meant.
+
+    Args:
+        pattern: of the files in question, as `*.yaml`.
+    """
+    path = Path(path)
+    if not os.path.isdir(path.parent):
+        return f" (nor does its folder {path.parent})"
+    found = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob(pattern)], n=1)
+    return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
 def refuse_existing(paths: Iterable[str | Path], remedy: str) -> None:

@@ -295,6 +295,17 @@ def test_another_file_in_a_checkpoints_place_is_told(tmp_path, content, words):
         read_tensors(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("name", ["model_iter00200", "model_iter002000", "modle_iter002000.pth"])
+def test_a_misspelt_checkpoint_is_found_again(tmp_path, name):
+    (tmp_path / "model_iter002000.pth").touch()
+    with pytest.raises(
+        UserError, match=re.escape(f"{name} does not exist; did you mean {tmp_path}/model_iter002000.pth?")
+    ):
+        read_tensors(tmp_path / name)
+    with pytest.raises(UserError, match=r"does not exist \(nor does its folder .*nowhere\)"):
+        read_tensors(tmp_path / "nowhere" / name)
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_file_that_is_cut_off_is_told(tmp_path, legacy, share):
