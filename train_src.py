@@ -1,27 +1,8 @@
-"""Train a source model on labelled images (DeepLabV2, optionally with DSU: Li et al., ICLR 2022).
-
-Checkpoints, tables, log and panels go to OUTPUT_DIR; the same command with `resume auto` goes on with a run.
-"""
+"""Train a source model on labelled images (core/programs/train_source.py): `python train_src.py --help`."""
 
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
 
-from core.programs.frame import config_parser, run_program
-from core.runs.start import run_training
-from core.sourcetraining.trainer import SourceTrainer
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the program; returns its exit code."""
-    parser = config_parser(__doc__, "python train_src.py -cfg configs/camvid_day_src.yaml OUTPUT_DIR results/day/")
-    parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
-
-    def body(args: Namespace) -> None:
-        run_training(lambda config: SourceTrainer, args.config_file, args.options, args.skip_test)
-
-    return run_program(body, parser, argv, resumable=True, parallel=True)
-
+from core.programs.train_source import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

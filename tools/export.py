@@ -231,7 +231,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     parser = config_parser(__doc__, EXAMPLE)
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")

@@ -9,6 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 
 from core.runs.resume import going_on
 from core.utils import distributed, signals
+from core.utils.environment import started_as
 from core.utils.errors import UserError, one_line
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
@@ -21,15 +22,21 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: what the program does.
-        example: a whole command, `python FILE …` or `python -m MODULE …`, which `--help` shows.
+        example: a whole command, `python FILE …` or `python -m MODULE …`, which `--help` shows as the program was
+            started.
+
+    Attributes:
+        program: FILE or MODULE.
     """
 
     def __init__(self, description: str, example: str):
-        first, second, third = example.split()[:3]
+        _, *words = example.split(" ")
+        self.program, *others = words[1:] if words[0] == "-m" else words
+        started = " ".join(started_as(self.program))
         super().__init__(
-            prog=f"{first} -m {third}" if second == "-m" else second,
+            prog=started,
             description=description,
-            epilog=f"example: {example}",
+            epilog=f"example: {started} {' '.join(others)}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -60,8 +67,8 @@ def config_parser(
 
 def run_program(
     body: Callable[[argparse.Namespace], None],
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str],
+    parser: Parser,
+    argv: Sequence[str] | None,
     resumable: bool = False,
     parallel: bool = False,
 ) -> int:
@@ -71,9 +78,12 @@ def run_program(
     signal n (one of signals.SIGNALS) stopped it, with one line that says how to go on.
 
     Args:
+        argv: None: what follows the program's name in the process's own command.
         parallel: torchrun may start several processes of it. Of an error that ends them all, the line is written once.
     """
-    argv = list(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.append("")  # the current folder, where a network of the user's own may lie (MODEL.NAME mine:build)
     take_any_character()
     try:
         with signals.listening() if resumable else nullcontext():
@@ -89,7 +99,7 @@ def run_program(
             except signals.Stopped as stopped:
                 signals.acknowledge()
                 if _tells(stopped):
-                    _say(_last_line(stopped, parser.prog, argv))
+                    _say(_last_line(stopped, started_as(parser.program), argv))
                 return 128 + stopped.number
             except RuntimeError as error:
                 if not distributed.lost_contact(error):
@@ -133,11 +143,11 @@ def _which_process() -> str:
     return f" [process {distributed.rank()} of {count}]" if count > 1 else ""
 
 
-def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
+def _last_line(stopped: signals.Stopped, program: Sequence[str], argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *going_on(argv)))])
+    command = " ".join(_quoted(word) for word in (*program, *going_on(argv)))
     return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
 
 

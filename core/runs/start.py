@@ -17,7 +17,7 @@ from core.runs.resume import continued_config, describe_start, find_start
 from core.runs.states import StateFolder, flat_config
 from core.utils import distributed
 from core.utils.devices import describe_device, describe_precision, device_errors
-from core.utils.environment import describe_environment
+from core.utils.environment import describe_environment, started_as
 from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
@@ -45,7 +45,7 @@ def run_training(
     config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     kind = find_kind(config)
     test = ["--skip-test"] if skip_test else []
-    command = shlex.join(map(str, [*distributed.launcher(), kind.PROGRAM, "-cfg", config_file, *options, *test]))
+    command = shlex.join(map(str, [*started_as(kind.PROGRAM), "-cfg", config_file, *options, *test]))
     with device_errors(config, training=True):
         if continued:
             _continue_run(kind, config, skip_test, command)

@@ -60,11 +60,11 @@ def planned_count() -> int:
 
 
 def launcher() -> tuple[str, ...]:
-    """What starts a program as this one was started: the first words of a command."""
+    """What has Python start a program as this one was started: the first words of a command."""
     if count() == 1:
         return ("python",)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
-    machines = ("--nnodes", str(count() // here), "…") if count() > here else ()
+    machines = ("--nnodes", str(count() // here), "...") if count() > here else ()
     return ("torchrun", "--nproc-per-node", str(here), *machines)
 
 

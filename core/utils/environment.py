@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,72 @@ import torchvision
 from core.utils import distributed
 
 PROJECT = Path(__file__).resolve().parents[2]
+INSTALLED = {  # the programs by the file or module that Python starts, and their names where the package is installed
+    "train_TCR_DTU.py": "dtst-adapt",
+    "train_src.py": "dtst-train-source",
+    "test.py": "dtst-test",
+    "tools.predict": "dtst-predict",
+    "tools.report": "dtst-report",
+    "tools.export": "dtst-export",
+    "tools.toy_domains": "dtst-toy-domains",
+    "tools.gpu_check": "dtst-gpu-check",
+}
 
 
 def available_cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def started_as(program: str) -> tuple[str, ...]:
+    """The words that start this program as it was started: `python train_TCR_DTU.py`, `dtst-adapt`, `torchrun …`.
+
+    Args:
+        program: its file or module, `train_TCR_DTU.py` or `tools.predict`: as which it was started where it cannot be
+            seen, because it was called (in a notebook, or a test).
+    """
+    given, spec = sys.argv[0], getattr(sys.modules["__main__"], "__spec__", None)
+    if _is_installed(given):
+        return _installed(Path(given)) if distributed.count() == 1 else (*distributed.launcher(), given)
+    module = spec.name.removesuffix(".__main__") if spec is not None else ""
+    if module.startswith("core.programs.") or module == program:
+        return *distributed.launcher(), "-m", module
+    known = Path(given).resolve() in (_file(program), _file(program) / "__main__.py")
+    return *distributed.launcher(), *((given,) if known else _by_python(program))
+
+
+def start_of(program: str) -> tuple[str, ...]:
+    """The words that start another program of the project from this folder, by its name where this one was started so.
+
+    Args:
+        program: one of :data:`INSTALLED`.
+    """
+    if _is_installed(sys.argv[0]):
+        return _installed(Path(sys.argv[0]).with_name(INSTALLED[program]))
+    return "python", *(_by_python(program) if Path.cwd() == PROJECT else (str(_file(program)),))
+
+
+def _by_python(program: str) -> tuple[str, ...]:
+    """What Python is given in the project's folder."""
+    return (program,) if program.endswith(".py") else ("-m", program)
+
+
+def _file(program: str) -> Path:
+    """What Python is given in any folder: a file, or a folder with `__main__.py`."""
+    if program.endswith(".py"):
+        return PROJECT / program
+    path = PROJECT.joinpath(*program.split("."))
+    return path if path.is_dir() else path.with_suffix(".py")
+
+
+def _is_installed(path: str) -> bool:
+    return Path(path).name in INSTALLED.values()
+
+
+def _installed(path: Path) -> tuple[str, ...]:
+    """An installed program, by its name where the shell finds it so."""
+    found = shutil.which(path.name)
+    return (path.name if found is not None and os.path.samefile(found, path) else str(path),)
 
 
 def describe_environment(command: str, device: str, precision: str) -> dict:

@@ -442,10 +442,14 @@ def test_a_run_without_any_candidate_to_paste_says_so_once_and_trains(adapted, i
     assert (out / "model_iter000003.pth").exists()
 
 
-@pytest.mark.parametrize("name", ["test", "train_TCR_DTU", "train_src", *TOOLS])
+SCRIPTS = {"test": "evaluate", "train_TCR_DTU": "adapt", "train_src": "train_source"}  # and what of core/programs
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
 def test_help_says_what_a_program_does_with_an_example(name, capsys):
     package = (PROJECT / name.replace(".", "/")).is_dir()
-    program = importlib.import_module(f"{name}.__main__" if package else name)
+    module = f"core.programs.{SCRIPTS[name]}" if name in SCRIPTS else name
+    program = importlib.import_module(f"{name}.__main__" if package else module)
     with suppress(SystemExit):
         program.main(["--help"])
     usage, description, *_, example = capsys.readouterr().out.strip().split("\n\n")

@@ -96,7 +96,7 @@ def _fps(text: str) -> float:
     return fps
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     kinds += f" (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})"

@@ -74,7 +74,7 @@ def _count(words: str) -> int:
     return count
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     parser = Parser(__doc__, "python -m tools.report results/camvid_day2dusk_dtst -o report.html")
     words = "the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT"

@@ -36,7 +36,7 @@ def draw(args: argparse.Namespace) -> None:
     print(f"{total} images with labels: {', '.join(str(args.out / name) for name in counts)}")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     parser = Parser(__doc__.partition("\n")[0], "python -m tools.toy_domains datasets")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder in which toy_source and toy_target are made")

@@ -1,0 +1,27 @@
+"""Train a source model on labelled images (DeepLabV2, optionally with DSU: Li et al., ICLR 2022).
+
+Checkpoints, tables, log and panels go to OUTPUT_DIR; the same command with `resume auto` goes on with a run.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from core.programs.frame import config_parser, run_program
+from core.runs.start import run_training
+from core.sourcetraining.trainer import SourceTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments, by default the process's own; returns its exit code."""
+    parser = config_parser(__doc__, "python train_src.py -cfg configs/camvid_day_src.yaml OUTPUT_DIR results/day/")
+    parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
+
+    def body(args: Namespace) -> None:
+        run_training(lambda config: SourceTrainer, args.config_file, args.options, args.skip_test)
+
+    return run_program(body, parser, argv, resumable=True, parallel=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
