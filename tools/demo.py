@@ -14,12 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.metrics import confusion_matrix, mean_iou_in_label
 from core.programs.frame import Parser, run_program
+from core.utils.environment import from_here
 from core.utils.errors import UserError
 from core.utils.files import replacing
 from tools.runs import Run, claim_folder
@@ -137,6 +141,7 @@ def read_scores(table: Path) -> dict[str, float] | None:
 
 def run_command(words: Sequence[str]) -> None:
     """Print and run `python …`. Raises UserError if it fails."""
+    words = from_here(words)
     print(f"\n$ python {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, *words]).returncode
     if code:

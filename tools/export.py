@@ -22,6 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from core.configs import load_config
 from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy

@@ -19,6 +19,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from core.runs.folder import METRICS
 from tools.tables import last_iteration
 

@@ -10,17 +10,21 @@ from pathlib import Path
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import OBSOLETE_KEYS, Config
+from core.utils.environment import PROJECT
 from core.utils.errors import UserError, one_line, shown
+from core.utils.logging import LOGGER
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """Defaults, overwritten by a yaml file, overwritten by KEY VALUE options; checked, and frozen.
 
+    A file below `configs/` that this folder does not have is the project's own.
+
     Raises:
         UserError: unreadable file, unknown key, value of the wrong type or outside its range.
     """
     config = defaults.clone()
-    config.merge_from_file(str(path))
+    config.merge_from_file(str(_find_file(Path(path))))
     _check_pairs(options)
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
@@ -31,6 +35,15 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise UserError(f"{key} must be {rule.words}, not {value!r}")
     config.freeze()
     return config
+
+
+def _find_file(path: Path) -> Path:
+    own = PROJECT / path
+    if path.parts[:1] != ("configs",) or os.path.lexists(path) or (os.path.isdir("configs") and not own.is_file()):
+        return path
+    if own.is_file():
+        LOGGER.info("config %s: not in this folder, taken from %s", path, own)
+    return own
 
 
 def _check_pairs(words: Sequence[str]) -> None:

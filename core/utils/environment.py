@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,18 @@ def start_of(program: str) -> tuple[str, ...]:
     """
     if _is_installed(sys.argv[0]):
         return _installed(Path(sys.argv[0]).with_name(INSTALLED[program]))
-    return "python", *(_by_python(program) if Path.cwd() == PROJECT else (str(_file(program)),))
+    return "python", *from_here(_by_python(program))
+
+
+def from_here(words: Sequence[str]) -> list[str]:
+    """What Python is given to start a program in the project's folder, made to work from this one.
+
+    Args:
+        words: `FILE …` or `-m MODULE …`; others are left as they are.
+    """
+    program, others = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    path = _file(program)
+    return list(words) if Path.cwd() == PROJECT or not path.exists() else [str(path), *others]
 
 
 def _by_python(program: str) -> tuple[str, ...]:

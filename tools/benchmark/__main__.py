@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from core.configs import load_config
 from core.programs.frame import Parser, run_program
 from core.utils.devices import describe_device

@@ -12,6 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from core.configs import load_config
 from core.configs.loading import split_options
 from core.datasets.catalog import find_taxonomy

@@ -7,10 +7,11 @@ from typing import Any
 
 from core.configs import load_config
 from core.configs.defaults import cfg as defaults
+from core.utils.environment import PROJECT
 from core.utils.errors import UserError, shorten, shown
 from core.utils.yaml_text import read_yaml
 
-FOLDER = Path("configs/shifts")
+FOLDER = PROJECT / "configs/shifts"
 KEYS = ("SOURCE", "ASIDE", "OPTIONS")
 SECTIONS = ("MODEL", "DATASETS", "INPUT")  # what a shift may set; all else is the config's, the same for all shifts
 OWN_OPTIONS = ("SEED", "OUTPUT_DIR", "resume")  # this program sets them itself

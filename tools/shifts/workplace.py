@@ -26,6 +26,7 @@ from core.configs import load_config
 from core.configs.node import Config
 from core.programs.testing import folder_name
 from core.runs.resume import checkpoints_in
+from core.utils.environment import from_here
 from core.utils.errors import UserError, one_line
 from core.utils.files import write_json
 from core.utils.locks import check_unlocked
@@ -261,6 +262,7 @@ def run_command(words: Sequence[str], log: Path, append: bool = False) -> float:
         UserError: it failed; with the last line of its output.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    words = from_here(words)
     command = f"$ python {shlex.join(words)}"
     start = time.monotonic()
     with log.open("ab" if append else "wb") as file:

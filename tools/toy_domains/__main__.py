@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started by its path, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from core.programs.frame import Parser, run_program
 from core.utils.errors import UserError
 from tools.toy_domains.domains import DOMAINS
