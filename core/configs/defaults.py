@@ -47,12 +47,16 @@ option("DATASETS.ROOT", "datasets", free=True)  # the folder that holds the data
 option("DATASETS.SOURCE_TRAIN", "")  # <data set>_<split>; in adaptation only its class names are used
 # balanced: images drawn class-balanced | uniform | auto: balanced for gta5
 option("DATASETS.SOURCE_SAMPLING", "auto", one_of("auto", "balanced", "uniform"))
-option("DATASETS.TARGET_TRAIN", "")  # unlabelled images to adapt to: <data set>_<split>, or folder:PATH
+option("DATASETS.TARGET_TRAIN", "")  # unlabelled images to adapt to: <data set>_<split>, folder:PATH, video:PATH
 option("DATASETS.TEST", "")  # labelled images to evaluate on; empty: no evaluation
 option("DATASETS.TT", "", free=True)  # of the release; means TARGET_TRAIN
 option("DATASETS.II", "", free=True)  # of the release; means TARGET_TRAIN
 option("DATASETS.TARGET_LIST", "", free=True)  # text file of the images to use, which must stay the same; empty: all
 option("DATASETS.CUSTOM", OpenConfig())  # own data sets by name, as datasets/README.md describes them
+
+option("VIDEO.EVERY", 0, at_least(0))  # of `video:PATH` every so manieth frame; 0: such that there are at most 500
+option("VIDEO.MIN_CHANGE", 1.0, at_least(0))  # grey levels, on average, by which a frame differs from the last one kept
+option("VIDEO.FOLDER", "", free=True)  # takes the frames, which later runs use again; empty: DATASETS.ROOT/frames
 
 option("DATALOADER.NUM_WORKERS", 4, at_least(0), free=True)  # processes that prepare samples; 0: in the main process
 option("DATALOADER.CACHE", "", free=True)  # folder for decoded training images, then mapped into memory; empty: none

@@ -18,6 +18,7 @@ from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
+from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
@@ -84,7 +85,8 @@ def find_label_values(config) -> np.ndarray:
 
 def _named(config) -> list[str]:
     """The keys of the data sets that have class names."""
-    return [key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(FOLDER_PREFIX)]
+    unnamed = (FOLDER_PREFIX, VIDEO_PREFIX)
+    return [key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(unnamed)]
 
 
 def _taxonomy_of(config, key: str) -> Taxonomy:
@@ -99,7 +101,7 @@ def _taxonomy_of(config, key: str) -> Taxonomy:
 
 
 def find_images(config, key: str) -> ImageSet:
-    """The images of DATASETS.<key>, found by looking below DATASETS.ROOT (or the PATH of `folder:PATH`).
+    """The images of DATASETS.<key>, found by looking below DATASETS.ROOT (or the PATH of `folder:PATH`, `video:PATH`).
 
     Raises:
         UserError: unknown name, missing folder, no image in it, or something in it that is named like an image but no
@@ -107,11 +109,16 @@ def find_images(config, key: str) -> ImageSet:
     """
     name, where = config.DATASETS[key], f"DATASETS.{key}"
     if not name:
-        unlabelled = "" if key == "SOURCE_TRAIN" else f", or to {FOLDER_PREFIX}PATH for any images"
+        others = f", or to {FOLDER_PREFIX}PATH or {VIDEO_PREFIX}PATH for any images"
+        unlabelled = "" if key == "SOURCE_TRAIN" else others
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
     where = f"{where} {name}"
     if name.startswith(FOLDER_PREFIX):
         images = _find_folder(name, where)
+    elif name.startswith(VIDEO_PREFIX):
+        if key == "SOURCE_TRAIN":
+            raise UserError(f"{where} has no labels; source training needs them")
+        images = find_frames(config, name, where)
     else:
         entry, split = _find_entry(config, key)
         if split not in entry.reader.splits:
@@ -141,7 +148,8 @@ def find_target_images(config) -> ImageSet:
     """
     found = find_images(config, "TARGET_TRAIN")
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
-    images = ImageSet(found.name, found.paths, found.names, left_out=found.left_out, skipped=skipped)
+    told = {"left_out": found.left_out, "note": found.note}
+    images = ImageSet(found.name, found.paths, found.names, **told, skipped=skipped)
     list_file = config.DATASETS.TARGET_LIST
     return _restrict(images, Path(list_file)) if list_file else images
 
@@ -205,7 +213,7 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
     if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
-            f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH"
+            f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH, or {VIDEO_PREFIX}PATH"
         )
     return entries[dataset], split
 

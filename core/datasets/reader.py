@@ -30,6 +30,7 @@ class ImageSet:
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced: source training draws class-balanced by default.
         left_out: names of label files that lay among the images.
+        note: what else the log should say of them.
         skipped: the bad images that a run did without; by default none may be.
     """
 
@@ -42,6 +43,7 @@ class ImageSet:
     skip_mismatched: bool = False
     balanced: bool = False
     left_out: tuple[str, ...] = ()
+    note: str = ""
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:

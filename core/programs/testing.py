@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import find_label_values, find_taxonomy, find_test_images, output_names
+from core.datasets.catalog import FOLDER_PREFIX, find_label_values, find_taxonomy, find_test_images, output_names
 from core.datasets.images import write_palette_png, write_png
+from core.datasets.videos import VIDEO_PREFIX
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import log_dead_channels
@@ -123,5 +124,5 @@ def put_on_device(model: nn.Module, config, device: torch.device) -> None:
 
 
 def folder_name(dataset: str) -> str:
-    """A data set's name as a folder name: `folder:/my/frames` → `frames`."""
-    return Path(dataset.removeprefix("folder:")).name or "images"
+    """A data set's name as a folder name: `folder:/my/frames` → `frames`, `video:/my/drive.mp4` → `drive.mp4`."""
+    return Path(dataset.removeprefix(FOLDER_PREFIX).removeprefix(VIDEO_PREFIX)).name or "images"

@@ -125,7 +125,8 @@ class Training(ABC):
 
     def describe_images(self) -> None:
         """Log the training images."""
-        LOGGER.info("%s images: %d of %s", self.DOMAIN, len(self.images), self.images.name)
+        note = f": {self.images.note}" if self.images.note else ""
+        LOGGER.info("%s images: %d of %s%s", self.DOMAIN, len(self.images), self.images.name, note)
         if self.images.left_out:
             count, names = len(self.images.left_out), shorten(self.images.left_out)
             LOGGER.info("%d label files among these images are left out: %s", count, names)

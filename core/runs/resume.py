@@ -17,7 +17,8 @@ from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
-from core.datasets.catalog import class_names
+from core.datasets.catalog import FOLDER_PREFIX, class_names
+from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
@@ -27,6 +28,7 @@ from core.utils.errors import UserError
 from core.utils.locks import check_unlocked
 
 AUTO = "auto"
+_MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
 
 class Start(NamedTuple):
@@ -91,7 +93,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
     longer = old_end < solver.MAX_ITER and (old_stop < solver.STOP_ITER or old_end < old_stop)
     for key, now in flat_config(config).items():
-        if key == "DATASETS.TARGET_TRAIN" and all(name.startswith("folder:") for name in (now, then[key])):
+        if key == "DATASETS.TARGET_TRAIN" and any(now.startswith(p) and then[key].startswith(p) for p in _MOVABLE):
             continue  # the folder may have moved
         if key == "SOLVER.MAX_ITER" and longer:
             continue

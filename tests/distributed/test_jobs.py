@@ -5,6 +5,8 @@ import signal
 from functools import partial
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -256,3 +258,15 @@ def test_a_stored_batch_that_the_other_process_cannot_load_is_dropped_here(monke
     monkeypatch.setattr(distributed, "gathered", lambda value: [value])
     kept = teacher.state_dict()["buffer"]
     assert [(batch["names"], float(batch["score"])) for batch in kept] == [(["a0"], 0), (["a2"], 2)]
+
+
+def test_of_two_processes_the_main_one_takes_a_videos_frames(finish, config, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "drive.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (128, 64))
+    for level in range(0, 240, 20):
+        writer.write(np.full((64, 128, 3), level, np.uint8))
+    writer.release()
+    target = {"DATASETS.TARGET_TRAIN": f"video:{tmp_path / 'drive.avi'}", "SOLVER.STOP_ITER": 2}
+    job = finish(2, "train_TCR_DTU", "-cfg", config("out", **target))
+    assert job.text.count("is taken to") == 1
+    assert "target images: 12 of video:" in job.text
+    assert (tmp_path / "out/model_iter000002.pth").is_file()

@@ -125,7 +125,7 @@ def test_the_projects_configs_are_found_from_any_folder(tmp_path, monkeypatch, c
     assert adapt(["-cfg", "configs/toy_dtst.yaml"]) == 1
     said = capsys.readouterr()
     assert f"config configs/toy_dtst.yaml: not in this folder, taken from {PROJECT}/configs/toy_dtst.yaml" in said.out
-    assert "datasets/toy_target" in said.err  # of this folder
+    assert "folder datasets does not exist" in said.err  # of this folder
     assert adapt(["-cfg", "configs/toy_dsts.yaml"]) == 1
     assert f"did you mean {PROJECT}/configs/toy_dtst.yaml?" in capsys.readouterr().err
     (tmp_path / "configs").mkdir()

@@ -8,8 +8,8 @@ from pathlib import Path
 from core.datasets.catalog import require_files, require_utf_8
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, walk_files
+from core.datasets.videos import VIDEO_EXTENSIONS
 from core.utils.errors import UserError
-from tools.predict.video import VIDEO_EXTENSIONS
 
 _KNOWN = ", ".join((*EXTENSIONS, *VIDEO_EXTENSIONS))
 

@@ -15,7 +15,6 @@ from core.datasets.loading import collate_full_views, full_view
 from core.utils.errors import UserError
 from tools.predict.movies import load_ffmpeg
 
-VIDEO_EXTENSIONS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
 DEFAULT_FPS = 25.0  # where the header does not tell
 _LOCAL = ["-protocol_whitelist", "file,pipe"]  # a playlist that calls itself .mp4 must not reach into the network
 
