@@ -26,8 +26,8 @@ from core.programs.frame import Parser, run_program
 from core.utils.environment import from_here
 from core.utils.errors import UserError
 from core.utils.files import replacing
+from core.utils.tables import read_table
 from tools.runs import Run, claim_folder
-from tools.tables import read_table
 from tools.toy_domains.drawing import COUNTS
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"

@@ -23,7 +23,7 @@ if not __package__:  # started by its path, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from core.runs.folder import METRICS
-from tools.tables import last_iteration
+from core.utils.tables import last_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 300

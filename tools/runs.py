@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from core.adaptation.choices import with_choices
+from core.adaptation.choices import CHOSEN
 from core.configs import load_config
+from core.configs.choices import with_chosen
 from core.configs.node import Config
 from core.runs.folder import ADAPTED, CONFIG, VERDICT
 from core.utils.devices import autocast, choose_device
@@ -38,7 +39,8 @@ class Run:
     def config(self) -> Config:
         """With what the run has chosen itself (ADAPT.AUTO), once it has begun."""
         config, saved = load_config(self.config_file, self.words), self.folder / CONFIG
-        return with_choices(config, load_config(saved)) if saved.is_file() else config
+        begun = config.ADAPT.AUTO and saved.is_file()
+        return with_chosen(config, load_config(saved), CHOSEN) if begun else config
 
     @property
     def checkpoint(self) -> Path:

@@ -5,19 +5,29 @@ left as it is. The constants were chosen on the shifts for development (docs/ada
 them at once; no choice sees a label or the name of a data set.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from core.adaptation.looks import Looks, reliability
-from core.configs.node import Config
+from core.configs.choices import Choices
+from core.datasets.reader import ImageSet
+from core.datasets.sizes import common_size, view_size
 from core.datasets.taxonomy import Taxonomy
-from core.utils.environment import available_cores
 from core.utils.errors import shorten
 
+PUBLISHED = {  # what the published experiments have in common
+    "MODEL.FREEZE_BN": True,
+    "INPUT.INPUT_SCALES_TRAIN": (0.75, 1.25),
+    "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
+    "INPUT.BRIGHTNESS": 0.5,
+    "INPUT.CONTRAST": 0.5,
+    "INPUT.SATURATION": 0.5,
+    "INPUT.HUE": 0.2,
+}
 CHOSEN = (
+    *PUBLISHED,
+    "TEST.BATCH_SIZE",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.INPUT_SIZE_TEST",
     "INPUT.TARGET_INPUT_SIZE_TRAIN",
     "SOLVER.BATCH_SIZE",
     "SOLVER.STOP_ITER",
@@ -36,9 +46,9 @@ CHOSEN = (
     "ADAPT.NORM_MIX",
     "ADAPT.TEACHER_LOOKS",
 )
-MOST_WORKERS = 4
 CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
+VIEW = 1024 * 512  # pixels of the full view, at most
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
 CHECKPOINTS = 4
 RATE, LEAST_RATE, MOST_RATE = 5.2e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
@@ -48,38 +58,29 @@ ANCHOR = 0.1
 PASTED_RELIABILITY, UNKNOWN_RELIABILITY = 0.9, 0.2  # estimated precision
 
 
-class Choices:
-    """The config of a run as it fills up; `lines` says of every choice why it was made.
+def choose_sizes(choices: Choices, images: ImageSet, known: tuple[int, int] | None) -> None:
+    """What is the same in all published experiments, and the size of the full view.
 
-    Attributes:
-        config: with what was chosen so far.
+    Args:
+        known: the size that the source model saw, where its file says so.
     """
-
-    def __init__(self, config: Config):
-        self.config, self.lines = config, []
-
-    def choose(self, why: str, options: Mapping[str, Any]) -> None:
-        """Take options, by full name, unless they are given."""
-        free = {key: value for key, value in options.items() if not self.config.gives(key)}
-        left = [f"{key} {self.config.find(key)}" for key in options if key not in free]
-        self.config = self.config.changed(free)
-        self.config.freeze()
-        words = [f"{key} {_short(value)}" for key, value in free.items()]
-        if left:
-            words.append(f"as the config gives it: {', '.join(left)}")
-        self.lines.append(f"chosen: {', '.join(words)} ({why})" if free else f"not chosen: {words[0]}")
+    choices.choose("as in the published experiments", PUBLISHED)
+    choices.choose("a full view takes little memory without gradient", {"TEST.BATCH_SIZE": BATCH_SIZE})
+    if known is not None:
+        choices.choose("the size that the source model is used to", {"INPUT.INPUT_SIZE_TEST": known})
+    elif (size := common_size(images)) is not None:
+        why = f"most images have {size[0]}×{size[1]}; the source model's file does not say what it is used to"
+        choices.choose(why, {"INPUT.INPUT_SIZE_TEST": view_size(size, VIEW)})
 
 
 def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
-    """Sizes, length, batches, and what follows from the length: checkpoints, passes, the teacher's pace.
+    """Crop, length, batches, and what follows from the length: checkpoints, passes, the teacher's pace.
 
     Args:
         images: how many the target has.
         parts: by which a batch must divide.
     """
-    cores = available_cores()
-    workers = min(max(cores - 2, 0), MOST_WORKERS)
-    choices.choose(f"of {cores} cores the network has two; they change no result", {"DATALOADER.NUM_WORKERS": workers})
+    choices.choose_workers()
     view = choices.config.INPUT.INPUT_SIZE_TEST
     crop = tuple(min(max(8 * round(n * CROP / 8), 8), n) for n in view)
     choices.choose(f"two thirds of the full view {view[0]}×{view[1]}", {"INPUT.TARGET_INPUT_SIZE_TRAIN": crop})
@@ -143,16 +144,3 @@ def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:
             f"the source model hardly knows {shorten(unknown, len(unknown))} in these images: less than "
             f"{UNKNOWN_RELIABILITY:.0%} of their labels are likely to be right (or there is none)"
         )
-
-
-def with_choices(config: Config, chosen: Config) -> Config:
-    """`config`, with what an earlier run of it has chosen where it gives nothing itself."""
-    if not config.ADAPT.AUTO:
-        return config
-    return config.changed({key: chosen.find(key) for key in CHOSEN if not config.gives(key)})
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)

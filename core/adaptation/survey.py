@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from core.adaptation.choices import Choices, choose_classes, choose_schedule
+from core.adaptation.choices import choose_classes
 from core.adaptation.looks import Looks, look_at
 from core.adaptation.norm_mix import mix_statistics, movable_norms
+from core.configs.choices import Choices
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.taxonomy import Taxonomy
@@ -32,13 +33,11 @@ class Survey:
         source: as the source model sees them.
         start: as the model does from which the run starts.
         shifted: the target is another domain, as far as that can be told.
-        lines: what was chosen, and why.
     """
 
     source: Looks
     start: Looks
     shifted: bool
-    lines: tuple[str, ...]
 
 
 def few_images(images: ImageSet, seed: int) -> ImageSet:
@@ -53,16 +52,14 @@ def looking(predictor: Predictor) -> Predictor:
     return Predictor(config.changed({"TEST.BATCH_SIZE": size}), predictor.device)
 
 
-def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, device, parts: int = 1) -> Survey:
-    """Make all choices; the model's batch norms are moved in place to where the run starts.
+def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, device) -> Survey:
+    """Choose by what the target shows; the model's batch norms are moved in place to where the run starts.
 
     Args:
         model: the source model, on its device.
-        parts: a batch must divide by.
     Raises:
         UserError: an image that cannot be read.
     """
-    choose_schedule(choices, len(images), parts)
     predictor = looking(Predictor(choices.config, device))
     few = few_images(images, choices.config.SEED)
 
@@ -80,7 +77,7 @@ def settle(choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxon
     else:
         start, shifted = _choose_mix(choices, model, source, images, predictor, look)
     choose_classes(choices, taxonomy, start)
-    return Survey(source, start, shifted, tuple(choices.lines))
+    return Survey(source, start, shifted)
 
 
 def mix_norms(model: nn.Module, shares: Sequence[float], images: ImageSet, predictor: Predictor) -> None:

@@ -103,6 +103,7 @@ option("ADAPT.NORM_MIX", (), rules.SHARES)  # target's share in the running stat
 option("ADAPT.TEACHER_LOOKS", (), rules.LOOKS)  # of the teacher, too: mirrored, larger, larger_mirrored
 option("ADAPT.CLASS_WEIGHTS", (), rules.WEIGHTS)  # of every class's pseudo-labels in the loss; empty: all 1
 
+option("SOLVER.AUTO", False)  # source training: the run finds size, batch, rate and length where not given
 option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone; the classifier has ten times that
 option("SOLVER.LR_METHOD", "poly", one_of("poly"))
 option("SOLVER.LR_POWER", 0.9, at_least(0))

@@ -59,6 +59,19 @@ def fitting_size(size: tuple[int, int], aspect: float, multiple: int = 8) -> tup
     return tuple(max(round(n / multiple), 1) * multiple for n in (height * aspect, height))
 
 
+def view_size(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """(width, height) in multiples of the stride, as near to `size` as `most` pixels allow."""
+    scale = min((most / (size[0] * size[1])) ** 0.5, 1)
+    return fitting_size((round(size[0] * scale), round(size[1] * scale)), size[0] / size[1])
+
+
+def common_size(images: ImageSet) -> tuple[int, int] | None:
+    """The (width, height) that most images have; None where no header says a size."""
+    sizes = [image_size(images.paths[index]) for index in _spread(len(images))]
+    known = Counter(filter(None, sizes))
+    return known.most_common(1)[0][0] if known else None
+
+
 def mean_pixels(images: ImageSet) -> float:
     """Mean pixel count of the images; 0 where no header says a size."""
     sizes = [image_size(images.paths[index]) for index in _spread(len(images))]

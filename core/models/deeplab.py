@@ -1,6 +1,8 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a stride-8 ResNet."""
 
+from collections.abc import Mapping
 from functools import reduce
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -38,10 +40,10 @@ class Segmentor(nn.Module):
         still_norms: hold every batch norm in them as it is: its parameters do not learn, its statistics do not move.
 
     Attributes:
-        class_names: of its channels, in their order, for checkpoints; empty where nobody has said.
+        about: what checkpoints say of it beside its weights (core.utils.checkpoints: CLASSES, SIZE).
     """
 
-    class_names: tuple[str, ...] = ()
+    about: Mapping[str, list] = MappingProxyType({})
 
     def __init__(self, feature_extractor: nn.Module, classifier: nn.Module, still_norms: bool = False):
         super().__init__()

@@ -29,10 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     def body(args: Namespace) -> None:
-        if args.check:
-            check(args.config_file, args.options, args.skip_test)
-        else:
-            run_training(trainer_for, args.config_file, args.options, args.skip_test)
+        program = check if args.check else run_training
+        program(trainer_for, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

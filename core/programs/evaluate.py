@@ -13,6 +13,9 @@ from core.programs.frame import config_parser, run_program
 from core.programs.ranking import rank_checkpoints
 from core.programs.selection import select_checkpoint
 from core.programs.testing import evaluate_checkpoints
+from core.runs.farewell import log_report
+from core.runs.resume import run_folder
+from core.utils import distributed
 from core.utils.devices import device_errors
 from core.utils.errors import UserError
 from core.utils.logging import start_logging
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 averaged = args.flip, args.multi_scale
                 evaluate_checkpoints(config, args.saveres, *averaged, args.save_label_ids, args.overwrite)
+        if distributed.is_main():
+            log_report(run_folder(config))
 
     return run_program(body, parser, argv, parallel=True)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import nn
 
 from core.configs import load_config
 from core.configs.loading import default_output_dir
@@ -12,14 +13,16 @@ from core.configs.node import Config
 from core.datasets.sampling import even_subsample
 from core.datasets.sizes import mean_pixels
 from core.datasets.taxonomy import IGNORE
+from core.evaluation.evaluator import Evaluator
 from core.runs.folder import check_folder
+from core.runs.loop import Training
 from core.runs.output import duration
 from core.runs.resume import find_start
 from core.runs.start import check_division, log_run
-from core.selftraining.automatic import trainer_for
 from core.selftraining.candidate_pass import FIRST_PASS_SIDE
 from core.selftraining.samples import Batch, PasteRequest
 from core.selftraining.trainer import Trainer
+from core.sourcetraining.trainer import SourceTrainer
 from core.utils import distributed
 from core.utils.devices import device_errors, to_device
 from core.utils.errors import UserError
@@ -30,30 +33,86 @@ PASTE_TRIES = 20
 STEP_TRIES = 20
 
 
-def check(config_file: str, options: Sequence[str], skip_test: bool = False) -> None:
-    """Load config, data and weights, do one training step and one paste, and log what a run costs.
+def check(
+    find_kind: Callable[[Config], type[Training]], config_file: str, options: Sequence[str], skip_test: bool = False
+) -> None:
+    """Load config, data and weights, do one training step (and one paste), and log what a run costs.
 
     OUTPUT_DIR is neither made nor written to.
+
+    Args:
+        find_kind: config → the kind of run that it asks for.
     """
     start_logging()
     if distributed.count() > 1:
         raise UserError("--check is for one process: start it by python, not by torchrun")
     config = load_config(config_file, options)
-    check_division(config)
+    check_division(config, find_kind(config))
     config, continued, _ = find_start(config, default_output_dir(config_file))
     if continued:
         raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")
     with device_errors(config, training=True):
-        _try_out(config, skip_test)
+        run = find_kind(config).load(config, skip_test)
+        check_folder(config.OUTPUT_DIR)
+        log_run(run, skip_test)
+        if isinstance(run, SourceTrainer):
+            _try_source(run)
+        else:
+            _try_adaptation(run)
 
 
-def _try_out(config: Config, skip_test: bool) -> None:
-    run = trainer_for(config).load(config, skip_test)
-    check_folder(config.OUTPUT_DIR)
-    log_run(run, skip_test)
+def _try_source(run: SourceTrainer) -> None:
+    config, stop = run.config, run.config.SOLVER.STOP_ITER
+    with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
+        config = config.changed({"OUTPUT_DIR": folder})
+        trainer = SourceTrainer(config, run.model, run.images, run.taxonomy, statistics=run.statistics)
+        batch_seconds, batch = _timed(lambda: next(trainer.batches(range(1), range(stop))))
+        first_seconds, scalars = _timed(lambda: _step(trainer, batch))
+        LOGGER.info("one training step: loss %.4f", scalars["loss"])
+        step_seconds, _ = _timed(lambda: _step(trainer, batch))
+        LOGGER.info(
+            "the first batch took %.1f s, the first step %.1f s, the second %.2f s",
+            batch_seconds,
+            first_seconds,
+            step_seconds,
+        )
+    checkpoints = -(-stop // config.SOLVER.CHECKPOINT_PERIOD)
+    evaluations = images = per_image = 0
+    if run.evaluator is not None:
+        evaluations, images = checkpoints, len(run.evaluator.images)
+        few = even_subsample(images, CHECKED_IMAGES, np.random.default_rng(config.SEED))
+        tests = run.evaluator.images.restricted(few)
+        evaluator = Evaluator(tests, len(run.taxonomy), run.predictor)
+        per_image = _timed(lambda: evaluator.run(run.model))[0] / len(tests)
+    LOGGER.info(
+        "time: %.2f s/iteration × %d, and %d evaluations of %.2f s an image: %s in all, as measured on this machine, "
+        "loading apart",
+        step_seconds,
+        stop,
+        evaluations,
+        per_image,
+        duration(stop * step_seconds + evaluations * images * per_image),
+    )
+    model = _size(run.model)
+    LOGGER.info(
+        "disk: %d checkpoints of %.0f MB, %d saved states of %.0f MB",
+        checkpoints,
+        model / 1e6,
+        config.SOLVER.KEEP_STATES + 1,  # one more while it is written
+        2 * model / 1e6,  # model, momentum
+    )
+
+
+def _size(model: nn.Module) -> int:
+    """Bytes of its weights and statistics."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _try_adaptation(run: Trainer) -> None:
+    config = run.config
     few = even_subsample(len(run.images), CHECKED_IMAGES, np.random.default_rng(config.SEED))
     with tempfile.TemporaryDirectory(prefix="dtst-check-") as folder:
-        config = run.config.changed({"OUTPUT_DIR": folder})
+        config = config.changed({"OUTPUT_DIR": folder})
         trainer = Trainer(config, run.model, run.images.restricted(few), run.taxonomy)
         # what is done once (compiling, trying out cuDNN's algorithms) comes with the first pass and step, and apart
         trainer.generation = trainer.candidate_pass.run(trainer.teacher, iteration=0)
@@ -71,7 +130,7 @@ def _try_out(config: Config, skip_test: bool) -> None:
         _log_cost(run, trainer, step_seconds, score_seconds, pass_seconds / len(trainer.generation))
 
 
-def _step(trainer: Trainer, batch: Batch) -> dict[str, float]:
+def _step(trainer: Training, batch) -> dict[str, float]:
     """The scalars of a step; one whose gradient does not fit fp16, as the first ones' may not, is followed by another.
 
     Raises:
@@ -128,7 +187,7 @@ def _log_cost(run: Trainer, trainer: Trainer, step: float, score: float, per_ima
         duration(fixed + least * stop * score),
         duration(fixed + most * stop * score),
     )
-    model = sum(t.numel() * t.element_size() for t in trainer.teacher.state_dict().values())
+    model = _size(trainer.teacher)
     states = config.SOLVER.KEEP_STATES + 1  # one more while it is written
     candidates = transient = 0.0
     if run.needs_candidates:

@@ -15,7 +15,7 @@ from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import log_dead_channels
 from core.models.build import check_compiler, compile_networks
-from core.runs.resume import find_checkpoints, new_model
+from core.runs.resume import find_checkpoints, new_model, with_known_size
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, prepare_device
@@ -45,6 +45,7 @@ def evaluate_checkpoints(
         UserError: no such checkpoint, missing data, predictions that are there already, …
     """
     checkpoints = distributed.from_main(lambda: find_checkpoints(config))  # a run may be adding to them
+    config = with_known_size(config, checkpoints[0])
     device = prepare_device(config)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)

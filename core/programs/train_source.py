@@ -8,8 +8,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from core.programs.frame import config_parser, run_program
+from core.programs.preflight import check
 from core.runs.start import run_training
-from core.sourcetraining.trainer import SourceTrainer
+from core.sourcetraining.trainer import source_trainer_for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(__doc__, "python train_src.py -cfg configs/camvid_day_src.yaml OUTPUT_DIR results/day/")
     parser.add_argument("--skip-test", action="store_true", help="write checkpoints without evaluating them")
 
+    parser.add_argument(
+        "--check", action="store_true", help="try config, data and one step, say what a run will cost, and stop"
+    )
+
     def body(args: Namespace) -> None:
-        run_training(lambda config: SourceTrainer, args.config_file, args.options, args.skip_test)
+        program = check if args.check else run_training
+        program(source_trainer_for, args.config_file, args.options, args.skip_test)
 
     return run_program(body, parser, argv, resumable=True, parallel=True)
 

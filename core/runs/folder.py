@@ -13,6 +13,8 @@ from core.utils.locks import check_unlocked, locked
 CONFIG, ENVIRONMENT, LOG = "config.yaml", "environment.json", "log.txt"
 IMAGES = "images.txt"  # names of the training images
 METRICS, EVALUATION = "metrics.csv", "evaluation.csv"  # every 20 iterations; of every checkpoint
+SOURCE_EVALUATION = "evaluation_source.csv"  # one row: the source model, evaluated before the first iteration
+ADAPTED_EVALUATION = "evaluation_adapted.csv"  # one row: the model that an automatic run hands over
 HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the teacher's decisions; every pass
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders
 SHOWN = {TENSORBOARD: "events.out.tfevents.*", PANELS: "iter*.png"}  # the files in them
@@ -36,7 +38,7 @@ def claimed_folder(path: str | Path, config_text: str, restart: bool = False) ->
         check_folder(path, restart, ours=True)  # another start may have come between
         remove_leftovers(folder)
         if restart:
-            for table in (METRICS, EVALUATION, HISTORY, CANDIDATES):
+            for table in (METRICS, EVALUATION, SOURCE_EVALUATION, ADAPTED_EVALUATION, HISTORY, CANDIDATES):
                 (folder / table).unlink(missing_ok=True)
             _remove_shown(folder)
         write_text(folder / CONFIG, config_text)

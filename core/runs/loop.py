@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from core.configs.choices import Choices
 from core.configs.node import Config
 from core.datasets.catalog import find_taxonomy, find_test_images
 from core.datasets.loading import Loader
@@ -56,6 +57,7 @@ class Training(ABC):
     PROGRAM: ClassVar[str]  # its name, as states know it
     DOMAIN: ClassVar[str]  # of its images
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
+    CHOSEN: ClassVar[tuple[str, ...]] = ()  # options that a run finds for itself where they are not given
     samples: TrainingSamples
 
     def __init__(
@@ -73,6 +75,7 @@ class Training(ABC):
         self.micro_batch = config.SOLVER.BATCH_SIZE // (distributed.count() * self.accumulate)  # images
         self.iteration = 0  # completed
         self.stop = config.SOLVER.STOP_ITER  # or earlier, where a run ends itself
+        self.choices = Choices(config)  # what the run has found for itself
         self.survey = None  # what `settle` saw
         self.stretch = range(0)  # the iterations whose images were drawn at once
         self.bad_steps = 0  # skipped so far
@@ -87,14 +90,16 @@ class Training(ABC):
         Raises:
             UserError: for whatever is missing or does not fit together.
         """
-        if not config.ADAPT.AUTO:  # which is yet to choose its length
-            check_length(config.SOLVER)
         device = prepare_device(config)
         if config.MODEL.COMPILE:
             check_compiler(device)
         taxonomy = find_taxonomy(config)
         images = cls.find_images(config, taxonomy)
-        evaluator = None
+        choices = Choices(config)
+        if weights:
+            cls.choose(choices, images)
+        config, evaluator = choices.config, None
+        check_length(config.SOLVER)
         if config.DATASETS.TEST and not skip_test:
             tests = find_test_images(config)
             if tests.label_path is None:
@@ -103,20 +108,24 @@ class Training(ABC):
                 )
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device))
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
-        survey = None
-        if weights:
-            config, survey = cls.settle(config, model, images, taxonomy)
+        survey = cls.settle(choices, model, images, taxonomy) if weights else None
+        config = choices.config
         check_whole_batches(model, config)
         if not config.MODEL.FREEZE_BN:
             model = distributed.synchronised_norms(model, device)
         training = cls(config, model, images, taxonomy, evaluator)
-        training.survey = survey
+        training.choices, training.survey = choices, survey
         return training
 
     @classmethod
-    def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Any]:
-        """What a new run finds for itself: (its whole config, what it saw), the model moved to where it starts."""
-        return config, None
+    def choose(cls, choices: Choices, images: ImageSet) -> None:
+        """What a new run finds for itself before its network is made."""
+        return
+
+    @classmethod
+    def settle(cls, choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> Any:
+        """What it finds by its network, which is moved to where the run starts; returns what it saw."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -174,8 +183,15 @@ class Training(ABC):
                 raise
 
     def _run(self) -> None:
+        self.begin()
         self.conclude()
         self.output.start_clock(self.iteration)
+        with self.output.heard():
+            self._train()
+        self.finish()
+        self.say_farewell()
+
+    def _train(self) -> None:
         while self.iteration < self.stop:
             if self.iteration not in self.stretch:
                 self.stretch = range(self.iteration, self.stretch_end(self.stop))
@@ -189,7 +205,13 @@ class Training(ABC):
                 self.conclude()
                 if self.iteration >= self.stop:
                     break
-        self.finish()
+
+    def begin(self) -> None:  # noqa: B027
+        """What comes before the first iteration; again where a run goes on."""
+
+    @abstractmethod
+    def say_farewell(self) -> None:
+        """Log, last of all, how it went, and what to do next."""
 
     def finish(self) -> None:  # noqa: B027
         """What follows the last iteration and its checkpoint; again where a run that was complete goes on."""

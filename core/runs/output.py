@@ -1,5 +1,6 @@
 """What a training run writes: log lines, tables, checkpoints, states and evaluations. Shared by all trainers."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,15 +15,16 @@ from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.runs.folder import ADAPTED, EVALUATION, METRICS, VERDICT, cut_back
+from core.runs.folder import ADAPTED, EVALUATION, METRICS, SOURCE_EVALUATION, VERDICT, cut_back
 from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
-from core.utils import checkpoints, distributed
+from core.utils import checkpoints, distributed, signals
 from core.utils.devices import peak_memory
 from core.utils.files import Table, write_json
 from core.utils.logging import LOGGER
 
 LOG_PERIOD = 20  # iterations
+FIRST_LINE, QUIET = 25.0, 600.0  # seconds of training without a line: at its start, and later
 
 
 class RunOutput:
@@ -52,6 +54,7 @@ class RunOutput:
         self._sums: dict[str, torch.Tensor] = {}
         self._count, self._told_end = 0, False
         self._saved: tuple[int, str | None] | None = None  # iteration and generation of the last state
+        self._waiting: threading.Timer | None = None  # says so where the first iteration takes long
         self.start_clock()
 
     def append(self, table: str, row: dict) -> None:
@@ -64,9 +67,22 @@ class RunOutput:
 
     def start_clock(self, iteration: int = 0) -> None:
         """Training begins now (after a first pass over the data, say), with so many iterations completed."""
-        self._started = self._stretch_started = time.monotonic()
+        self._started = self._stretch_started = self._spoke = time.monotonic()
         self._first, self._timed = iteration, 0
         self._aside = 0.0  # seconds of the current stretch that were no training
+        self._patience = FIRST_LINE
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Context of the training: says so where its first iteration takes long."""
+        line = "the first iteration (start of the loader's workers, first batch, step) takes longer than %.0f s"
+        self._waiting = threading.Timer(FIRST_LINE, LOGGER.info, (line, FIRST_LINE))
+        self._waiting.daemon = True
+        self._waiting.start()
+        try:
+            yield
+        finally:
+            self._waiting.cancel()
 
     def completed(
         self,
@@ -86,11 +102,31 @@ class RunOutput:
             self._sums[name] = self._sums.get(name, 0) + value
         self._count += bool(scalars)
         self._timed += 1
+        if self._waiting is not None:
+            self._waiting.cancel()
         if iteration % LOG_PERIOD == 0 or iteration == self._stop:
             if self._count:
                 self._log_means(iteration, learning_rate, per_class())
             self._sums, self._count, self._timed, self._aside = {}, 0, 0, 0.0
             self._stretch_started = time.monotonic()
+        elif self._quiet_for_long():
+            self._log_progress(iteration)
+
+    def _quiet_for_long(self) -> bool:
+        """Whether the log would have been silent for too long after one iteration more."""
+        now = time.monotonic()
+        step = (now - self._stretch_started - self._aside) / self._timed
+        return now - self._spoke + step > self._patience
+
+    def _log_progress(self, iteration: int) -> None:
+        now = time.monotonic()
+        step = (now - self._stretch_started - self._aside) / self._timed
+        left = duration(self._seconds_left(iteration))
+        LOGGER.info("iteration %d/%d  %.2f s/iteration  %s left", iteration, self._stop, step, left)
+        self._spoke, self._patience = now, QUIET
+
+    def _seconds_left(self, iteration: int) -> float:
+        return (time.monotonic() - self._started) / (iteration - self._first) * (self._stop - iteration)
 
     def _log_means(self, iteration: int, learning_rate: float, per_class: dict[str, torch.Tensor]) -> None:
         names, sums = list(self._sums), torch.stack(list(self._sums.values()))
@@ -99,7 +135,8 @@ class RunOutput:
         now = time.monotonic()
         memory = peak_memory(self._device) / 1e9
         seconds = (now - self._stretch_started - self._aside) / self._timed
-        left = (now - self._started) / (iteration - self._first) * (self._stop - iteration)
+        left = self._seconds_left(iteration)
+        self._spoke, self._patience = now, QUIET
         LOGGER.info(
             "iteration %d/%d  %s  lr %.3g  %.2f s/iteration  %s left  memory %.1f GB",
             iteration,
@@ -146,6 +183,25 @@ class RunOutput:
         self.append(EVALUATION, {"iteration": iteration, **row})
         self.evaluated.add(iteration)
         self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
+
+    def evaluate_once(self, table: str, model: str, evaluate: Callable[[], Scores]) -> None:
+        """Evaluate a model that is no checkpoint of the run's iterations, unless its table is there already.
+
+        Args:
+            table: SOURCE_EVALUATION or ADAPTED_EVALUATION.
+            model: what it is, for the table and the log.
+        """
+        if distributed.from_main(lambda: (self.folder / table).is_file()):
+            return
+        LOGGER.info("evaluating %s", model)
+        scores = evaluate()
+        with signals.deferred():
+            for line in report_lines(scores, self._taxonomy):
+                LOGGER.info(line)
+            row = table_row(scores, self._taxonomy)
+            self.append(table, {"checkpoint": model, **row})
+            if table == SOURCE_EVALUATION:
+                self.monitor.scalars(0, {_evaluation_tag(column): float(value) for column, value in row.items()})
 
     def save_state(self, state: dict) -> Path:
         """Write a run's state, unless the last one written is that of the same moment; returns its file."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from core.adaptation.choices import with_choices
+from core.configs.choices import with_chosen
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
@@ -23,9 +23,10 @@ from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
-from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
+from core.utils.checkpoints import CLASSES, SIZE, load_checkpoint, load_imagenet_weights, read_about
 from core.utils.errors import UserError
 from core.utils.locks import check_unlocked
+from core.utils.logging import LOGGER
 
 AUTO = "auto"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
@@ -77,11 +78,13 @@ def find_start(config: Config, default_output: str) -> Start:
     return Start(config.changed({"OUTPUT_DIR": given}), continued=True)
 
 
-def continued_config(state: dict, config: Config, program: str) -> Config:
+def continued_config(state: dict, config: Config, program: str, chosen: Sequence[str] = ()) -> Config:
     """The config of a continued run: the one given, with the `resume` that the run began with.
 
     A larger SOLVER.STOP_ITER may come with a larger MAX_ITER.
 
+    Args:
+        chosen: options that are as the run has found them, where they are not given.
     Raises:
         UserError: the state is another program's, an option differs that would make it another run, or the rate would
             reach 0 before the end.
@@ -89,7 +92,7 @@ def continued_config(state: dict, config: Config, program: str) -> Config:
     if state["program"] != program:
         raise UserError(f"the state is one of {state['program']}, not of {program}")
     then = flat_config(defaults) | state["config"]
-    config = with_choices(config, defaults.changed(then))
+    config = with_chosen(config, defaults.changed(then), chosen)
     solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
     longer = old_end < solver.MAX_ITER and (old_stop < solver.STOP_ITER or old_end < old_stop)
     for key, now in flat_config(config).items():
@@ -128,14 +131,19 @@ def source_checkpoint(config: Config) -> Path | None:
     return Path(config.resume) if config.resume else None
 
 
+def run_folder(config: Config) -> Path:
+    """The folder that `resume` names, or that holds the checkpoint that it names."""
+    given = Path(config.resume)
+    return given if given.is_dir() else given.parent
+
+
 def find_run_source(config: Config) -> Path:
     """The file of the source model of the run whose folder, or a checkpoint in it, `resume` names.
 
     Raises:
         UserError: the folder has no config, its run began without a source model, or the file is not there any more.
     """
-    given = Path(config.resume)
-    written = (given if given.is_dir() else given.parent) / CONFIG
+    written = run_folder(config) / CONFIG
     source = source_checkpoint(load_config(written))
     if source is None:
         raise UserError(f"the run of {written} began without a source model")
@@ -145,10 +153,31 @@ def find_run_source(config: Config) -> Path:
 
 
 def new_model(config: Config) -> Segmentor:
-    """The model of a config, with random weights and the names of its classes, which checkpoints are held against."""
+    """The model of a config, with random weights, and what its checkpoints will say of it."""
     model = build_model(config)
-    model.class_names = class_names(config)
+    model.about = {CLASSES: list(class_names(config)), SIZE: list(config.INPUT.INPUT_SIZE_TEST)}
     return model
+
+
+def known_size(config: Config) -> tuple[int, int] | None:
+    """The (width, height) that the model of `resume` is used to; None where its file does not say. Raises UserError."""
+    source = source_checkpoint(config)
+    size = None if source is None else read_about(source).get(SIZE)
+    right = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and 1 <= n < 2**20 for n in size)
+    return tuple(size) if right else None
+
+
+def with_known_size(config: Config, checkpoint: Path) -> Config:
+    """`config` with the size that a checkpoint's model is used to, where INPUT.INPUT_SIZE_TEST is not given."""
+    key = "INPUT.INPUT_SIZE_TEST"
+    size = None if config.gives(key) else known_size(config.changed({"resume": str(checkpoint)}))
+    if size is None:
+        return config
+    if size != config.find(key):
+        LOGGER.info("%s is not given: %d×%d, as %s is used to", key, *size, checkpoint)
+    config = config.changed({key: size})
+    config.freeze()
+    return config
 
 
 def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:

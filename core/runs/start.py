@@ -41,9 +41,9 @@ def run_training(
     """
     start_logging()
     config = load_config(config_file, options)
-    check_division(config)
-    config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     kind = find_kind(config)
+    check_division(config, kind)
+    config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     test = ["--skip-test"] if skip_test else []
     command = shlex.join(map(str, [*started_as(kind.PROGRAM), "-cfg", config_file, *options, *test]))
     with device_errors(config, training=True):
@@ -69,7 +69,7 @@ def _continue_run(kind: type[Training], config: Config, skip_test: bool, command
     folder = Path(config.OUTPUT_DIR)
     with _by_main(locked(folder, "OUTPUT_DIR")):
         path, state = StateFolder(folder).newest()
-        config = continued_config(state, config, kind.PROGRAM)
+        config = continued_config(state, config, kind.PROGRAM, kind.CHOSEN)
         trainer = kind.load(config, skip_test, weights=False)
         _announce(trainer, f"going on in {folder} from {path}", skip_test, command)
         if (before := state["config"]["SOLVER.MAX_ITER"]) != config.SOLVER.MAX_ITER:
@@ -109,10 +109,10 @@ def write_names(trainer: Training) -> None:
     write_text(trainer.output.folder / IMAGES, "".join(f"{name}\n" for name in trainer.images.names))
 
 
-def check_division(config: Config) -> None:
+def check_division(config: Config, kind: type[Training]) -> None:
     """Raise UserError unless every process's every part of a batch gets the same number of images."""
     solver, processes = config.SOLVER, distributed.count()
-    if config.ADAPT.AUTO and not config.gives("SOLVER.BATCH_SIZE"):
+    if "SOLVER.BATCH_SIZE" in kind.CHOSEN and not config.gives("SOLVER.BATCH_SIZE"):
         return  # it is yet to be chosen, and so that it does
     if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
         several = f"{processes} processes × " if processes > 1 else ""
@@ -157,4 +157,6 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     number = solver.STOP_ITER // vis.PERIOD if vis.PERIOD else 0
     panels = f"{number} below {PANELS}/, every {vis.PERIOD}" if vis.PERIOD else "off (VIS.PERIOD 0)"
     LOGGER.info("TensorBoard: %s; panels: %s", board, panels)
+    for line in trainer.choices.lines:
+        LOGGER.info(line)
     trainer.describe()

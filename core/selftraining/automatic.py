@@ -2,21 +2,23 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
 
-from core.adaptation.choices import Choices, choose_rate
+from core.adaptation.choices import CHOSEN, choose_rate, choose_schedule, choose_sizes
 from core.adaptation.guard import STRONGER, WEAKEST, Watch, conclude
 from core.adaptation.looks import Looks, look_at
 from core.adaptation.survey import Survey, few_images, looking, settle
+from core.configs.choices import Choices
 from core.configs.node import Config
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import uniform_order
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
-from core.runs.resume import check_length, load_model
+from core.runs.folder import ADAPTED, ADAPTED_EVALUATION
+from core.runs.resume import known_size, load_model
 from core.selftraining.samples import Batch, RequestStream
 from core.selftraining.trainer import Trainer
 from core.utils import distributed, signals
@@ -34,6 +36,8 @@ class AutomaticTrainer(Trainer):
         survey: what was seen before the first iteration; None in a process that goes on with a run.
     """
 
+    CHOSEN: ClassVar[tuple[str, ...]] = CHOSEN
+
     def __init__(
         self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
     ):
@@ -41,12 +45,13 @@ class AutomaticTrainer(Trainer):
         self.watch = Watch(taxonomy.names)
 
     @classmethod
-    def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Survey]:
-        choices = Choices(config)
-        parts = distributed.count() * config.SOLVER.ACCUMULATE
-        survey = settle(choices, model, images, taxonomy, next(model.parameters()).device, parts)
-        check_length(choices.config.SOLVER)  # where MAX_ITER is given
-        return choices.config, survey
+    def choose(cls, choices: Choices, images: ImageSet) -> None:
+        choose_sizes(choices, images, known_size(choices.config))
+        choose_schedule(choices, len(images), distributed.count() * choices.config.SOLVER.ACCUMULATE)
+
+    @classmethod
+    def settle(cls, choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> Survey:
+        return settle(choices, model, images, taxonomy, next(model.parameters()).device)
 
     @classmethod
     def load(cls, config: Config, skip_test: bool, weights: bool = True) -> "AutomaticTrainer":
@@ -63,9 +68,8 @@ class AutomaticTrainer(Trainer):
         stream = RequestStream(None, self.schedule, range(PROBES), size, order, 0, distributed.share(size))
         speeds = [self._speed(self.samples.collate([self.samples[one] for one in requests])) for requests in stream]
         self.running_conf = running_conf
-        choices = Choices(self.config)
-        choose_rate(choices, float(np.median(speeds)))
-        self.config, self.survey = choices.config, replace(self.survey, lines=(*self.survey.lines, *choices.lines))
+        choose_rate(self.choices, float(np.median(speeds)))
+        self.config = self.choices.config
         self.solver.options = self.config.SOLVER
 
     def _speed(self, batch: Batch) -> float:
@@ -76,11 +80,6 @@ class AutomaticTrainer(Trainer):
         self.student.eval()  # no statistics move
         self.backward(parts, targets, negatives)
         return self.solver.speed()
-
-    def describe(self) -> None:
-        for line in self.survey.lines if self.survey else ():
-            LOGGER.info(line)
-        super().describe()
 
     def update_candidates(self) -> None:
         super().update_candidates()
@@ -112,6 +111,8 @@ class AutomaticTrainer(Trainer):
             verdict = conclude(self.taxonomy.names, source, start, result, self.start, last, look, self.watch.shifted)
             with signals.deferred():
                 self.output.save_verdict(result, self.iteration, verdict)
+            if self.evaluator is not None:
+                self.output.evaluate_once(ADAPTED_EVALUATION, ADAPTED, lambda: self.evaluator.run(result))
 
     def _look_again(self, look: Callable[[nn.Module], Looks]) -> tuple[Looks, Looks]:
         """Looks of the source model, and of the one that the run started as, where they were seen by another process.

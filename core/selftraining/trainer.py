@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from core.adaptation.survey import mix_norms
+from core.configs.choices import Choices
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images
 from core.datasets.loading import PREFETCH_FACTOR
@@ -18,13 +19,15 @@ from core.datasets.sampling import even_subsample, uniform_order
 from core.datasets.sizes import warn_of_sizes
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
+from core.evaluation.metrics import Scores
 from core.evaluation.predictor import Predictor
 from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
-from core.runs.folder import CANDIDATES
+from core.runs.farewell import say_adapted
+from core.runs.folder import CANDIDATES, SOURCE_EVALUATION
 from core.runs.loop import Training
 from core.runs.panels import adaptation_tiles
-from core.runs.resume import source_checkpoint
+from core.runs.resume import load_model, source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
@@ -90,11 +93,26 @@ class Trainer(Training):
         return find_target_images(config)
 
     @classmethod
-    def settle(cls, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> tuple[Config, Any]:
+    def settle(cls, choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> Any:
         """Batch norm, where the config gives how to mix it; further choices are :class:`AutomaticTrainer`'s."""
+        config = choices.config
         if config.ADAPT.NORM_MIX:
             mix_norms(model, config.ADAPT.NORM_MIX, images, Predictor(config, next(model.parameters()).device))
-        return config, None
+
+    def begin(self) -> None:
+        """Evaluate the source model, where there are labels to do it by."""
+        source = source_checkpoint(self.config)
+        if self.evaluator is None or source is None:
+            return
+        with self.output.aside():
+            self.output.evaluate_once(SOURCE_EVALUATION, f"the source model {source}", self._evaluate_source)
+
+    def _evaluate_source(self) -> Scores:
+        return self.evaluator.run(load_model(self.config, self.device).requires_grad_(False))
+
+    def say_farewell(self) -> None:
+        if distributed.is_main():
+            say_adapted(self.config)
 
     def describe(self) -> None:
         config = self.config

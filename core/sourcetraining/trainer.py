@@ -1,9 +1,12 @@
 """Supervised training on a labelled source domain (the source models of DT-ST and FADA)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.configs.choices import Choices
 from core.configs.node import Config
 from core.datasets.catalog import find_source_images
 from core.datasets.reader import ImageSet
@@ -13,9 +16,11 @@ from core.evaluation.evaluator import Evaluator
 from core.models.build import compile_networks
 from core.models.deeplab import resize_logits
 from core.models.dsu import DSU
+from core.runs.farewell import say_trained
 from core.runs.loop import Training
 from core.runs.panels import source_tiles
 from core.runs.resume import source_checkpoint
+from core.sourcetraining.choices import CHOSEN, choose_all
 from core.sourcetraining.samples import SourceBatch, SourceSamples, source_order
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
 from core.utils import distributed
@@ -57,15 +62,14 @@ class SourceTrainer(Training):
         if config.SOLVER.CLASS_WEIGHTS:
             weights = torch.from_numpy(statistics.class_weights()).float()
             self.class_weights = weights.to(self.device)
-        self._presence = statistics.presence
+        self.statistics = statistics
 
     @classmethod
     def find_images(cls, config: Config, taxonomy: Taxonomy) -> ImageSet:
         model = config.MODEL
         if model.UNCERTAINTY > 0 and not model.POS:
             raise UserError("MODEL.UNCERTAINTY (DSU) acts nowhere without MODEL.POS: set that, as to [0,1,2,3,4,5]")
-        own_network = ":" in model.NAME  # which may load weights of its own
-        if model.FREEZE_BN and not (source_checkpoint(config) or model.WEIGHTS or own_network):
+        if model.FREEZE_BN and starts_random(config):
             raise UserError(
                 "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
                 "or give `resume` or MODEL.WEIGHTS"
@@ -83,6 +87,10 @@ class SourceTrainer(Training):
             LOGGER.info("DSU with probability %g at the positions %s", options.UNCERTAINTY, tuple(options.POS))
             if self.config.SOLVER.BATCH_SIZE < 2:
                 LOGGER.info("a batch of one has no variance over the batch: DSU never acts with SOLVER.BATCH_SIZE 1")
+
+    def say_farewell(self) -> None:
+        if distributed.is_main():
+            say_trained(self.config)
 
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""
@@ -117,7 +125,7 @@ class SourceTrainer(Training):
     def requests(self, iterations: range, stretch: range) -> Stream:
         size, seed = self.config.SOLVER.BATCH_SIZE, self.config.SEED
         block = balanced_block(self.config, self.images)
-        order = source_order(self._presence, len(stretch) * size, block, seed, stretch.start)
+        order = source_order(self.statistics.presence, len(stretch) * size, block, seed, stretch.start)
         return Stream(iterations, size, order, stretch.start, distributed.share(size))
 
     def state_dict(self) -> dict:
@@ -126,6 +134,27 @@ class SourceTrainer(Training):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.model.load_state_dict(state["model"])
+
+
+class AutomaticSourceTrainer(SourceTrainer):
+    """With `SOLVER.AUTO`: the run finds its settings itself."""
+
+    CHOSEN: ClassVar[tuple[str, ...]] = CHOSEN
+
+    @classmethod
+    def choose(cls, choices: Choices, images: ImageSet) -> None:
+        parts = distributed.count() * choices.config.SOLVER.ACCUMULATE
+        choose_all(choices, images, starts_random(choices.config), parts)
+
+
+def source_trainer_for(config: Config) -> type[SourceTrainer]:
+    """Which kind of run a config asks for."""
+    return AutomaticSourceTrainer if config.SOLVER.AUTO else SourceTrainer
+
+
+def starts_random(config: Config) -> bool:
+    """Whether a run's weights are random at first: a network of one's own may load some itself."""
+    return not (source_checkpoint(config) or config.MODEL.WEIGHTS or ":" in config.MODEL.NAME)
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,7 +15,8 @@ from core.utils.files import near, open_regular, replacing
 from core.utils.logging import LOGGER
 
 PARTS = ("feature_extractor", "classifier")
-ABOUT, CLASSES = "about", "classes"  # beside them: what else the weights are, and the names of their classes
+ABOUT = "about"  # beside them: what else the weights are,
+CLASSES, SIZE = "classes", "size"  # the names of their classes, the (width, height) that the network is used to
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
 _LOOKED_AT = 512  # bytes, of what a file may be instead
@@ -124,10 +125,16 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     return iteration if isinstance(iteration, int) else 0
 
 
+def read_about(path: str | Path) -> Mapping:
+    """What a checkpoint says of its weights; empty where it says nothing. Raises UserError as :func:`read_tensors`."""
+    about = read_tensors(path).get(ABOUT)
+    return about if isinstance(about, Mapping) else {}
+
+
 def _compare_classes(model: nn.Module, about: object, path: str | Path) -> None:
     """Raise UserError if a checkpoint names the model's classes in another order; log it if it names others."""
     named = about.get(CLASSES) if isinstance(about, Mapping) else None
-    names = list(getattr(model, "class_names", ()))
+    names = list(getattr(model, "about", {}).get(CLASSES, ()))
     if not isinstance(named, list) or len(named) != len(names):  # if other in number, weights do not fit
         return
     plain = [[re.sub("[-_ ]", "", str(name)).lower() for name in some] for some in (named, names)]
@@ -156,10 +163,10 @@ def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> Non
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
-    """Write the model in the published format, atomically; beside it, under `about`, the names of its classes."""
+    """Write the model in the published format, atomically; beside it, under `about`, what the model says of itself."""
     content = {"iteration": iteration}
-    if getattr(model, "class_names", ()):
-        content[ABOUT] = {CLASSES: list(model.class_names)}
+    if getattr(model, "about", None):
+        content[ABOUT] = model.about
     for part in PARTS:
         state = getattr(model, part).state_dict()
         content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}

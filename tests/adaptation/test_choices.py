@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 
-from core.adaptation.choices import CHOSEN, Choices, choose_classes, choose_schedule, with_choices
+from core.adaptation.choices import CHOSEN, PUBLISHED, choose_classes, choose_schedule, choose_sizes
 from core.adaptation.looks import Looks
 from core.configs import load_config
+from core.configs.choices import Choices, with_chosen
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
+from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import Taxonomy
+
+NO_FILES = ImageSet("none", (), ())
 
 
 def chosen(images, *options, parts=1):
-    choices = Choices(load_config("configs/adapt.yaml", ["INPUT.INPUT_SIZE_TEST", "(480, 360)", *options]))
+    choices = Choices(load_config("configs/adapt.yaml", options))
+    choose_sizes(choices, NO_FILES, (480, 360))
     choose_schedule(choices, images, parts)
     return choices
 
@@ -94,11 +99,11 @@ def test_where_no_candidate_holds_nothing_is_pasted():
 def test_a_run_that_goes_on_keeps_its_choices_and_what_is_given_now():
     first = chosen(62).config
     again = load_config("configs/adapt.yaml", ["INPUT.INPUT_SIZE_TEST", "(480, 360)", "SOLVER.STOP_ITER", "200"])
-    found = with_choices(again, first)
+    found = with_chosen(again, first, CHOSEN)
     assert found.SOLVER.STOP_ITER == 200
     assert found.SOLVER.MAX_ITER == first.SOLVER.MAX_ITER
     plain = load_config("configs/toy_dtst.yaml")
-    assert with_choices(plain, first) is plain
+    assert with_chosen(plain, first, ()) == plain
 
 
 def test_the_published_experiments_choose_nothing():
@@ -107,3 +112,36 @@ def test_the_published_experiments_choose_nothing():
         assert not config.ADAPT.AUTO
         assert (config.ADAPT.NORM_MIX, config.ADAPT.TEACHER_LOOKS, config.ADAPT.CLASS_WEIGHTS) == ((), (), ())
         assert config.DTU.ANCHOR == 0
+
+
+def test_what_the_published_experiments_have_in_common_needs_no_line_of_the_users_yaml():
+    published = load_config("configs/deeplabv2_r101_dtst.yaml")
+    config = chosen(62).config
+    for key in PUBLISHED:
+        assert config.find(key) == published.find(key), key
+
+
+def pictures(write_png, folder, *sizes):
+    """Images of these (width, height)."""
+    paths = [write_png(folder / f"{n}.png", np.zeros((h, w, 3), np.uint8)) for n, (w, h) in enumerate(sizes)]
+    return ImageSet("frames", tuple(paths), tuple(path.name for path in paths))
+
+
+def test_the_size_is_the_source_models_else_that_of_most_images(tmp_path, write_png):
+    images = pictures(write_png, tmp_path, (100, 100), (640, 361), (640, 361))
+
+    def size(known, *options):
+        choices = Choices(load_config("configs/adapt.yaml", options))
+        choose_sizes(choices, images, known)
+        return choices.config.INPUT.INPUT_SIZE_TEST
+
+    assert size((512, 256)) == (512, 256)
+    assert size(None) == (640, 360)
+    assert size((512, 256), "INPUT.INPUT_SIZE_TEST", "(64, 32)") == (64, 32)
+    assert size(None, "INPUT.INPUT_SIZE_TEST", "(64, 32)") == (64, 32)
+
+
+def test_large_images_are_seen_smaller(tmp_path, write_png):
+    choices = Choices(load_config("configs/adapt.yaml"))
+    choose_sizes(choices, pictures(write_png, tmp_path, (4000, 2000)), None)
+    assert choices.config.INPUT.INPUT_SIZE_TEST == (1024, 512)

@@ -439,19 +439,20 @@ def test_resume_needs_no_imagenet_weights(tmp_path):
 
 def test_names_of_classes_travel_with_the_weights_and_are_compared(tmp_path, log_lines):
     first, second = make_model(), make_model()
-    first.class_names = ("road", "car", *map(str, range(17)))
+    names = ["road", "car", *map(str, range(17))]
+    first.about = {"classes": names}
     save_checkpoint(first, tmp_path / "a.pth", 3)
-    assert torch.load(tmp_path / "a.pth", weights_only=True)["about"] == {"classes": list(first.class_names)}
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["about"] == {"classes": names}
     assert load_checkpoint(second, tmp_path / "a.pth") == 3  # it has no names
-    second.class_names = first.class_names
+    second.about = first.about
     assert load_checkpoint(second, tmp_path / "a.pth") == 3
-    second.class_names = ("Road", "CAR", *first.class_names[2:])
+    second.about = {"classes": ["Road", "CAR", *names[2:]]}
     assert load_checkpoint(second, tmp_path / "a.pth") == 3
     assert log_lines == []
-    second.class_names = ("car", "road", *first.class_names[2:])
+    second.about = {"classes": ["car", "road", *names[2:]]}
     with pytest.raises(UserError, match=r"a\.pth has its classes in another order: class 0 is 'road' there, 'car' in"):
         load_checkpoint(second, tmp_path / "a.pth")
-    second.class_names = ("road", "automobile", *first.class_names[2:])  # in other words, perhaps
+    second.about = {"classes": ["road", "automobile", *names[2:]]}  # in other words, perhaps
     assert load_checkpoint(second, tmp_path / "a.pth") == 3
     assert log_lines == [
         f"{tmp_path / 'a.pth'} names its classes otherwise: class 1 is 'car' there, 'automobile' in the config"

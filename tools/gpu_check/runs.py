@@ -12,6 +12,7 @@ import torch
 from core.runs.folder import HISTORY, METRICS
 from core.runs.resume import load_model
 from core.runs.states import StateFolder
+from core.utils.tables import last_iteration
 from tools.gpu_check.workplace import (
     LIMIT,
     TINY,
@@ -25,7 +26,6 @@ from tools.gpu_check.workplace import (
     rows_of,
 )
 from tools.memory import tree_memory
-from tools.tables import last_iteration
 
 CHOOSE = (
     "import sys, torch; from core.utils.devices import choose_device; d = choose_device(sys.argv[1]); "

@@ -24,7 +24,7 @@ from core.datasets.sizes import warn_of_sizes
 from core.evaluation.pictures import Painter
 from core.models import log_dead_channels
 from core.programs.frame import config_parser, run_program
-from core.runs.resume import find_checkpoint, new_model
+from core.runs.resume import find_checkpoint, new_model, with_known_size
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
@@ -51,6 +51,7 @@ def predict(args: argparse.Namespace) -> None:
         raise UserError("nothing to predict: give images, folders, glob patterns or videos; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
     checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
+    config = with_known_size(config, checkpoint)
     images, videos = find_inputs(words, leave_out=[out / kind for kind in KINDS])
     planned = plan_series(images, videos, out, args.container, args.save)
     if len(videos) or any(series.container != "png" for series in planned):

@@ -23,10 +23,10 @@ from core.runs.resume import new_model, numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
+from core.utils.tables import read_table
 from tools.report.figures import Curve, bands, curves, decisions
 from tools.report.run import Run
 from tools.report.views import Observation, Viewer, extremes
-from tools.tables import read_table
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 Shown = tuple[str, list[tuple[str, bytes]]]

@@ -12,7 +12,7 @@ from core.datasets.taxonomy import Taxonomy
 from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS, VERDICT
 from core.runs.resume import checkpoints_in
 from core.utils.errors import UserError
-from tools.tables import read_table
+from core.utils.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from core.adaptation.looks import Looks, kept, look_at, reliability
 from core.adaptation.survey import looking, mix_norms
+from core.configs.choices import Choices
 from core.configs.node import Config
 from core.datasets.catalog import find_target_images, find_taxonomy, find_test_images
 from core.datasets.reader import ImageSet
@@ -115,7 +116,10 @@ def _measure(config: Config, begun: bool, shift: str) -> list[Point]:
     targets, model = find_target_images(config), load_model(config, device)
     points = _points(shift, MODELS[0], model, tests, taxonomy.names, Predictor(config, device))
     if not (begun and config.ADAPT.AUTO):
-        config, _ = trainer_for(config).settle(config, model, targets, taxonomy)
+        choices, kind = Choices(config), trainer_for(config)
+        kind.choose(choices, targets)
+        kind.settle(choices, model, targets, taxonomy)
+        config = choices.config
     elif config.ADAPT.NORM_MIX:  # as the run has chosen it
         mix_norms(model, config.ADAPT.NORM_MIX, targets, looking(Predictor(config, device)))
     return points + _points(shift, MODELS[1], model, tests, taxonomy.names, Predictor(config, device))

@@ -30,10 +30,10 @@ from core.utils.environment import from_here
 from core.utils.errors import UserError, one_line
 from core.utils.files import write_json
 from core.utils.locks import check_unlocked
+from core.utils.tables import read_table
 from tools.runs import Run, claim_folder
 from tools.shifts.declared import OWN_OPTIONS, Shift, Source
 from tools.shifts.table import ADAPTED, Row, Scores, row_of
-from tools.tables import read_table
 
 RULES = (choices, guard, looks, survey)  # modules
 MARK, RECORD = ".shifts.json", "made_from.json"
