@@ -53,14 +53,18 @@ def say_adapted(config: Config) -> None:
         log_next("what it sees", "test.py", *run, "--saveres")
 
 
-def say_trained(config: Config) -> None:
-    """The end of a source training, whose folder is written."""
+def say_trained(config: Config, config_file: str) -> None:
+    """The end of a source training, whose folder is written.
+
+    Args:
+        config_file: as the user gave it.
+    """
     folder = Path(config.OUTPUT_DIR)
     model = folder / f"model_iter{config.SOLVER.STOP_ITER:06d}.pth"
     if _mean_iou(folder / EVALUATION) is None and config.DATASETS.TEST:
         log_next("its scores", "test.py", "-cfg", folder / CONFIG, "resume", model)
     if config.DATASETS.CUSTOM:
-        words = ["-cfg", "YOUR.yaml", "ADAPT.AUTO", "True"]  # the classes stand there
+        words = ["-cfg", config_file, "ADAPT.AUTO", "True"]  # the classes stand there
     else:
         words = ["-cfg", "configs/adapt.yaml", "MODEL.NAME", config.MODEL.NAME]
         words += ["MODEL.NUM_CLASSES", str(config.MODEL.NUM_CLASSES)]

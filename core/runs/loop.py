@@ -59,6 +59,7 @@ class Training(ABC):
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
     CHOSEN: ClassVar[tuple[str, ...]] = ()  # options that a run finds for itself where they are not given
     samples: TrainingSamples
+    config_file = ""  # of the command that has started the run
 
     def __init__(
         self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None

@@ -48,15 +48,18 @@ def run_training(
     command = shlex.join(map(str, [*started_as(kind.PROGRAM), "-cfg", config_file, *options, *test]))
     with device_errors(config, training=True):
         if continued:
-            _continue_run(kind, config, skip_test, command)
+            _continue_run(kind, config, config_file, skip_test, command)
         else:
-            _begin_run(kind, config, skip_test, command, restart)
+            _begin_run(kind, config, config_file, skip_test, command, restart)
 
 
-def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: str, restart: bool) -> None:
+def _begin_run(
+    kind: type[Training], config: Config, config_file: str, skip_test: bool, command: str, restart: bool
+) -> None:
     if distributed.is_main():
         check_folder(config.OUTPUT_DIR, restart)
     trainer = kind.load(config, skip_test)
+    trainer.config_file = config_file
     with _by_main(claimed_folder(config.OUTPUT_DIR, trainer.config.dump(), restart)):
         if distributed.is_main():
             write_names(trainer)
@@ -65,12 +68,13 @@ def _begin_run(kind: type[Training], config: Config, skip_test: bool, command: s
         trainer.run()
 
 
-def _continue_run(kind: type[Training], config: Config, skip_test: bool, command: str) -> None:
+def _continue_run(kind: type[Training], config: Config, config_file: str, skip_test: bool, command: str) -> None:
     folder = Path(config.OUTPUT_DIR)
     with _by_main(locked(folder, "OUTPUT_DIR")):
         path, state = StateFolder(folder).newest()
         config = continued_config(state, config, kind.PROGRAM, kind.CHOSEN)
         trainer = kind.load(config, skip_test, weights=False)
+        trainer.config_file = config_file
         _announce(trainer, f"going on in {folder} from {path}", skip_test, command)
         if (before := state["config"]["SOLVER.MAX_ITER"]) != config.SOLVER.MAX_ITER:
             rates = "the learning rate follows the longer curve from here on"

@@ -139,3 +139,51 @@ def test_a_continued_run_drops_the_panels_of_the_course_given_up(tmp_path):
         "iter000004.png",
         "iterations.png",
     }
+
+
+def clock(monkeypatch):
+    """advance(seconds) of a clock that stands still otherwise."""
+    moment = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: moment[0])
+
+    def advance(seconds):
+        moment[0] += seconds
+
+    return advance
+
+
+@pytest.mark.parametrize(("seconds", "iterations"), [(0.1, [20, 40]), (2.0, [12, 20, 40]), (20.0, [1, 20, 40])])
+def test_the_first_line_of_progress_comes_within_half_a_minute(tmp_path, log_lines, monkeypatch, seconds, iterations):
+    advance, output = clock(monkeypatch), output_in(tmp_path)
+    output.start_clock()
+    for iteration in range(1, 42):
+        advance(seconds)
+        output.completed(iteration, 0.1, {"loss": torch.tensor(1.0)})
+    lines = [line for line in log_lines if line.startswith("iteration ")]
+    assert [int(re.match(r"iteration (\d+)/60", line)[1]) for line in lines] == iterations
+    assert all(f"{seconds:.2f} s/iteration" in line for line in lines)
+    assert iterations[0] * seconds <= 30
+
+
+def test_slow_steps_are_heard_of_every_ten_minutes(tmp_path, log_lines, monkeypatch):
+    advance, output = clock(monkeypatch), output_in(tmp_path)
+    output.start_clock()
+    for iteration in range(1, 21):
+        advance(200)
+        output.completed(iteration, 0.1, {"loss": torch.tensor(1.0)})
+    numbers = [int(line.split("/")[0].split()[1]) for line in log_lines if line.startswith("iteration ")]
+    assert numbers == [1, 4, 7, 10, 13, 16, 19, 20]
+
+
+def test_a_first_step_longer_than_that_is_told_while_it_lasts(tmp_path, log_lines, monkeypatch):
+    monkeypatch.setattr("core.runs.output.FIRST_LINE", 0.05)
+    output = output_in(tmp_path)
+    with output.heard():
+        time.sleep(0.5)
+        assert any(line.startswith("the first iteration ") for line in log_lines)
+        output.completed(1, 0.1, {"loss": torch.tensor(1.0)})
+    log_lines.clear()
+    with output.heard():
+        output.completed(2, 0.1, {"loss": torch.tensor(1.0)})
+        time.sleep(0.2)
+    assert not any(line.startswith("the first iteration ") for line in log_lines)

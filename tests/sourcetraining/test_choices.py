@@ -53,7 +53,7 @@ def test_length_and_rate_follow_from_images_and_weights(chosen):
     random, trained = chosen(400).config.SOLVER, chosen(400, random=False).config.SOLVER
     assert (trained.STOP_ITER, random.STOP_ITER) == (120 * 20, 180 * 20)
     assert (trained.BASE_LR, random.BASE_LR) == (5e-4, 0.02)
-    assert chosen(24_966, random=False).config.SOLVER.STOP_ITER == pytest.approx(20_000, rel=0.1)  # as published
+    assert pytest.approx(20_000, rel=0.1) == chosen(24_966, random=False).config.SOLVER.STOP_ITER  # as published
     assert chosen(10**8).config.SOLVER.STOP_ITER == 60_000
     assert chosen(4).config.SOLVER.STOP_ITER == 900
 
@@ -67,7 +67,9 @@ def test_sizes_follow_from_the_images(chosen):
 
 
 def test_what_is_given_stays_and_the_rest_follows_it(chosen):
-    config = chosen(400, "SOLVER.STOP_ITER", "77", "SOLVER.BASE_LR", "0.001", "INPUT.INPUT_SIZE_TEST", "(320, 180)").config
+    config = chosen(
+        400, "SOLVER.STOP_ITER", "77", "SOLVER.BASE_LR", "0.001", "INPUT.INPUT_SIZE_TEST", "(320, 180)"
+    ).config
     assert (config.SOLVER.STOP_ITER, config.SOLVER.MAX_ITER, config.SOLVER.BASE_LR) == (77, 77, 0.001)
     assert config.INPUT.SOURCE_INPUT_SIZE_TRAIN == (216, 120)
     assert config.INPUT.INPUT_SCALES_TRAIN == (0.35, 0.7)
