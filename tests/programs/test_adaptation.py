@@ -23,6 +23,8 @@ from core.datasets.taxonomy import CITYSCAPES_19
 from core.selftraining import samples as samples_module
 from test import main as evaluate
 from tests.helpers import PROJECT, OpenWatch, events_of, read_checkpoint, rows_of, same_weights, start, without_details
+from tools.predict.__main__ import main as predict
+from tools.report.__main__ import main as report
 from train_TCR_DTU import main as adapt
 
 MAIN = re.compile("^def main", re.MULTILINE)
@@ -85,6 +87,7 @@ def test_a_run_writes_these_files_and_no_others(run):
         "images.txt",
         "dtu_history.csv",
         "evaluation.csv",
+        "evaluation_source.csv",
         "log.txt",
         "metrics.csv",
         "model_iter000004.pth",
@@ -293,6 +296,36 @@ def test_without_evaluation_one_line_says_why(adapted, argv, overrides, reason):
     assert (out / "model_iter000001.pth").exists()
     assert not (out / "evaluation.csv").exists()
     assert not any("mIoU" in line for line in log)
+
+
+def test_the_source_model_is_evaluated_too_and_the_end_compares(run, tmp_path, resnet18):
+    assert evaluate(["-cfg", str(run.config), "resume", resnet18["resume"], "OUTPUT_DIR", str(tmp_path)]) == 0
+    (expected,) = rows_of(tmp_path / "test_cityscapes_val.csv")
+    (row,) = rows_of(run.out / "evaluation_source.csv")
+    assert row.pop("checkpoint") == f"the source model {resnet18['resume']}"
+    del expected["checkpoint"]
+    assert row == expected
+    before, after = float(row["mIoU"]), float(rows_of(run.out / "evaluation.csv")[-1]["mIoU"])
+    lines = run.process.stdout.splitlines()
+    assert any(f" mIoU {before:.2f} → {after:.2f} (" in line and "the source model" in line for line in lines[-4:])
+    assert events_of(run.out / "tensorboard")["evaluation/mIoU"][0] == (0, pytest.approx(before, abs=0.01))
+
+
+def test_the_last_lines_of_a_run_are_commands_that_work(adapted, write_png, draw_scene, capsys):
+    folder = Path(adapted(**QUICK)[0]).parent
+    for number in range(2):
+        write_png(folder / f"my frames/{number}.png", draw_scene(number)[0])
+    overrides = {"DATASETS.TARGET_TRAIN": f"folder:{folder}/my frames", "OUTPUT_DIR": f"{folder}/second run"}
+    out, log = adapted("--skip-test", "DATASETS.TEST", "", **QUICK, **overrides)
+    commands = [shlex.split(line.partition(": ")[2]) for line in log if " next, " in line]
+    assert [words[:3] for words in commands] == [["python", "-m", name] for name in ("tools.report", "tools.predict")]
+    assert report(commands[0][3:]) == 0
+    assert (out / "report.html").is_file()
+    assert predict(commands[1][3:]) == 0
+    assert len(list((out / "pictures").rglob("*.png"))) >= 3  # two images and a legend
+    (evaluation,) = [line for line in adapted("--skip-test", "OUTPUT_DIR", f"{folder}/third")[1] if "test.py" in line]
+    assert evaluate(shlex.split(evaluation.partition(": ")[2])[2:]) == 0
+    assert f"python -m tools.report {folder}/third" in capsys.readouterr().out
 
 
 def test_check_tries_everything_and_leaves_nothing_behind(adapted, tmp_path, resnet18, monkeypatch):

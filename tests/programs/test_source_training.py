@@ -1,5 +1,6 @@
 """Source training for real: tiny runs with everything that they write, what reads it afterwards, and bad input."""
 
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,10 @@ from core.configs import cfg, load_config
 from core.datasets.catalog import find_taxonomy
 from core.models.dsu import DSU
 from core.selftraining.trainer import Trainer
+from core.sourcetraining.choices import CHOSEN
 from test import main as evaluate
 from tests.helpers import PROJECT, SOURCE, contents, read_checkpoint, rows_of, same_weights, start, without_details
+from tests.networks import TINY as TINY_NETWORK
 from train_src import main as train
 from train_TCR_DTU import main as adapt
 
@@ -39,6 +42,72 @@ def trained(root, tmp_path, write_config, capsys):
         return tmp_path / name, captured.out.splitlines()
 
     return run
+
+
+def test_check_tries_a_step_says_what_a_run_costs_and_writes_nothing(trained, tmp_path):
+    out, log = trained(argv=["--check"])
+    assert not out.exists()
+    text = "\n".join(log)
+    for found in (
+        "source images: 6 of gta5_train",
+        "one training step: loss ",
+        "s/iteration × 2",
+        "disk: 1 checkpoints",
+    ):
+        assert found in text, found
+
+
+OWN_CLASSES = """
+MODEL: {{NAME: {network}, NUM_CLASSES: 2, DEVICE: cpu}}
+DATASETS:
+  CUSTOM:
+    hall:
+      classes: [floor, box]
+      splits:
+        train: {{images: {folder}/photos, labels: {folder}/masks}}
+  SOURCE_TRAIN: hall_train
+SOLVER: {{AUTO: True}}
+ADAPT: {{AUTO: True}}
+"""
+
+
+def test_one_yaml_with_classes_of_ones_own_and_nothing_else_serves_training_adaptation_and_evaluation(
+    tmp_path, write_png, capsys
+):
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        mask = (rng.random((6, 8)) < 0.3).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        image = (80 + 100 * mask[..., None] + rng.integers(0, 40, (48, 64, 3))).astype(np.uint8)
+        write_png(tmp_path / f"masks/{number}.png", mask)
+        write_png(tmp_path / f"photos/{number}.png", image)
+        write_png(tmp_path / f"dark/{number}.png", image // 2)
+    own = tmp_path / "own.yaml"
+    own.write_text(OWN_CLASSES.format(folder=tmp_path, network=TINY_NETWORK), encoding="utf-8")
+    short = ["SOLVER.STOP_ITER", "6", "VIS.PERIOD", "0"]
+    assert train(["-cfg", str(own), "OUTPUT_DIR", str(tmp_path / "source"), *short]) == 0
+    log = capsys.readouterr().out.splitlines()
+    saved = load_config(tmp_path / "source/config.yaml")
+    assert (saved.INPUT.INPUT_SIZE_TEST, saved.SOLVER.BATCH_SIZE, saved.SOLVER.BASE_LR) == ((64, 48), 4, 5e-4)
+    given = load_config(own, short)
+    for key in saved.flat_keys():
+        if saved.find(key) != given.find(key) and key != "OUTPUT_DIR":
+            assert key in CHOSEN
+            assert any(f"{key} " in line and "chosen: " in line for line in log), key
+
+    (line,) = [line for line in log if " next, adapt it" in line]
+    words = shlex.split(line.partition(": ")[2])
+    assert words[:4] == ["python", "train_TCR_DTU.py", "-cfg", str(own)]
+    words = [word.replace("YOUR_IMAGES", str(tmp_path / "dark")) for word in words[2:]]
+    assert adapt([*words[:-1], str(tmp_path / "adapted"), "SOLVER.STOP_ITER", "3", "VIS.PERIOD", "0"]) == 0
+    capsys.readouterr()
+    adapted = load_config(tmp_path / "adapted/config.yaml")
+    assert adapted.INPUT.INPUT_SIZE_TEST == (64, 48)  # of the source model's file
+    assert adapted.MODEL.FREEZE_BN
+    assert adapted.INPUT.BRIGHTNESS == 0.5
+
+    options = ["resume", str(tmp_path / "adapted/model_adapted.pth"), "DATASETS.TEST", "hall_train"]
+    assert evaluate(["-cfg", str(own), "OUTPUT_DIR", str(tmp_path), *options]) == 0
+    assert "INPUT.INPUT_SIZE_TEST is not given: 64×48, as " in capsys.readouterr().out
 
 
 # --- one whole run ---------------------------------------------------------------------------------------------------
