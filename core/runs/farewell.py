@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 
 from core.configs.node import Config
+from core.datasets.catalog import FOLDER_PREFIX
+from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
 from core.runs.resume import source_checkpoint
 from core.utils.environment import start_of
@@ -12,7 +14,6 @@ from core.utils.logging import LOGGER
 from core.utils.tables import read_table
 
 ALIKE = 0.05  # points of mIoU: models that differ by less are called the same
-FOLDER = "folder:"
 
 
 def log_next(what: str, program: str, *words: str | Path) -> None:
@@ -46,9 +47,9 @@ def say_adapted(config: Config) -> None:
     run, target = ("-cfg", folder / CONFIG, "resume", model), config.DATASETS.TARGET_TRAIN
     if after is None and config.DATASETS.TEST:
         log_next("its scores", "test.py", *run)
-    elif target.startswith(FOLDER):
-        pictures = folder / "pictures"
-        log_next("what it sees", "tools.predict", *run, target.removeprefix(FOLDER), "-o", pictures)
+    elif target.startswith((FOLDER_PREFIX, VIDEO_PREFIX)):
+        path = target.partition(":")[2]
+        log_next("what it sees", "tools.predict", *run, path, "-o", folder / "pictures")
     elif config.DATASETS.TEST:
         log_next("what it sees", "test.py", *run, "--saveres")
 
@@ -69,7 +70,7 @@ def say_trained(config: Config, config_file: str) -> None:
         words = ["-cfg", "configs/adapt.yaml", "MODEL.NAME", config.MODEL.NAME]
         words += ["MODEL.NUM_CLASSES", str(config.MODEL.NUM_CLASSES)]
         words += ["DATASETS.SOURCE_TRAIN", config.DATASETS.SOURCE_TRAIN]
-    words += ["DATASETS.TARGET_TRAIN", f"{FOLDER}YOUR_IMAGES", "resume", model, "OUTPUT_DIR", "results/adapted"]
+    words += ["DATASETS.TARGET_TRAIN", f"{FOLDER_PREFIX}YOUR_IMAGES", "resume", model, "OUTPUT_DIR", "results/adapted"]
     log_next("adapt it to images of yours", "train_TCR_DTU.py", *words)
 
 
