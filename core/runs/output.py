@@ -11,10 +11,11 @@ from torch import nn
 
 from core.adaptation.guard import Verdict
 from core.datasets.taxonomy import Taxonomy
+from core.evaluation.confusion import write_confusion
 from core.evaluation.evaluator import report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.runs.folder import ADAPTED, EVALUATION, METRICS, VERDICT, cut_back
+from core.runs.folder import ADAPTED, CONFUSION, EVALUATION, METRICS, VERDICT, cut_back
 from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
 from core.utils import checkpoints, distributed
@@ -48,6 +49,7 @@ class RunOutput:
         self.resumed: int | None = None
         self.evaluated: set[int] = set()
         self._taxonomy, self._stop, self._device = taxonomy, solver.STOP_ITER, device
+        self._test_images = config.DATASETS.TEST
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count, self._told_end = 0, False
@@ -139,9 +141,13 @@ class RunOutput:
             write_json(self.folder / VERDICT, asdict(verdict))
 
     def evaluation(self, iteration: int, scores: Scores) -> None:
-        """Log the scores of a checkpoint, and add them to its table and to TensorBoard."""
+        """Log the scores of a checkpoint, write its confusion matrix, and add both to tables and TensorBoard."""
         for line in report_lines(scores, self._taxonomy):
             LOGGER.info(line)
+        if distributed.is_main():
+            title = f"{self._test_images}, iteration {iteration}: mIoU {scores.mean_iou:.2f}"
+            picture = write_confusion(self.folder / CONFUSION, scores.confusion, self._taxonomy.names, title)
+            self.monitor.picture(iteration, "confusion", picture)
         row = table_row(scores, self._taxonomy)
         self.append(EVALUATION, {"iteration": iteration, **row})
         self.evaluated.add(iteration)
