@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core.datasets.images import read_image
-from core.evaluation.confusion import NUMBERED, confusion_picture, confusion_table, shares_of_truth, write_confusion
+from core.evaluation.confusion import NUMBERED, confusion_picture, shares_of_truth, write_confusion
 
 GREY = (237, 237, 237)  # of a row that the truth does not hold
 NAMES = ("road", "car, parked", 'the "rest"')
