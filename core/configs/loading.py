@@ -5,12 +5,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import OBSOLETE_KEYS, Config
-from core.utils.errors import UserError, one_line, shown
+from core.utils.errors import Correctable, UserError, one_line, replaced, shown
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -34,21 +35,27 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 
 def _check_pairs(words: Sequence[str]) -> None:
-    """Raise UserError where words are no KEY VALUE pairs: a value is missing, or has spaces and lacks its quotes."""
+    """Raise Correctable where words are no KEY VALUE pairs: a value is missing, or has spaces and lacks its quotes."""
     place = 0
     while place < len(words):
         key = words[place]
         text = place and isinstance(defaults.find(words[place - 2]), str | tuple)  # in which there may be spaces
         if text and not _is_key(key) and not get_close_matches(key.lower(), map(str.lower, OPTIONS), cutoff=0.74):
             end = next((n for n in range(place, len(words)) if _is_key(words[n])), len(words))
-            whole = shlex.quote(" ".join(words[place - 1 : end]))
-            raise UserError(
-                f"{shown(key)} is no option: a value with spaces wants quotes, as {words[place - 2]} {one_line(whole)}"
+            option, value = words[place - 2], " ".join(words[place - 1 : end])
+            quoted = one_line(shlex.quote(value))
+            raise Correctable(
+                f"{shown(key)} is no option: a value with spaces wants quotes, as {option} {quoted}",
+                partial(replaced, wrong=list(words[place - 2 : end]), right=[option, value]),
             )
         if key in OPTIONS and (place + 1 == len(words) or words[place + 1] in OPTIONS):
             example = defaults.find(key)
-            example = f"{key} {shlex.quote(str(example))}" if example not in ("", ()) else f"{key} VALUE"
-            raise UserError(f"{key} has no value: give one, as {example}")
+            example = str(example) if example not in ("", ()) else "VALUE"
+            wrong = list(words[place : place + 2])
+            raise Correctable(
+                f"{key} has no value: give one, as {key} {shlex.quote(example)}",
+                partial(replaced, wrong=wrong, right=[key, example, *wrong[1:]]),
+            )
         place += 2
 
 

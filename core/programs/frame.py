@@ -9,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 
 from core.runs.resume import going_on
 from core.utils import distributed, signals
-from core.utils.errors import UserError, one_line
+from core.utils.errors import Correctable, UserError, one_line
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
@@ -101,7 +101,7 @@ def run_program(
         return 0
     except UserError as error:
         if distributed.claim_error():
-            _say(f"error: {error}{_which_process()}")
+            _say(f"error: {error}{_which_process()}{_corrected(error, parser.prog, argv)}")
         return 1
     except SystemExit as done:  # --help
         return int(done.code or 0)
@@ -137,8 +137,31 @@ def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *going_on(argv)))])
-    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
+    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {_command(program, going_on(argv))}"
+
+
+def _corrected(error: UserError, program: str, argv: list[str]) -> str:
+    """The command with its words put right, where that is what an error asks for."""
+    if isinstance(error, Correctable):
+        what, meant = "the whole command", error.correct(argv)
+    else:
+        what, meant = "a path with spaces wants quotes", _joined_path(argv)
+    return "" if meant is None else f"; {what}: {_command(program, meant)}"
+
+
+def _joined_path(argv: list[str]) -> list[str] | None:
+    """Arguments with those joined that, by spaces, name a file or folder that the first alone does not; else None."""
+    for start, word in enumerate(argv):
+        for end in range(len(argv), start + 1, -1) if not os.path.lexists(word) else ():
+            if os.path.lexists(path := " ".join(argv[start:end])):
+                return [*argv[:start], path, *argv[end:]]
+    return None
+
+
+def _command(program: str, argv: Sequence[str]) -> str:
+    """A program's command, as a shell takes it."""
+    start = [program] if program.startswith("python ") else [*distributed.launcher(), _quoted(program)]
+    return " ".join([*start, *map(_quoted, argv)])
 
 
 def _quoted(word: str) -> str:

@@ -22,7 +22,7 @@ from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.folder import IMAGES
 from core.runs.output import RunOutput
-from core.runs.resume import check_length, load_model
+from core.runs.resume import check_length, check_source, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
@@ -55,6 +55,7 @@ class Training(ABC):
 
     PROGRAM: ClassVar[str]  # its name, as states know it
     DOMAIN: ClassVar[str]  # of its images
+    NEEDS_SOURCE: ClassVar[bool] = False  # whether a source model is what it is about
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
     samples: TrainingSamples
 
@@ -87,6 +88,8 @@ class Training(ABC):
         Raises:
             UserError: for whatever is missing or does not fit together.
         """
+        if cls.NEEDS_SOURCE and weights:
+            check_source(config)
         if not config.ADAPT.AUTO:  # which is yet to choose its length
             check_length(config.SOLVER)
         device = prepare_device(config)

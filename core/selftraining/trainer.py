@@ -24,7 +24,6 @@ from core.models.deeplab import resize_logits
 from core.runs.folder import CANDIDATES
 from core.runs.loop import Training
 from core.runs.panels import adaptation_tiles
-from core.runs.resume import source_checkpoint
 from core.runs.states import GENERATIONS
 from core.selftraining.candidate_pass import CandidatePass
 from core.selftraining.dynamic_teacher import DynamicTeacher, class_probabilities
@@ -53,7 +52,7 @@ _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bound
 class Trainer(Training):
     """One adaptation run; the model that it is given, of the source domain, becomes the student."""
 
-    PROGRAM, DOMAIN = "train_TCR_DTU.py", "target"
+    PROGRAM, DOMAIN, NEEDS_SOURCE = "train_TCR_DTU.py", "target", True
 
     def __init__(
         self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
@@ -100,8 +99,6 @@ class Trainer(Training):
         config = self.config
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
-        if source_checkpoint(config) is None:
-            LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
         if config.TCR.PASTE and not self.samples.paste_classes:
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
         warn_of_sizes(self.images, config.INPUT)
