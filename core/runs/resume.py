@@ -136,8 +136,8 @@ def check_source(config: Config) -> None:
         return
     weights = " (MODEL.WEIGHTS is the backbone alone)" if config.MODEL.WEIGHTS else ""
     raise Correctable(
-        f"no source model{weights}: give its checkpoint by `resume FILE` (`resume {RANDOM}` starts from random "
-        "weights, which have nothing to teach)",
+        f"no source model{weights}: give its checkpoint by `resume FILE` (`resume {RANDOM}` does without: the run "
+        "then starts from weights that have nothing to teach)",
         _naming_source,
     )
 
