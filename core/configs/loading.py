@@ -51,12 +51,17 @@ def _check_pairs(words: Sequence[str]) -> None:
         if key in OPTIONS and (place + 1 == len(words) or words[place + 1] in OPTIONS):
             example = defaults.find(key)
             example = str(example) if example not in ("", ()) else "VALUE"
-            wrong = list(words[place : place + 2])
             raise Correctable(
                 f"{key} has no value: give one, as {key} {shlex.quote(example)}",
-                partial(replaced, wrong=wrong, right=[key, example, *wrong[1:]]),
+                partial(_given_a_value, wrong=list(words[place : place + 2]), example=example),
             )
         place += 2
+
+
+def _given_a_value(argv: list[str], wrong: list[str], example: str) -> list[str] | None:
+    """Arguments with an example after a key whose value is missing; a flag may stand between the two `wrong` words."""
+    key, *following = wrong
+    return replaced(argv, wrong, [key, example, *following]) or replaced(argv, [key], [key, example])
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -119,6 +119,8 @@ def test_an_option_without_a_value_is_shown_with_one(spaced, write_config, refus
     error, shown = refused(main, "-cfg", config, "SEED", "resume", "a.pth")
     assert error == "SEED has no value: give one, as SEED 1"
     assert shown == ["-cfg", config, "SEED", "1", "resume", "a.pth"]
+    _, shown = refused(main, "SEED", "-cfg", config, "resume", "a.pth")
+    assert shown == ["SEED", "1", "-cfg", config, "resume", "a.pth"]
     _, shown = refused(main, "-cfg", config, "SEED", "2", "DATASETS.ROOT")
     assert shown[-2:] == ["DATASETS.ROOT", "datasets"]
 

@@ -241,13 +241,14 @@ class Report:
 
     def taken_for(self) -> Table:
         """Of every class that the truth holds, the shares that the adapted model takes for each class."""
-        rows = []
-        for number, shares in enumerate(shares_of_truth(self.adapted.scores.confusion)):
-            if np.isfinite(shares[0]):
-                strengths = np.where(np.arange(len(shares)) == number, shares, -2 * shares) / 100
+        scores, rows = self.adapted.scores, []
+        classes = np.flatnonzero(scores.occurs)
+        for number, shares in enumerate(shares_of_truth(scores.confusion)[:, classes]):
+            if scores.confusion[number].any():
+                strengths = np.where(classes == number, shares, -2 * shares) / 100
                 words = [f"{share:.1f}" if share >= 0.05 else "" for share in shares]
                 rows.append((self.names[number], *map(Shaded, words, strengths)))
-        return Table(("truth, %", *self.names), rows)
+        return Table(("truth, %", *(self.names[number] for number in classes)), rows)
 
     def order(self) -> tuple[Table, float | None]:
         """The checkpoints, and by how many points of mIoU the first is behind the best, where labels tell."""
