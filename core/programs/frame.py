@@ -13,6 +13,7 @@ from core.utils.errors import Correctable, UserError, one_line
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
+_PATH_WORDS = 20  # at most, that a path without its quotes is taken to consist of
 _LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
 
 
@@ -152,7 +153,9 @@ def _corrected(error: UserError, program: str, argv: list[str]) -> str:
 def _joined_path(argv: list[str]) -> list[str] | None:
     """Arguments with those joined that, by spaces, name a file or folder that the first alone does not; else None."""
     for start, word in enumerate(argv):
-        for end in range(len(argv), start + 1, -1) if not os.path.lexists(word) else ():
+        if os.path.lexists(word):
+            continue
+        for end in range(min(start + _PATH_WORDS, len(argv)), start + 1, -1):
             if os.path.lexists(path := " ".join(argv[start:end])):
                 return [*argv[:start], path, *argv[end:]]
     return None
