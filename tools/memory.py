@@ -69,6 +69,7 @@ def write_experiment(folder: Path, iterations: int) -> Path:
         Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(folder / f"images/{number}.png")
     tree = {
         "OUTPUT_DIR": str(folder / "out"),
+        "resume": "random",
         "MODEL": {"NAME": "deeplab_resnet18", "NUM_CLASSES": 14, "FREEZE_BN": True, "DEVICE": "cpu"},
         "DATASETS": {"SOURCE_TRAIN": "toy_source_train", "TARGET_TRAIN": f"folder:{folder / 'images'}"},
         "DATALOADER": {"NUM_WORKERS": 2},

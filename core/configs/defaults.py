@@ -31,7 +31,8 @@ def option(key: str, default: Any, rule: Rule | None = None, free: bool = False)
 
 
 option("OUTPUT_DIR", "", free=True)  # where a run writes; empty: results/<config name>
-option("resume", "", free=True)  # checkpoint to start from; auto, auto:FILE, a run's folder: go on; test: or a folder
+# checkpoint to start from; random: none; auto, auto:FILE, a run's folder: go on; in evaluation a checkpoint or a folder
+option("resume", "", free=True)
 option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
 option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own

@@ -5,13 +5,14 @@ import re
 import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import OBSOLETE_KEYS, Config
 from core.utils.environment import PROJECT
-from core.utils.errors import UserError, one_line, shown
+from core.utils.errors import Correctable, UserError, one_line, replaced, shown
 from core.utils.logging import LOGGER
 
 
@@ -47,22 +48,33 @@ def _find_file(path: Path) -> Path:
 
 
 def _check_pairs(words: Sequence[str]) -> None:
-    """Raise UserError where words are no KEY VALUE pairs: a value is missing, or has spaces and lacks its quotes."""
+    """Raise Correctable where words are no KEY VALUE pairs: a value is missing, or has spaces and lacks its quotes."""
     place = 0
     while place < len(words):
         key = words[place]
         text = place and isinstance(defaults.find(words[place - 2]), str | tuple)  # in which there may be spaces
         if text and not _is_key(key) and not get_close_matches(key.lower(), map(str.lower, OPTIONS), cutoff=0.74):
             end = next((n for n in range(place, len(words)) if _is_key(words[n])), len(words))
-            whole = shlex.quote(" ".join(words[place - 1 : end]))
-            raise UserError(
-                f"{shown(key)} is no option: a value with spaces wants quotes, as {words[place - 2]} {one_line(whole)}"
+            option, value = words[place - 2], " ".join(words[place - 1 : end])
+            quoted = one_line(shlex.quote(value))
+            raise Correctable(
+                f"{shown(key)} is no option: a value with spaces wants quotes, as {option} {quoted}",
+                partial(replaced, wrong=list(words[place - 2 : end]), right=[option, value]),
             )
         if key in OPTIONS and (place + 1 == len(words) or words[place + 1] in OPTIONS):
             example = defaults.find(key)
-            example = f"{key} {shlex.quote(str(example))}" if example not in ("", ()) else f"{key} VALUE"
-            raise UserError(f"{key} has no value: give one, as {example}")
+            example = str(example) if example not in ("", ()) else "VALUE"
+            raise Correctable(
+                f"{key} has no value: give one, as {key} {shlex.quote(example)}",
+                partial(_given_a_value, wrong=list(words[place : place + 2]), example=example),
+            )
         place += 2
+
+
+def _given_a_value(argv: list[str], wrong: list[str], example: str) -> list[str] | None:
+    """Arguments with an example after a key whose value is missing; a flag may stand between the two `wrong` words."""
+    key, *following = wrong
+    return replaced(argv, wrong, [key, example, *following]) or replaced(argv, [key], [key, example])
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -92,6 +92,7 @@ def mean_iou_in_label(confusion) -> float:
 class Scores:
     """Everything that is reported of one evaluation, in percent."""
 
+    confusion: np.ndarray  # C×C int64, pixels; rows are labels
     iou: np.ndarray  # per class
     accuracy: np.ndarray  # per class
     occurs: np.ndarray  # bool per class: in the labels or the predictions of the set
@@ -104,6 +105,7 @@ class Scores:
         accuracies = 100 * accuracy(confusion).numpy()
         total = max(int(confusion.sum()), 1)
         return cls(
+            confusion=confusion.long().cpu().numpy(),
             iou=100 * iou(confusion).numpy(),
             accuracy=accuracies,
             occurs=(confusion.sum(0) + confusion.sum(1) > 0).numpy(),

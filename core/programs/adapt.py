@@ -1,7 +1,7 @@
 """Adapt a source model to unlabelled target images (DT-ST: Zhao et al., CVPR 2023).
 
-`resume` names the source model. Checkpoints, tables, log and panels go to OUTPUT_DIR; the same command with
-`resume auto` goes on with a run.
+`resume` names the source model (`random`: there is none). Checkpoints, tables, log and panels go to OUTPUT_DIR; the
+same command with `resume auto` goes on with a run.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Evaluate a checkpoint, or every checkpoint of a folder, on DATASETS.TEST, and save its predictions; or order them
 without labels, or select among them by a few.
 
-The scores go to the terminal and to OUTPUT_DIR/test_<data set>.csv.
+The scores go to the terminal and to OUTPUT_DIR/test_<data set>.csv, the confusion matrix to confusion_<data set>.csv
+and .png beside it.
 """
 
 import sys

@@ -10,10 +10,11 @@ from contextlib import nullcontext, redirect_stdout
 from core.runs.resume import going_on
 from core.utils import distributed, signals
 from core.utils.environment import started_as
-from core.utils.errors import UserError, one_line
+from core.utils.errors import Correctable, UserError, one_line
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
+_PATH_WORDS = 20  # at most, that a path without its quotes is taken to consist of
 _LOST = "another process of the job has gone (killed, out of memory) or does not answer; see the log, start again"
 
 
@@ -111,7 +112,7 @@ def run_program(
         return 0
     except UserError as error:
         if distributed.claim_error():
-            _say(f"error: {error}{_which_process()}")
+            _say(f"error: {error}{_which_process()}{_corrected(error, started_as(parser.program), argv)}")
         return 1
     except SystemExit as done:  # --help
         return int(done.code or 0)
@@ -147,8 +148,32 @@ def _last_line(stopped: signals.Stopped, program: Sequence[str], argv: list[str]
     """What became of the run, and the command that goes on with it."""
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    command = " ".join(_quoted(word) for word in (*program, *going_on(argv)))
-    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {command}"
+    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {_command(program, going_on(argv))}"
+
+
+def _corrected(error: UserError, program: Sequence[str], argv: list[str]) -> str:
+    """The command with its words put right, where that is what an error asks for."""
+    if isinstance(error, Correctable):
+        what, meant = "the whole command", error.correct(argv)
+    else:
+        what, meant = "a path with spaces wants quotes", _joined_path(argv)
+    return "" if meant is None else f"; {what}: {_command(program, meant)}"
+
+
+def _joined_path(argv: list[str]) -> list[str] | None:
+    """Arguments with those joined that, by spaces, name a file or folder that the first alone does not; else None."""
+    for start, word in enumerate(argv):
+        if os.path.lexists(word):
+            continue
+        for end in range(min(start + _PATH_WORDS, len(argv)), start + 1, -1):
+            if os.path.lexists(path := " ".join(argv[start:end])):
+                return [*argv[:start], path, *argv[end:]]
+    return None
+
+
+def _command(program: Sequence[str], argv: Sequence[str]) -> str:
+    """A program's command, as a shell takes it."""
+    return " ".join(map(_quoted, (*program, *argv)))
 
 
 def _quoted(word: str) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from core.datasets.catalog import FOLDER_PREFIX, find_label_values, find_taxonomy, find_test_images, output_names
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.videos import VIDEO_PREFIX
+from core.evaluation.confusion import write_confusion
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import log_dead_channels
@@ -33,7 +34,8 @@ def evaluate_checkpoints(
     overwrite: bool = False,
 ) -> None:
     """Evaluate what `resume` names, log the scores and write one row per checkpoint to OUTPUT_DIR/test_<data set>.csv
-    (`…_flip.csv`, `…_multi_scale.csv` where they are averaged).
+    (`…_flip.csv`, `…_multi_scale.csv` where they are averaged), and its confusion matrix to confusion_<data set>.csv
+    and .png beside it; of several checkpoints, to a folder of that name, by theirs.
 
     Args:
         save: write every prediction as a palette PNG.
@@ -103,10 +105,16 @@ def evaluate_checkpoints(
         if not distributed.is_main():
             continue
         row = {"checkpoint": path.name, **table_row(scores, taxonomy)}
+        averaged = "_flip" * flip + "_multi_scale" * multi_scale
         if table is None:
-            averaged = "_flip" * flip + "_multi_scale" * multi_scale
             table = Table(folder / f"test_{label}{averaged}.csv", tuple(row))
         table.append(row)
+        confusion = folder / f"confusion_{label}{averaged}"
+        if len(checkpoints) > 1:
+            confusion = make_folder(confusion, "OUTPUT_DIR") / path.stem
+        title = f"{images.name}, {path.name}: mIoU {scores.mean_iou:.2f}"
+        write_confusion(confusion, scores.confusion, taxonomy.names, title)
+        LOGGER.info("wrote %s.csv and .png", confusion)
         results.append((scores.mean_iou, path))
     if table is not None:
         LOGGER.info("wrote %s", table.path)

@@ -16,6 +16,8 @@ METRICS, EVALUATION = "metrics.csv", "evaluation.csv"  # every 20 iterations; of
 SOURCE_EVALUATION = "evaluation_source.csv"  # one row: the source model, evaluated before the first iteration
 ADAPTED_EVALUATION = "evaluation_adapted.csv"  # one row: the model that an automatic run hands over
 HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the teacher's decisions; every pass
+TABLES = (METRICS, EVALUATION, SOURCE_EVALUATION, ADAPTED_EVALUATION, HISTORY, CANDIDATES)
+CONFUSION = "confusion"  # .csv and .png, of the newest evaluation
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders
 SHOWN = {TENSORBOARD: "events.out.tfevents.*", PANELS: "iter*.png"}  # the files in them
 CHECKPOINTS = "model_iter*.pth"
@@ -38,8 +40,8 @@ def claimed_folder(path: str | Path, config_text: str, restart: bool = False) ->
         check_folder(path, restart, ours=True)  # another start may have come between
         remove_leftovers(folder)
         if restart:
-            for table in (METRICS, EVALUATION, SOURCE_EVALUATION, ADAPTED_EVALUATION, HISTORY, CANDIDATES):
-                (folder / table).unlink(missing_ok=True)
+            for name in (*TABLES, f"{CONFUSION}.csv", f"{CONFUSION}.png"):
+                (folder / name).unlink(missing_ok=True)
             _remove_shown(folder)
         write_text(folder / CONFIG, config_text)
         try:
@@ -87,8 +89,8 @@ def cut_back(folder: Path, iteration: int, generation: int) -> set[int]:
     def kept(row: dict) -> bool:
         return int(row.get("iteration") or 0) <= iteration and int(row.get("generation") or -1) <= generation
 
-    rows = {table.name: keep_rows(table, kept) for table in folder.glob("*.csv")}
-    return {int(row["iteration"]) for row in rows.get(EVALUATION, ())}
+    rows = {name: keep_rows(folder / name, kept) for name in TABLES}
+    return {int(row["iteration"]) for row in rows[EVALUATION]}
 
 
 def _worth_keeping(folder: Path) -> list[Path]:

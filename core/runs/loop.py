@@ -23,7 +23,7 @@ from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.folder import IMAGES
 from core.runs.output import RunOutput
-from core.runs.resume import check_length, load_model
+from core.runs.resume import check_length, check_source, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
@@ -56,6 +56,7 @@ class Training(ABC):
 
     PROGRAM: ClassVar[str]  # its name, as states know it
     DOMAIN: ClassVar[str]  # of its images
+    NEEDS_SOURCE: ClassVar[bool] = False  # whether a source model is what it is about
     UNCERTAIN: ClassVar[bool] = False  # whether DSU (MODEL.UNCERTAINTY) has a place in this program
     CHOSEN: ClassVar[tuple[str, ...]] = ()  # options that a run finds for itself where they are not given
     samples: TrainingSamples
@@ -91,6 +92,8 @@ class Training(ABC):
         Raises:
             UserError: for whatever is missing or does not fit together.
         """
+        if cls.NEEDS_SOURCE and weights:
+            check_source(config)
         device = prepare_device(config)
         if config.MODEL.COMPILE:
             check_compiler(device)

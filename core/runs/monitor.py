@@ -21,7 +21,7 @@ from core.utils.logging import LOGGER
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_SHOWN_WIDTH = 960  # px of a panel in TensorBoard, whose files hold every one of them
+_SHOWN_WIDTH = 960  # px of a picture in TensorBoard, whose files hold every one of them
 
 
 def tensorboard_is_there() -> bool:
@@ -72,9 +72,14 @@ class Monitor:
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             write_png(folder / f"iter{iteration:06d}.png", picture)
+        self.picture(iteration, "panel", picture)
+
+    def picture(self, iteration: int, tag: str, picture: np.ndarray) -> None:
+        """H×W×3 uint8 after `iteration` in TensorBoard."""
+        with self._optional():
             writer = self._open()
             if writer is not None:
-                writer.add_image("panel", bounded(picture, _SHOWN_WIDTH), iteration, dataformats="HWC")
+                writer.add_image(tag, bounded(picture, _SHOWN_WIDTH), iteration, dataformats="HWC")
                 writer.flush()
 
     @contextmanager

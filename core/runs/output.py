@@ -12,16 +12,18 @@ from torch import nn
 
 from core.adaptation.guard import Verdict
 from core.datasets.taxonomy import Taxonomy
+from core.evaluation.confusion import write_confusion
 from core.evaluation.evaluator import report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.runs.folder import ADAPTED, EVALUATION, METRICS, SOURCE_EVALUATION, VERDICT, cut_back
+from core.runs.folder import ADAPTED, CONFUSION, EVALUATION, METRICS, SOURCE_EVALUATION, VERDICT, cut_back
 from core.runs.monitor import Monitor, tensorboard_is_there
 from core.runs.states import StateFolder
 from core.utils import checkpoints, distributed, signals
 from core.utils.devices import peak_memory
 from core.utils.files import Table, write_json
 from core.utils.logging import LOGGER
+from core.utils.tables import read_table
 
 LOG_PERIOD = 20  # iterations
 FIRST_LINE, QUIET = 25.0, 600.0  # seconds of training without a line: at its start, and later
@@ -50,6 +52,7 @@ class RunOutput:
         self.resumed: int | None = None
         self.evaluated: set[int] = set()
         self._taxonomy, self._stop, self._device = taxonomy, solver.STOP_ITER, device
+        self._test_images = config.DATASETS.TEST
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._count, self._told_end = 0, False
@@ -176,22 +179,28 @@ class RunOutput:
             write_json(self.folder / VERDICT, asdict(verdict))
 
     def evaluation(self, iteration: int, scores: Scores) -> None:
-        """Log the scores of a checkpoint, and add them to its table and to TensorBoard."""
+        """Log the scores of a checkpoint, write its confusion matrix, and add both to tables and TensorBoard."""
         for line in report_lines(scores, self._taxonomy):
             LOGGER.info(line)
+        if distributed.is_main():
+            title = f"{self._test_images}, iteration {iteration}: mIoU {scores.mean_iou:.2f}"
+            picture = write_confusion(self.folder / CONFUSION, scores.confusion, self._taxonomy.names, title)
+            self.monitor.picture(iteration, "confusion", picture)
         row = table_row(scores, self._taxonomy)
         self.append(EVALUATION, {"iteration": iteration, **row})
         self.evaluated.add(iteration)
         self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
 
-    def evaluate_once(self, table: str, model: str, evaluate: Callable[[], Scores]) -> None:
-        """Evaluate a model that is no checkpoint of the run's iterations, unless its table is there already.
+    def evaluate_once(self, table: str, model: str, iteration: int, evaluate: Callable[[], Scores]) -> None:
+        """Evaluate a model that is no checkpoint of the run's iterations, unless its table has a row of it already.
 
         Args:
             table: SOURCE_EVALUATION or ADAPTED_EVALUATION.
             model: what it is, for the table and the log.
+            iteration: after which it was made; 0 of the source model.
         """
-        if distributed.from_main(lambda: (self.folder / table).is_file()):
+        path = self.folder / table
+        if iteration in distributed.from_main(lambda: [int(row["iteration"]) for row in read_table(path)]):
             return
         LOGGER.info("evaluating %s", model)
         scores = evaluate()
@@ -199,7 +208,7 @@ class RunOutput:
             for line in report_lines(scores, self._taxonomy):
                 LOGGER.info(line)
             row = table_row(scores, self._taxonomy)
-            self.append(table, {"checkpoint": model, **row})
+            self.append(table, {"iteration": iteration, "checkpoint": model, **row})
             if table == SOURCE_EVALUATION:
                 self.monitor.scalars(0, {_evaluation_tag(column): float(value) for column, value in row.items()})
 

@@ -1,8 +1,9 @@
 """What `resume` means: the weights that a run starts from, the run that goes on, the checkpoints to look at.
 
-In training, FILE is a checkpoint, from whose weights a new run starts; FOLDER is a run to go on with; auto goes on with
-the run in OUTPUT_DIR; auto:FILE does so where that run has a state, and starts from FILE where it has none. In
-evaluation and tools, FILE is a checkpoint, FOLDER one that holds several.
+In training, FILE is a checkpoint, from whose weights a new run starts; random says that there is none: the run starts
+from MODEL.WEIGHTS, or random weights, as it does where nothing is given, which adaptation refuses; FOLDER is a run to
+go on with; auto goes on with the run in OUTPUT_DIR; auto:FILE does so where that run has a state, and starts from FILE
+where it has none. In evaluation and tools, FILE is a checkpoint, FOLDER one that holds several.
 """
 
 import re
@@ -24,11 +25,11 @@ from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
 from core.utils.checkpoints import CLASSES, SIZE, load_checkpoint, load_imagenet_weights, read_about
-from core.utils.errors import UserError
+from core.utils.errors import Correctable, UserError, replaced
 from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
-AUTO = "auto"
+AUTO, RANDOM = "auto", "random"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
 
@@ -66,7 +67,7 @@ def find_start(config: Config, default_output: str) -> Start:
             f"resume auto: OUTPUT_DIR {output} holds no state to go on from; start the run with "
             "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"
         )
-    if not given or not Path(given).is_dir():
+    if source_checkpoint(config) is None or not Path(given).is_dir():
         return Start(config)
     if not StateFolder(given).paths():
         raise UserError(f"resume {given}: the folder holds no state ({FOLDER}/iter*.pth); give a checkpoint's file")
@@ -128,7 +129,39 @@ def check_length(solver: Config) -> None:
 
 def source_checkpoint(config: Config) -> Path | None:
     """The file of the source model that a run starts from; None: it starts from MODEL.WEIGHTS, or at random."""
-    return Path(config.resume) if config.resume else None
+    return Path(config.resume) if config.resume not in ("", RANDOM) else None
+
+
+def check_source(config: Config) -> None:
+    """Raise Correctable if a run that cannot do without a source model would start without one, and was not told to.
+
+    A network of one's own may come with its weights: that is seen where two builds of it, by two seeds, are equal.
+    """
+    if config.resume or (":" in config.MODEL.NAME and not _draws_weights(config)):
+        return
+    weights = " (MODEL.WEIGHTS is the backbone alone)" if config.MODEL.WEIGHTS else ""
+    raise Correctable(
+        f"no source model{weights}: give its checkpoint by `resume FILE` (`resume {RANDOM}` does without: the run "
+        "then starts from weights that have nothing to teach)",
+        _naming_source,
+    )
+
+
+def _draws_weights(config: Config) -> bool:
+    """Whether the weights of a new model are random."""
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_model(config)
+        models.append([*model.parameters(), *model.buffers()])
+    return not all(map(torch.equal, *models))
+
+
+def _naming_source(argv: list[str]) -> list[str]:
+    """The arguments of a run with a place for its source model's file."""
+    given = next((argv[n : n + 2] for n in range(len(argv) - 2, -1, -1) if argv[n] == "resume"), [])
+    file = f"{AUTO}:FILE" if given[1:] == [f"{AUTO}:"] else "FILE"
+    return (given and replaced(argv, given, ["resume", file])) or [*argv, "resume", file]
 
 
 def run_folder(config: Config) -> Path:
@@ -193,8 +226,8 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
     model = new_model(config if uncertain else config.changed({"MODEL.UNCERTAINTY": 0.0}))
     if not weights:
         pass
-    elif config.resume:
-        load_checkpoint(model, config.resume)
+    elif source := source_checkpoint(config):
+        load_checkpoint(model, source)
     elif config.MODEL.WEIGHTS:
         load_imagenet_weights(model.feature_extractor, config.MODEL.WEIGHTS)
     return model.to(device)
@@ -202,7 +235,8 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
 
 def describe_start(config: Config) -> str:
     """Whose weights a new run starts from, for the log."""
-    return config.resume or config.MODEL.WEIGHTS or "random"
+    own = not config.resume and ":" in config.MODEL.NAME
+    return str(source_checkpoint(config) or config.MODEL.WEIGHTS or ("its own function" if own else RANDOM))
 
 
 def find_checkpoints(config: Config) -> list[Path]:
@@ -211,9 +245,9 @@ def find_checkpoints(config: Config) -> list[Path]:
     Raises:
         UserError: empty, missing, or a folder without checkpoints.
     """
-    if not config.resume:
-        raise UserError("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)")
-    path = Path(config.resume)
+    path = source_checkpoint(config)
+    if path is None:
+        raise Correctable("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)", _naming_source)
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"checkpoint {path} does not exist")
@@ -230,8 +264,8 @@ def find_checkpoint(config: Config) -> Path:
     Raises:
         UserError: empty, missing, or a folder.
     """
-    if not config.resume:
-        raise UserError("no checkpoint: give `resume FILE`")
+    if source_checkpoint(config) is None:
+        raise Correctable("no checkpoint: give `resume FILE`", _naming_source)
     found = find_checkpoints(config)
     if Path(config.resume).is_dir():
         raise UserError(f"resume {config.resume} is a folder: give one checkpoint, as {found[-1]}")

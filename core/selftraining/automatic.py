@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -112,7 +113,8 @@ class AutomaticTrainer(Trainer):
             with signals.deferred():
                 self.output.save_verdict(result, self.iteration, verdict)
             if self.evaluator is not None:
-                self.output.evaluate_once(ADAPTED_EVALUATION, ADAPTED, lambda: self.evaluator.run(result))
+                scores = partial(self.evaluator.run, result)
+                self.output.evaluate_once(ADAPTED_EVALUATION, ADAPTED, self.iteration, scores)
 
     def _look_again(self, look: Callable[[nn.Module], Looks]) -> tuple[Looks, Looks]:
         """Looks of the source model, and of the one that the run started as, where they were seen by another process.

@@ -56,7 +56,7 @@ _SUBSAMPLE = 0x5355  # key of the random stream that picks the images of a bound
 class Trainer(Training):
     """One adaptation run; the model that it is given, of the source domain, becomes the student."""
 
-    PROGRAM, DOMAIN = "train_TCR_DTU.py", "target"
+    PROGRAM, DOMAIN, NEEDS_SOURCE = "train_TCR_DTU.py", "target", True
 
     def __init__(
         self, config: Config, model: nn.Module, images: ImageSet, taxonomy: Taxonomy, evaluator: Evaluator | None = None
@@ -105,7 +105,7 @@ class Trainer(Training):
         if self.evaluator is None or source is None:
             return
         with self.output.aside():
-            self.output.evaluate_once(SOURCE_EVALUATION, f"the source model {source}", self._evaluate_source)
+            self.output.evaluate_once(SOURCE_EVALUATION, f"the source model {source}", 0, self._evaluate_source)
 
     def _evaluate_source(self) -> Scores:
         return self.evaluator.run(load_model(self.config, self.device).requires_grad_(False))
@@ -118,8 +118,6 @@ class Trainer(Training):
         config = self.config
         if config.MODEL.UNCERTAINTY > 0:
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
-        if source_checkpoint(config) is None:
-            LOGGER.info("no `resume`: the teacher knows nothing of the classes, its labels will be worth nothing")
         if config.TCR.PASTE and not self.samples.paste_classes:
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
         warn_of_sizes(self.images, config.INPUT)

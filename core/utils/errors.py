@@ -1,11 +1,33 @@
 """The one exception for what a user can mend; the programs print it as one line and exit with 1."""
 
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and what to do, in one line."""
 
     def __init__(self, message: object = ""):
         super().__init__(one_line(message))
+
+
+class Correctable(UserError):
+    """Bad words of a command, which the programs show put right.
+
+    Attributes:
+        correct: the arguments of a command → those that are meant; None where they do not show which.
+    """
+
+    def __init__(self, message: object, correct: Callable[[list[str]], list[str] | None]):
+        super().__init__(message)
+        self.correct = correct
+
+
+def replaced(words: list[str], wrong: list[str], right: list[str]) -> list[str] | None:
+    """Words with a run of them replaced where it stands last; None where it does not stand there."""
+    for start in range(len(words) - len(wrong), -1, -1):
+        if words[start : start + len(wrong)] == wrong:
+            return [*words[:start], *right, *words[start + len(wrong) :]]
+    return None
 
 
 def one_line(text: object) -> str:

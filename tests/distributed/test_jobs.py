@@ -23,6 +23,7 @@ from core.utils import distributed
 from core.utils.errors import UserError
 from tests.distributed.hooks import signal_second
 from tests.helpers import read_checkpoint, rows_of
+from tests.networks import TINY
 
 LONG = {"SOLVER.STOP_ITER": 100_000, "SOLVER.MAX_ITER": 100_001, "SOLVER.CHECKPOINT_PERIOD": 10}
 
@@ -112,6 +113,16 @@ def test_a_killed_process_ends_the_job_which_goes_on(start, config, cityscapes_r
     assert begun >= 10
     job = start(2, "train_TCR_DTU", "-cfg", cityscapes_root / "out.yaml", "resume", "auto")
     job.wait_for(f"model_iter{begun // 10 * 10 + 10:06d}.pth")
+
+
+def test_a_forgotten_source_model_is_one_line_with_the_command_of_the_job(start, config):
+    file = config("out", **{"MODEL.NAME": TINY, "MODEL.FREEZE_BN": True})
+    job = start(2, "train_TCR_DTU", "-cfg", file, "SEED", 3)
+    assert job.wait(60) != 0
+    (line,) = job.errors
+    assert line.startswith("error: no source model: ")
+    command = f"torchrun --nproc-per-node 2 train_TCR_DTU.py -cfg {file} SEED 3 resume FILE"
+    assert line.endswith(f"of 2]; the whole command: {command}")
 
 
 def test_an_error_of_one_process_is_its_one_line(start, config, cityscapes_root):

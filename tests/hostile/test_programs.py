@@ -101,7 +101,7 @@ TARGETS = [
     (["resume", "auto"], ["resume auto", "holds no state", "resume FILE", "resume auto:FILE"]),
     (["resume", "auto:{root}/none.pth"], ["none.pth does not exist"]),
     (["resume", "auto", "--check"], ["holds no state"]),
-    (["resume", "", "MODEL.WEIGHTS", "{root}/net.pth"], ["MODEL.WEIGHTS", "net.pth", "does not exist"]),
+    (["resume", "random", "MODEL.WEIGHTS", "{root}/net.pth"], ["MODEL.WEIGHTS", "net.pth", "does not exist"]),
 ]
 TESTS = [
     (["resume", ""], ["resume"]),
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_backbone(refused, resnet18):
 
 def test_imagenet_weights_of_another_network(refused, root):
     torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(1)}, root / "net.pth")
-    argv = ["resume", "", "MODEL.NAME", "deeplab_resnet18", "MODEL.WEIGHTS", "{root}/net.pth"]
+    argv = ["resume", "random", "MODEL.NAME", "deeplab_resnet18", "MODEL.WEIGHTS", "{root}/net.pth"]
     refused(argv, ["MODEL.WEIGHTS", "net.pth", "missing", "MODEL.NAME"])
 
 

@@ -19,6 +19,17 @@ def build(cfg):
     features = nn.Sequential(nn.Conv2d(3, 12, 7, stride=4, padding=3), nn.BatchNorm2d(12), nn.ReLU())
     return features, nn.Conv2d(12, cfg.MODEL.NUM_CLASSES, 1)
 
+def with_weights(cfg):
+    features, classifier = build(cfg)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)  # as if read from a file
+        classifier.load_state_dict({"weight": torch.randn(cfg.MODEL.NUM_CLASSES, 12, 1, 1), "bias": torch.zeros(19)})
+        features[0].load_state_dict({"weight": torch.randn(12, 3, 7, 7), "bias": torch.zeros(12)})
+    return features, classifier
+
+def with_a_backbone(cfg):
+    return with_weights(cfg)[0], build(cfg)[1]
+
 def single(cfg):
     return nn.Conv2d(3, cfg.MODEL.NUM_CLASSES, 1)
 
@@ -50,7 +61,7 @@ def own_module(tmp_path, monkeypatch):
 
 
 def test_it_is_adapted_and_evaluated(cityscapes_root, write_config):
-    config = str(write_config(cityscapes_root, **{"MODEL.NAME": "own_network:build", "resume": ""}))
+    config = str(write_config(cityscapes_root, **{"MODEL.NAME": "own_network:build", "resume": "random"}))
     out = cityscapes_root / "out"
     assert adapt(["-cfg", config]) == 0
     checkpoint = out / "model_iter000002.pth"
@@ -61,9 +72,19 @@ def test_it_is_adapted_and_evaluated(cityscapes_root, write_config):
     assert (out / "test/test_cityscapes_val.csv").is_file()
 
 
+def test_one_that_brings_its_weights_needs_no_word_for_them(cityscapes_root, write_config, capsys):
+    """The others would have random labels, and are told so."""
+    for name, code in (("with_weights", 0), ("with_a_backbone", 1), ("build", 1)):
+        config = str(write_config(cityscapes_root, **{"MODEL.NAME": f"own_network:{name}", "resume": ""}))
+        assert adapt(["-cfg", config, "OUTPUT_DIR", str(cityscapes_root / name)]) == code
+        captured = capsys.readouterr()
+        assert ("error: no source model" in captured.err) == code
+        assert (" M parameters, from its own function" in captured.out) == (not code)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root, write_config, frozen):
-    options = {"MODEL.NAME": "own_network:build", "resume": "", "MODEL.FREEZE_BN": frozen, "SOLVER.BASE_LR": 0.05}
+    options = {"MODEL.NAME": "own_network:build", "resume": "random", "MODEL.FREEZE_BN": frozen, "SOLVER.BASE_LR": 0.05}
     options |= {"DTU.DYNAMIC": False, "DTU.FIX_ITERATION": 1, "DTU.EMA_WEIGHT": 0.0}  # the teacher is the student
     assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
     state = torch.load(cityscapes_root / "out/model_iter000002.pth", weights_only=True)["feature_extractor"]
@@ -73,13 +94,13 @@ def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root,
 
 
 def test_frozen_norms_admit_a_batch_in_parts(cityscapes_root, write_config):
-    options = {"MODEL.NAME": "own_network:build", "resume": "", "SOLVER.ACCUMULATE": 2, "SOLVER.BATCH_SIZE": 2}
+    options = {"MODEL.NAME": "own_network:build", "resume": "random", "SOLVER.ACCUMULATE": 2, "SOLVER.BATCH_SIZE": 2}
     assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
 
 
 def test_check_tells_what_a_step_costs_once_it_runs(cityscapes_root, write_config, capsys):
     """The first step takes four seconds more, as where networks are compiled."""
-    options = {"MODEL.NAME": "own_network:compiled_say", "resume": ""}
+    options = {"MODEL.NAME": "own_network:compiled_say", "resume": "random"}
     assert adapt(["--check", "-cfg", str(write_config(cityscapes_root, **options))]) == 0
     text = capsys.readouterr().out
     first, second = map(float, re.search(r"the first step took ([\d.]+) s, the second ([\d.]+) s", text).groups())
@@ -100,7 +121,7 @@ def test_check_tells_what_a_step_costs_once_it_runs(cityscapes_root, write_confi
     ],
 )
 def test_what_is_no_such_function_is_one_line(cityscapes_root, write_config, capsys, name, parts):
-    assert adapt(["-cfg", str(write_config(cityscapes_root, **{"MODEL.NAME": name, "resume": ""}))]) == 1
+    assert adapt(["-cfg", str(write_config(cityscapes_root, **{"MODEL.NAME": name, "resume": "random"}))]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(part in error for part in ["MODEL.NAME", *parts])

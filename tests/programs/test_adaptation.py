@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from core.configs import load_config
+from core.datasets.images import read_image
 from core.datasets.taxonomy import CITYSCAPES_19
 from core.selftraining import samples as samples_module
 from test import main as evaluate
@@ -83,6 +84,8 @@ def test_a_run_writes_these_files_and_no_others(run):
         "candidates/g0001/index.json",
         "candidates/g0002/index.json",
         "config.yaml",
+        "confusion.csv",
+        "confusion.png",
         "environment.json",
         "images.txt",
         "dtu_history.csv",
@@ -160,6 +163,8 @@ def test_checkpoints_are_evaluated_as_test_py_does_it(run, tmp_path, capsys):
     assert row.pop("checkpoint") == "model_iter000008.pth"
     del recorded[1]["iteration"]
     assert row == recorded[1]
+    (newest,) = run.out.glob("confusion*.csv")
+    assert (tmp_path / "test/confusion_cityscapes_val.csv").read_text() == newest.read_text()
     log = capsys.readouterr().out
     assert f"mIoU {float(row['mIoU']):.2f}" in log
     assert "over the 8 classes that occur" in log
@@ -197,6 +202,8 @@ def test_tensorboard_shows_what_the_tables_hold(run):
             (n, pytest.approx(float(row[column]))) for n, row in zip((4, 8), evaluated, strict=True)
         ]
     assert [step for step, _ in events.pop("panel")] == [3, 6]
+    height = read_image(run.out / "confusion.png").shape[0]
+    assert events.pop("confusion") == [(4, height), (8, height)]
     assert not events
 
 
@@ -302,7 +309,7 @@ def test_the_source_model_is_evaluated_too_and_the_end_compares(run, tmp_path, r
     assert evaluate(["-cfg", str(run.config), "resume", resnet18["resume"], "OUTPUT_DIR", str(tmp_path)]) == 0
     (expected,) = rows_of(tmp_path / "test_cityscapes_val.csv")
     (row,) = rows_of(run.out / "evaluation_source.csv")
-    assert row.pop("checkpoint") == f"the source model {resnet18['resume']}"
+    assert (row.pop("iteration"), row.pop("checkpoint")) == ("0", f"the source model {resnet18['resume']}")
     del expected["checkpoint"]
     assert row == expected
     before, after = float(row["mIoU"]), float(rows_of(run.out / "evaluation.csv")[-1]["mIoU"])

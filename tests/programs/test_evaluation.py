@@ -1,6 +1,5 @@
 """test.py for real: one checkpoint or a folder of them, saved predictions, flipped and scaled views."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from core.configs import load_config
 from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate
-from tests.helpers import rows_of, start
+from tests.conftest import CLASSES
+from tests.helpers import contents, rows_of, start
 
 # cityscapesScripts' colours, in the order of the 19 classes
 PALETTE = (
@@ -64,7 +64,8 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
     out = cityscapes_root / "out"
     folder = out / "inference/cityscapes_val"
     files = sorted(path for path in out.rglob("*") if path.is_file())
-    assert files == [*(folder / name for name in SAVED), out / "test_cityscapes_val.csv"]
+    written = [out / f"{name}_cityscapes_val.{end}" for name, end in (("confusion", "csv"), ("confusion", "png"))]
+    assert files == [*written, *(folder / name for name in SAVED), out / "test_cityscapes_val.csv"]
     images = [Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]
     expected = probabilities(checkpoint, config, as_batch(images)).argmax(1).numpy()
     for name, prediction in zip(SAVED, expected, strict=True):
@@ -77,6 +78,29 @@ def test_predictions_are_saved_as_palette_images(cityscapes_root, write_config, 
     (row,) = rows_of(out / "test_cityscapes_val.csv")
     assert row["checkpoint"] == checkpoint.name
     assert f"mIoU {float(row['mIoU']):.2f}" in process.stdout
+    counts = confusion_of(out / "confusion_cityscapes_val.csv")
+    for label_id, number, name in ((labels, index, name) for name, (index, labels, _) in CLASSES.items()):
+        truth = [truth_of(cityscapes_root, saved) == label_id for saved in SAVED]
+        found = [np.array(Image.open(folder / saved)) for saved in SAVED]
+        pixels = np.concatenate([one[where] for one, where in zip(found, truth, strict=True)])
+        assert list(counts[name].values()) == np.bincount(pixels, minlength=19).tolist()
+        assert len(pixels) > 0
+        assert list(counts)[number] == list(counts[name])[number] == name
+    assert sum(sum(row.values()) for row in counts.values()) == sum(
+        (truth_of(cityscapes_root, saved) != 0).sum() for saved in SAVED
+    )
+
+
+def confusion_of(path):
+    """{class of the truth: {class of the prediction: pixels}} of a confusion matrix's CSV file."""
+    rows = rows_of(path)
+    return {row.pop("truth"): {name: int(count) for name, count in row.items()} for row in rows}
+
+
+def truth_of(root, name):
+    """H×W labelIds of an image of cityscapes_val."""
+    path = name.replace("leftImg8bit/", "gtFine/", 1).replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+    return np.array(Image.open(root / "cityscapes" / path))
 
 
 def test_a_folder_of_checkpoints_is_evaluated_in_order_and_the_best_named(
@@ -98,6 +122,13 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order_and_the_best_named(
     assert f"model_iter999999.pth with mIoU {float(rows[1]['mIoU']):.2f}" in best
     assert list(rows[0])[:6] == ["checkpoint", "mIoU", "mIoU_occurring", "mAcc", "allAcc", "IoU_road"]
     assert len(rows[0]) == 5 + 19 + 19  # IoU and accuracy of each class
+    matrices = {path.name for path in (out / "confusion_cityscapes_val").iterdir()}
+    assert matrices == {Path(name).with_suffix(end).name for name in names for end in (".csv", ".png")}
+    assert len(list(out.iterdir())) == 2  # they lie in a folder of their own
+    for row in rows:
+        counts = confusion_of(out / "confusion_cityscapes_val" / Path(row["checkpoint"]).with_suffix(".csv"))
+        right, labelled = counts["road"]["road"], sum(counts["road"].values())
+        assert 100 * right / labelled == pytest.approx(float(row["accuracy_road"]), abs=1e-4)
 
 
 def test_every_checkpoint_of_a_folder_keeps_its_own_predictions(evaluated, cityscapes_root, tiny_checkpoint):
@@ -106,7 +137,8 @@ def test_every_checkpoint_of_a_folder_keeps_its_own_predictions(evaluated, citys
     for number in (1, 2):
         shutil.copy(tiny_checkpoint, folder / f"model_iter{number:06d}.pth")
     out, _ = evaluated("resume", folder, "--saveres")
-    saved = {path.relative_to(out / "inference/cityscapes_val").as_posix() for path in out.rglob("*.png")}
+    folder = out / "inference/cityscapes_val"
+    saved = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     assert saved == {f"model_iter{number:06d}/{name}" for number in (1, 2) for name in SAVED}
 
 
@@ -161,14 +193,15 @@ def test_both_spellings_of_the_config_and_flags_behind_options(cityscapes_root, 
         out = cityscapes_root / f"test{number}"
         assert evaluate([*argv, "OUTPUT_DIR", str(out)]) == 0
         scores.append(rows_of(out / "test_cityscapes_val_flip.csv"))
+        assert confusion_of(out / "confusion_cityscapes_val_flip.csv").keys() > {"road", "car"}
     assert scores[0] == scores[1]
     assert capsys.readouterr().err == ""
 
 
 def test_old_results_stay_when_the_new_ones_cannot_be_made(evaluated, cityscapes_root, capsys):
     out, _ = evaluated()
-    before = (out / "test_cityscapes_val.csv").read_bytes()
+    before = contents(out)
     assert evaluate(["-cfg", str(cityscapes_root / "tiny.yaml"), "MODEL.NUM_CLASSES", "16"]) == 1
-    assert (out / "test_cityscapes_val.csv").read_bytes() == before
-    assert os.listdir(out) == ["test_cityscapes_val.csv"]
+    assert contents(out) == before
+    assert len(before) == 3
     assert capsys.readouterr().err.startswith("error: ")

@@ -140,6 +140,8 @@ def test_a_run_writes_these_files_and_no_others(run, root):
         "panels/iter000002.png",
         "panels/iter000004.png",
         "config.yaml",
+        "confusion.csv",
+        "confusion.png",
         "environment.json",
         "images.txt",
         "evaluation.csv",

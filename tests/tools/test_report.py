@@ -81,7 +81,8 @@ def test_every_part_is_there(page, run):
     labelled = run[1]
     headings = References(page).headings
     assert set(headings) > SHOWN
-    assert [title in headings for title in ("Source → adapted", "IoU over time")] == [labelled] * 2
+    with_labels = ("Source → adapted", "What is taken for what", "IoU over time")
+    assert [title in headings for title in with_labels] == [labelled] * 3
     assert any(heading.startswith("Images, by " + ("mIoU" if labelled else "mean confidence")) for heading in headings)
     assert ("Images that adaptation changed most" in headings) == (not labelled)
     assert ("of the pixels changed class" in page) == (not labelled)
@@ -107,6 +108,9 @@ def test_source_and_adapted_are_what_test_py_finds(page, run, tmp_path):
         (row,) = rows_of(tmp_path / "test_cityscapes_val.csv")
         assert cells(page, "mIoU")[place] == f"{float(row['mIoU']):.2f}"
         assert cells(page, "building")[place] == f"{float(row['IoU_building']):.2f}"
+    taken = page[page.index("What is taken for what") :]  # by the adapted model, which came last
+    assert float(cells(taken, "building")[1]) == pytest.approx(float(row["accuracy_building"]), abs=0.051)
+    assert "car" not in re.findall("<td>([a-z]+)</td>", taken.partition("</table>")[0])  # not in the truth
 
 
 def test_an_adapted_model_beside_the_checkpoints_is_the_one_that_is_shown(run, tmp_path):

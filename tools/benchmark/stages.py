@@ -261,6 +261,6 @@ def bench_start(bench: Bench) -> None:
     def go_on() -> None:
         run([*command, "SOLVER.STOP_ITER", str(next(iterations)), "resume", "auto"])
 
-    run([*command, "SOLVER.STOP_ITER", "1"])
+    run([*command, "SOLVER.STOP_ITER", "1", "resume", "random"])
     imports = partial(run, [sys.executable, "-c", "import torch, torchvision, cv2"])
     bench.measure("resume auto, one iteration of a small run", go_on, "importing torch, torchvision, cv2", imports)

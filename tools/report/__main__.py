@@ -1,9 +1,10 @@
 """One page about a training run: how it went, what it made of the model, and with what.
 
-Writes one HTML file that holds all it shows: an automatic run's verdict, curves, IoU per class, source → adapted, the
-dynamic teacher's decisions, candidates, an order of the checkpoints without labels, the worst and best images, config,
-environment and command. No network and no script is needed to read it. Of a run without labels it shows the label-free
-signals instead of IoU, and the images that adaptation changed most. The run may still be going on.
+Writes one HTML file that holds all it shows: an automatic run's verdict, curves, IoU per class, source → adapted,
+which classes are taken for which, the dynamic teacher's decisions, candidates, an order of the checkpoints without
+labels, the worst and best images, config, environment and command. No network and no script is needed to read it. Of a
+run without labels it shows the label-free signals instead of IoU, and the images that adaptation changed most. The run
+may still be going on.
 """
 
 import argparse

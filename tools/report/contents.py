@@ -14,6 +14,7 @@ from torch import nn
 from core.datasets.catalog import find_images, find_test_images
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
+from core.evaluation.confusion import shares_of_truth
 from core.evaluation.evaluator import table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
@@ -237,6 +238,17 @@ class Report:
             start = [f"{first:.1f}"] if source else []
             rows.append((name, *start, *(Shaded(f"{value:.1f}", (value - first) / 15) for value in values)))
         return Table(("IoU, %", *(["source"] if source else []), *(row["iteration"] for row in shown)), rows)
+
+    def taken_for(self) -> Table:
+        """Of every class that the truth holds, the shares that the adapted model takes for each class."""
+        scores, rows = self.adapted.scores, []
+        classes = np.flatnonzero(scores.occurs)
+        for number, shares in enumerate(shares_of_truth(scores.confusion)[:, classes]):
+            if scores.confusion[number].any():
+                strengths = np.where(classes == number, shares, -2 * shares) / 100
+                words = [f"{share:.1f}" if share >= 0.05 else "" for share in shares]
+                rows.append((self.names[number], *map(Shaded, words, strengths)))
+        return Table(("truth, %", *(self.names[number] for number in classes)), rows)
 
     def order(self) -> tuple[Table, float | None]:
         """The checkpoints, and by how many points of mIoU the first is behind the best, where labels tell."""
