@@ -135,6 +135,8 @@ def _which_process() -> str:
 
 def _last_line(stopped: signals.Stopped, program: str, argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
+    if stopped.final:
+        return f"stopped by {stopped} {one_line(stopped.note)}"
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
     command = " ".join([*distributed.launcher(), *(_quoted(word) for word in (program, *going_on(argv)))])
