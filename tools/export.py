@@ -1,9 +1,11 @@
 """A checkpoint as a file that runs without this project: ONNX, TorchScript or torch.export, on any size and batch.
 
-Input `image` is N×3×H×W: normalised float32 RGB, or with --normalise plain uint8 RGB. Output `logits` is N×C×H×W
-float32, at the input's own size; the largest is the class. The file's metadata hold class names, colours, normalisation
-and the size that the network is used to (INPUT.INPUT_SIZE_TEST). Before the file appears, it is read back and compared
-with the model here at two sizes, in float32 on the CPU: no logit may differ by more than 1e-4 of the largest one.
+Input `image` is N×3×H×W: normalised float32 RGB, or with --normalise plain uint8 RGB. The output, at the input's own
+size, is named as --output says: `logits` or `softmax`, N×C×H×W float32, or `labels`, N×H×W uint8, the class of the
+largest. The file's metadata hold class names, colours, normalisation and the size that the network is used to
+(INPUT.INPUT_SIZE_TEST). Before the file appears, it is read back and compared with the model here at two sizes, on the
+CPU, the model in float32: no value may differ by more than 1e-4 of the largest one (with --half 1e-2), and no label may
+be a class whose logit lies further than twice that below the winner's.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,27 +46,38 @@ EXAMPLE = (
     "python -m tools.export -cfg configs/camvid_day2dusk_dtst.yaml resume pretrain/camvid_day_r18.pth "
     "--format onnx --normalise -o camvid.onnx"
 )
-TOLERANCE = 1e-4  # of the largest logit
-INPUT, OUTPUT, METADATA = "image", "logits", "metadata.json"
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest value; float16 itself was seen to cost up to 2e-3
+INPUT, METADATA = "image", "metadata.json"
+LABELS = "labels"
+OUTPUTS = {  # from logits, N×C×H×W float32; and their layout and dtype
+    "logits": (lambda logits: logits, "N×C×H×W", "float32"),
+    "softmax": (lambda logits: logits.softmax(1), "N×C×H×W", "float32"),
+    # by way of float32, as TensorRT has uint8 at a network's ends only, and makes it of floats
+    LABELS: (lambda logits: logits.argmax(1).float().to(torch.uint8), "N×H×W", "uint8"),
+}
 Runner = Callable[[torch.Tensor], torch.Tensor]
 EXAMPLE_SHAPE = (2, 3, 96, 128)  # what the network is traced with; 1 would be taken for a constant
 
 
 class Deployed(nn.Module):
-    """From an image to logits at its own size.
+    """From an image to what is predicted at its own size.
 
     Args:
         model: a plain copy.
         normalise: applied first; None: the input is normalised already.
+        output: one of OUTPUTS.
+        half: the model computes in float16; what goes in and comes out does not.
     """
 
-    def __init__(self, model: nn.Module, normalise: Normalise | None):
+    def __init__(self, model: nn.Module, normalise: Normalise | None, output: str = "logits", half: bool = False):
         super().__init__()
-        self.model, self._normalise = model, normalise
+        self.model, self._normalise = model.half() if half else model, normalise
+        self._half, (self._finish, *_) = half, OUTPUTS[output]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        prepared = image if self._normalise is None else self._normalise(image)
-        return self.model(prepared, image.shape[-2:])
+        prepared = image if self._normalise is None else self._normalise(image.float())
+        logits = self.model(prepared.half() if self._half else prepared, image.shape[-2:])
+        return self._finish(logits)
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Format:
     Attributes:
         ending: of its files.
         packages: that it needs beside torch.
-        write: write(network, example, metadata) → the file's bytes.
+        write: write(network, example, metadata) → the file's bytes; the metadata name its output.
         read: read(path) → what runs the file, a function of the input tensor.
     """
 
@@ -90,7 +104,7 @@ def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: dict) -> by
         dynamo=True,
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
         input_names=[INPUT],
-        output_names=[OUTPUT],
+        output_names=[metadata["output"]["name"]],
         verbose=False,
     )
     for key, value in metadata.items():
@@ -133,9 +147,11 @@ FORMATS = {
 }
 
 
-def describe(config, taxonomy: Taxonomy, checkpoint: Path, normalised_inside: bool) -> dict:
+def describe(
+    config, taxonomy: Taxonomy, checkpoint: Path, normalised_inside: bool, output: str = "logits", half: bool = False
+) -> dict:
     """The metadata of an exported file: plain values for JSON."""
-    options = config.INPUT
+    options, (_, layout, dtype) = config.INPUT, OUTPUTS[output]
     return {
         "classes": list(taxonomy.names),
         "colours": taxonomy.palette()[: len(taxonomy)].tolist(),
@@ -149,18 +165,29 @@ def describe(config, taxonomy: Taxonomy, checkpoint: Path, normalised_inside: bo
             "std": list(options.PIXEL_STD),
             "usual_size": list(options.INPUT_SIZE_TEST),  # (width, height)
         },
-        "output": {"name": OUTPUT, "layout": "N×C×H×W"},
+        "output": {"name": output, "layout": layout, "dtype": dtype},
+        "computes_in": "float16" if half else "float32",
         "model": config.MODEL.NAME,
         "checkpoint": checkpoint.name,
     }
 
 
 @torch.inference_mode()
-def check(run: Runner, model: nn.Module, normalise: Normalise, inside: bool, shapes: Sequence[tuple[int, ...]]) -> None:
+def check(
+    run: Runner,
+    model: nn.Module,
+    normalise: Normalise,
+    inside: bool,
+    shapes: Sequence[tuple[int, ...]],
+    output: str = "logits",
+    tolerance: float = TOLERANCE,
+) -> None:
     """Feed an exported file and the model, as it was before, with the same noise of every shape.
 
     Args:
         inside: the file normalises its input itself.
+        output: one of OUTPUTS, which the file gives.
+        tolerance: of the largest value.
     Raises:
         UserError: their outputs differ.
     """
@@ -169,19 +196,37 @@ def check(run: Runner, model: nn.Module, normalise: Normalise, inside: bool, sha
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         prepared = normalise(image)
         with evaluating(model):
-            expected = model(prepared, shape[-2:])
+            logits = model(prepared, shape[-2:])
+        expected = OUTPUTS[output][0](logits)
         found = run(image if inside else prepared)
-        if found.shape != expected.shape:
-            raise UserError(f"the exported file gives {tuple(found.shape)} for {shape}, not {tuple(expected.shape)}")
-        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-        pixels, (batch, _, height, width) = int((found.argmax(1) != expected.argmax(1)).sum()), shape
-        result = (
-            f"{batch} × {width}×{height}: logits up to {largest:.3g} differ by at most {difference:.2g} "
-            f"({difference / largest:.1g} of that), the class in {pixels} of {batch * width * height} pixels"
-        )
-        if not difference <= TOLERANCE * largest:  # or NaN
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            here, there = (f"{tuple(one.shape)} {one.dtype}" for one in (expected, found))
+            raise UserError(f"the exported file gives {there} for {shape}, not {here}")
+        agrees, told = (_compare_labels if output == LABELS else _compare_values)(found, expected, logits, tolerance)
+        batch, _, height, width = shape
+        result = f"{batch} × {width}×{height}: {output} {told} of {batch * width * height} pixels"
+        if not agrees:
             raise UserError(f"the exported file is not the model ({result}): nothing was written")
         LOGGER.info("checked: %s", result)
+
+
+def _compare_values(found: torch.Tensor, expected: torch.Tensor, _: torch.Tensor, tolerance: float) -> tuple[bool, str]:
+    """Whether N×C×H×W values agree, and in words how well."""
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    pixels = int((found.argmax(1) != expected.argmax(1)).sum())
+    told = f"up to {largest:.3g} differ by at most {difference:.2g} ({difference / largest:.1g} of that), the class in"
+    return difference <= tolerance * largest, f"{told} {pixels}"  # not where it is NaN
+
+
+def _compare_labels(
+    found: torch.Tensor, expected: torch.Tensor, logits: torch.Tensor, tolerance: float
+) -> tuple[bool, str]:
+    """Whether N×H×W labels are as good as the expected ones: both logits of what differs may be off by `tolerance`."""
+    given = logits.gather(1, found.long().clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
+    behind, largest = float((logits.amax(1) - given).max()), float(logits.abs().max())
+    agree = behind <= 2 * tolerance * largest and int(found.max()) < logits.shape[1]
+    told = f"lie at most {behind:.2g} below the largest logits ({behind / largest:.1g} of their largest), and differ in"
+    return agree, f"{told} {int((found != expected).sum())}"
 
 
 def export(args: argparse.Namespace) -> None:
@@ -202,7 +247,8 @@ def export(args: argparse.Namespace) -> None:
     log_dead_channels(model)
     make_folder(path.parent, "the folder of -o" if args.out else "OUTPUT_DIR")
     normalise = Normalise(config.INPUT)
-    network = Deployed(plain_copy(model), normalise if args.normalise else None)
+    network = Deployed(plain_copy(model), normalise if args.normalise else None, args.output, args.half)
+    metadata = describe(config, taxonomy, checkpoint, args.normalise, args.output, args.half)
     example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
     example = example if args.normalise else normalise(example)
     width, height = config.INPUT.INPUT_SIZE_TEST
@@ -210,13 +256,17 @@ def export(args: argparse.Namespace) -> None:
     with _quiet(), replacing(path) as temporary:
         try:
             with torch.no_grad():
-                data = form.write(network, example, describe(config, taxonomy, checkpoint, args.normalise))
+                data = form.write(network, example, metadata)
         except Exception as error:  # whatever an exporter makes of a network of one's own
             reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
             raise UserError(f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {reason}") from error
         temporary.write_bytes(data)
-        check(form.read(temporary), model, normalise, args.normalise, shapes)
-    LOGGER.info("wrote %s (%s, %.1f MB, %d classes)", path, args.format, len(data) / 1e6, len(taxonomy))
+        tolerance = HALF_TOLERANCE if args.half else TOLERANCE
+        check(form.read(temporary), model, normalise, args.normalise, shapes, args.output, tolerance)
+    LOGGER.info(
+        "wrote %s (%s in %s, %.1f MB): %s of %d classes",
+        shlex.quote(str(path)), args.format, metadata["computes_in"], len(data) / 1e6, args.output, len(taxonomy),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -240,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(__doc__, EXAMPLE)
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
     parser.add_argument("--normalise", action="store_true", help="put the normalisation inside: uint8 RGB in")
+    parser.add_argument("--output", choices=tuple(OUTPUTS), default="logits", help="what it gives (default: logits)")
+    parser.add_argument("--half", action="store_true", help="compute in float16: half the size; logits stay float32")
     parser.add_argument("-o", "--out", metavar="FILE", help="default: OUTPUT_DIR/<checkpoint> with the format's ending")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     return run_program(export, parser, argv)

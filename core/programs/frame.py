@@ -146,6 +146,8 @@ def _which_process() -> str:
 
 def _last_line(stopped: signals.Stopped, program: Sequence[str], argv: list[str]) -> str:
     """What became of the run, and the command that goes on with it."""
+    if stopped.final:
+        return f"stopped by {stopped} {one_line(stopped.note)}"
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
     return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {_command(program, going_on(argv))}"

@@ -22,12 +22,14 @@ class Stopped(BaseException):
     Attributes:
         number: the signal.
         note: what became of the run, for the program's last line; whoever knows it sets it.
+        final: the note also says how to go on, or there is nothing to go on with.
     """
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
         self.number = number
         self.note = ""
+        self.final = False
 
 
 class _Listener:

@@ -127,6 +127,91 @@ def test_batch_norm_and_caffe_style_input(exported, tmp_path, config, make_check
         assert_same(torch.jit.load(path)(images), expected)
 
 
+def read_back(path, form):
+    """What a user runs a file with: a function of a tensor, and the metadata's text on the output."""
+    extra = {"metadata.json": ""}
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        about = session.get_modelmeta().custom_metadata_map
+        metadata = {key: json.loads(value) for key, value in about.items()}
+        return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0]), metadata
+    if form == "torchscript":
+        run = torch.jit.load(path, _extra_files=extra)
+    else:
+        run = torch.export.load(path.open("rb"), extra_files=extra).module()
+    return run, json.loads(extra["metadata.json"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.* is deprecated")
+@pytest.mark.parametrize(
+    ("form", "output", "half"),
+    [
+        ("onnx", "softmax", True),
+        ("torchscript", "labels", False),
+        ("torchscript", "labels", True),
+        ("torch.export", "softmax", False),
+        ("torch.export", "logits", True),
+    ],
+)
+def test_outputs_and_float16(exported, config, tiny_checkpoint, draw_scene, form, output, half):
+    path, log = exported("--format", form, "--normalise", "--output", output, *["--half"] * half)
+    assert log.count("checked: ") == 2
+    assert log.splitlines()[-1].endswith(f"): {output} of 19 classes")
+    assert f"wrote {path} ({form} in float{16 if half else 32}, " in log
+    run, metadata = read_back(path, form)
+    layout, dtype = ("N×H×W", torch.uint8) if output == "labels" else ("N×C×H×W", torch.float32)
+    assert metadata["output"] == {"name": output, "layout": layout, "dtype": str(dtype).removeprefix("torch.")}
+    assert metadata["computes_in"] == ("float16" if half else "float32")
+    tolerance, seen = (1e-2 if half else 1e-4), set()
+    for images in batches(draw_scene):
+        logits = reference(tiny_checkpoint, config, (images / 255 - MEAN) / STD)
+        with torch.no_grad():
+            found = run(images)
+        assert found.dtype == dtype
+        if output == "labels":
+            assert found.shape == logits[:, 0].shape
+            assert (found == logits.argmax(1)).float().mean() > 0.995
+            seen |= set(found.unique().tolist())
+        else:
+            expected = logits if output == "logits" else logits.softmax(1)
+            assert found.shape == expected.shape
+            assert (found - expected).abs().max() < tolerance * expected.abs().max()
+            seen |= set(expected.argmax(1).unique().tolist())
+            if half:
+                assert (found - expected).abs().max() > 1e-5 * expected.abs().max()  # float16 it is
+    assert len(seen) > 3
+
+
+def test_labels_of_an_onnx_file_are_uint8_which_stands_at_its_ends_only(exported, config, tiny_checkpoint, draw_scene):
+    """And is made of floats, and made floats, by a cast: TensorRT has it nowhere else."""
+    path, _ = exported("--format", "onnx", "--normalise", "--output", "labels")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (given,), (gives,) = session.get_inputs(), session.get_outputs()
+    assert (given.type, gives.type, gives.name) == ("tensor(uint8)", "tensor(uint8)", "labels")
+    assert (given.shape, gives.shape) == (["batch", 3, "height", "width"], ["batch", "height", "width"])
+    for images in batches(draw_scene):
+        (found,) = session.run(["labels"], {"image": images.numpy()})
+        expected = reference(tiny_checkpoint, config, (images / 255 - MEAN) / STD).argmax(1).numpy()
+        assert (found == expected).mean() > 0.999
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
+    small = {name for name, kind in types.items() if kind == onnx.TensorProto.UINT8}
+    assert small == {"image", "labels"}
+    touching = [node for node in graph.node if small & {*node.input, *node.output}]
+    assert [node.op_type for node in touching if {*node.input} & {"image"} and node.op_type != "Shape"] == ["Cast"]
+    (last,) = [node for node in graph.node if "labels" in node.output]
+    assert (last.op_type, types[last.input[0]]) == ("Cast", onnx.TensorProto.FLOAT)
+
+
+def test_float16_halves_the_file_and_leaves_what_goes_in_and_out(exported, tiny_checkpoint):
+    path, _ = exported("--format", "onnx", "--half")
+    assert path.stat().st_size < 0.7 * tiny_checkpoint.stat().st_size
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert {tensor.type for tensor in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
+    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
 def test_help_says_what_it_does_with_an_example(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
@@ -154,19 +239,38 @@ def refused(tmp_path, config, capfd):
     return run
 
 
-def test_a_file_that_is_not_the_model_never_appears(refused, monkeypatch):
-    """The comparison is a real one: a thousandth more in one weight is found."""
+@pytest.mark.parametrize(
+    ("words", "factor"),
+    [
+        ((), 1.001),
+        (("--output", "softmax"), 1.003),
+        (("--output", "labels"), 1.1),
+        (("--half",), 1.05),
+        (("--half", "--output", "labels"), 1.5),
+    ],
+)
+def test_a_file_that_is_not_the_model_never_appears(refused, monkeypatch, words, factor):
+    """The comparison is a real one: a thousandth more in one weight is found, and a tenth where labels hide it."""
     plain_copy = export.plain_copy
 
     def spoiled(model):
         copy = plain_copy(model)
-        copy.classifier.conv2d_list[0].weight.mul_(1.001)
+        copy.classifier.conv2d_list[0].weight.mul_(factor)
         return copy
 
     monkeypatch.setattr(export, "plain_copy", spoiled)
-    line = refused("--format", "torchscript")
+    line = refused("--format", "torchscript", *words)
     assert "is not the model" in line
     assert "128×64" in line
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax", "labels"])
+def test_a_model_beyond_float16_is_not_written(refused, tmp_path, tiny_checkpoint, output):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["classifier"]["conv2d_list.0.bias"] = torch.linspace(1e5, 2e5, 19)  # more than 65504
+    torch.save(content, tmp_path / "large.pth")
+    words = ("--format", "torchscript", "--half", "--output", output, "resume", tmp_path / "large.pth")
+    assert "is not the model" in refused(*words)
 
 
 def test_a_size_that_became_a_constant_is_found(refused, monkeypatch):
@@ -175,7 +279,7 @@ def test_a_size_that_became_a_constant_is_found(refused, monkeypatch):
             return self.model(image, (64, 128))
 
     monkeypatch.setattr(export, "Deployed", Fixed)
-    assert "gives (2, 19, 64, 128) for (2, 3, 43, 65)" in refused("--format", "torchscript")
+    assert "gives (2, 19, 64, 128) torch.float32 for (2, 3, 43, 65)" in refused("--format", "torchscript")
 
 
 def test_an_existing_file_stays_unless_told(refused, exported, tmp_path):
@@ -198,6 +302,7 @@ def test_packages_that_are_missing(refused, monkeypatch, lacking):
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
+        (["--output", "colours"], ["--output", "'colours'", "softmax"]),
         (["--format", "caffe"], ["--format", "'caffe'", "torchscript"]),
         (["resume", ""], ["resume FILE"]),
         (["resume", "{root}"], ["is a folder", "model_iter"]),

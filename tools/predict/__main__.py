@@ -1,19 +1,25 @@
-"""Pictures of a model's predictions, from images, folders, glob patterns and video files; no labels are needed.
+"""Pictures of a model's predictions, from images, folders, glob patterns, video files, a camera or a stream; no labels
+are needed.
 
 An image becomes PNG files OUT/<what>/<name>.png, a video one MP4 file for each thing to save; --as changes that, and
-makes a movie of all images with gif or mp4. OUT/legend.png shows the classes' colours and names. Of the options,
-INPUT.INPUT_SIZE_TEST is the size that the network sees, TEST.BATCH_SIZE how many images at a time, MODEL.DEVICE where
-it runs.
+makes a movie of all images with gif or mp4. OUT/legend.png shows the classes' colours and names. A camera (0,
+/dev/video0) or stream (rtsp://…, http://…) ends at Ctrl-C, after --frames or --seconds; what was made until then is
+kept, and frames that come while one is predicted are dropped. Of the options, INPUT.INPUT_SIZE_TEST is the size that
+the network sees, TEST.BATCH_SIZE how many images at a time, MODEL.DEVICE where it runs.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 if not __package__:  # started by its path, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from torch import nn
 
 from core.configs import load_config
 from core.configs.loading import split_options
@@ -25,15 +31,18 @@ from core.evaluation.pictures import Painter
 from core.models import log_dead_channels
 from core.programs.frame import config_parser, run_program
 from core.runs.resume import find_checkpoint, new_model, with_known_size
+from core.utils import signals
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, start_logging
-from tools.predict.inputs import find_inputs
+from tools.predict.inputs import common_folder, find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
 from tools.predict.palettes import colour_blind_palette
-from tools.predict.studio import KINDS, MOVIE_DEFAULT, PNG_DEFAULT, SERIES_FPS, Studio, plan_series
+from tools.predict.record import Record, settings
+from tools.predict.stream import Stream, open_stream, split_addresses
+from tools.predict.studio import KINDS, MOVIE_DEFAULT, PNG_DEFAULT, SERIES_FPS, Series, Studio, plan_series
 
 EXAMPLE = (
     "python -m tools.predict -cfg configs/camvid_day2dusk_dtst.yaml resume pretrain/camvid_day_r18.pth "
@@ -46,43 +55,99 @@ LEGEND, LEGEND_WIDTH = "legend.png", 640  # px
 def predict(args: argparse.Namespace) -> None:
     """Everything is found and loaded before anything is written; then one series after the other."""
     start_logging()
+    try:
+        with ExitStack() as stack:
+            _predict(args, stack)
+    except signals.Stopped as stopped:
+        if not stopped.final:
+            word = "--go-on in place of --overwrite" if args.overwrite else "--go-on"
+            rest = f"; the same command with {word} makes the rest"
+            stopped.note, stopped.final = f"{stopped.note}{rest}" if stopped.note else "before any prediction", True
+        raise
+
+
+def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     options, words = split_options(args.words)
     if not words:
-        raise UserError("nothing to predict: give images, folders, glob patterns or videos; try --help")
+        raise UserError("nothing to predict: give images, folders, patterns, videos, a camera or stream; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
     checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
     config = with_known_size(config, checkpoint)
-    images, videos = find_inputs(words, leave_out=[out / kind for kind in KINDS])
-    planned = plan_series(images, videos, out, args.container, args.save)
-    if len(videos) or any(series.container != "png" for series in planned):
+    stream = _stream(words, args, stack)
+    images, videos = find_inputs([] if stream else words, leave_out=[out / kind for kind in KINDS])
+    planned = plan_series(images, videos, out, args.container, args.save, stream)
+    if any(series.container != "png" for series in planned) or len(videos):
         load_ffmpeg("a video")
     painter = Painter(taxonomy, colour_blind_palette(taxonomy) if args.colour_blind else taxonomy.palette())
     legend = png_bytes(painter.legend(LEGEND_WIDTH))
-    claimed = [path for series in planned for path in series.claimed]
+    record, skipped = None, 0
+    if stream is None:
+        record = Record(out, settings(config, checkpoint, common_folder(images, videos), args), args.overwrite)
+        if args.go_on:
+            planned, skipped = record.left_of(planned)
+            LOGGER.info("--go-on: %d are there already and left as they are", skipped)
     if not args.overwrite:
+        claimed = [path for series in planned for path in series.claimed]
         refuse_existing(claimed, "choose another -o, or give --overwrite")
         if (out / LEGEND).is_file() and (out / LEGEND).read_bytes() != legend:
             other = f"{out / LEGEND} is there with other classes or colours"
             raise UserError(f"{other}: choose another -o, or give --overwrite")
+    made = "nothing new"
+    if planned:
+        studio = Studio(config, _load(config, checkpoint), painter, args.flip, args.multi_scale, args.fps)
+        warn_of_sizes(images, config.INPUT)
+        make_folder(out, "-o")
+        with replacing(out / LEGEND) as temporary:
+            temporary.write_bytes(legend)
+        if record:
+            record.begin()
+        made = ", ".join(_make(studio, series, config) for series in planned)
+    there = f" ({skipped} were there already)" if skipped else ""
+    LOGGER.info("made pictures of %s%s: %s", made, there, shlex.quote(str(out)))
+
+
+def _load(config, checkpoint: Path) -> nn.Module:
+    """The model, on its device."""
     with device_errors(config, training=False):
         device, model = prepare_device(config), new_model(config).requires_grad_(False)
         load_checkpoint(model, checkpoint)
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     log_dead_channels(model)
-    warn_of_sizes(images, config.INPUT)
-    make_folder(out, "-o")
-    with replacing(out / LEGEND) as temporary:
-        temporary.write_bytes(legend)
-    studio = Studio(config, model, painter, args.flip, args.multi_scale, args.fps)
-    for series in planned:
-        start = time.monotonic()
-        with device_errors(config, training=False):
-            count = studio.run(series)
-        seconds = time.monotonic() - start
-        source = "images" if isinstance(series.source, ImageSet) else f"frames of {one_line(series.source)}"
-        places = ", ".join(map(one_line, series.places.values()))
-        LOGGER.info("%d %s in %.1f s; wrote %s", count, source, seconds, places)
+    return model
+
+
+def _stream(words: Sequence[str], args: argparse.Namespace, stack: ExitStack) -> Stream | None:
+    """The camera or stream that is to be predicted, opened."""
+    addresses, _ = split_addresses(words)
+    if not addresses:
+        if args.frames or args.seconds:
+            raise UserError("--frames and --seconds end a camera or stream, and none is given")
+        return None
+    if len(words) > 1:
+        raise UserError(f"a camera or stream goes alone, but there are {len(words)} inputs: give each its own command")
+    return stack.enter_context(open_stream(addresses[0], args.frames, args.seconds))
+
+
+def _make(studio: Studio, series: Series, config) -> str:
+    """Make a series' pictures and log it; returns what they are of. What there is of a stream that ends is kept."""
+    stream = series.source if isinstance(series.source, Stream) else None
+    of = "images" if isinstance(series.source, ImageSet) else f"frames of {stream.name if stream else series.source}"
+    start, places = time.monotonic(), ", ".join(map(one_line, series.places.values()))
+    try:
+        with signals.deferred() if stream else nullcontext(), device_errors(config, training=False):
+            what = one_line(f"{studio.run(series)} {of}")
+            told = stream.describe() if stream else f"{what} in {time.monotonic() - start:.1f} s"
+            LOGGER.info("%s; wrote %s", told, "nothing" if stream and not stream.taken else places)
+    except signals.Stopped as stopped:
+        if stream:
+            stopped.note = f"after {what}{f', which are in {places}' if stream.taken else ''}"
+            stopped.final = True
+        raise
+    if stream and stream.broken:
+        kept = f"; what came before is in {places}" if stream.taken else ""
+        raise UserError(f"{stream.name} broke off after {stream.taken} frames ({stream.broken}){kept}")
+    return what
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -100,19 +165,33 @@ def _fps(text: str) -> float:
     return fps
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     kinds += f" (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})"
     apart = "colours that everyone can tell apart, not the data set's"
     containers = "PNG files, or movies of them (default: png of images, mp4 of videos)"
-    fps = f"of movies (default: the video's own; of images {SERIES_FPS:g})"
+    fps = f"of movies (default: the video's own; of images {SERIES_FPS:g}; of a live stream as the frames come)"
     parser = config_parser(
         __doc__,
         EXAMPLE,
         "INPUT | KEY VALUE",
-        "images, folders (searched to the bottom), glob patterns, videos; `resume FILE`, the checkpoint, and any other "
-        "options of the config, as MODEL.DEVICE cuda:1",
+        "images, folders (searched to the bottom), glob patterns, videos, or a camera or stream; `resume FILE`, the "
+        "checkpoint, and any other options of the config, as MODEL.DEVICE cuda:1",
         name="words",
     )
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="folder for the pictures")
@@ -122,8 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")
     parser.add_argument("--colour-blind", action="store_true", help=apart)
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are in OUT already")
-    return run_program(predict, parser, argv)
+    parser.add_argument("--frames", type=_count, metavar="N", help="end a camera or stream after N frames")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="end a camera or stream after S seconds")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--go-on", action="store_true", help="make only what is not in OUT, after an interruption, say")
+    there.add_argument("--overwrite", action="store_true", help="replace pictures that are in OUT already")
+    return run_program(predict, parser, argv, resumable=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[I
     are paths below the folder that is common to all words.
 
     Args:
-        words: paths or patterns, `~` and `**` included. A path that exists is never a pattern.
+        words: paths or patterns, `~` and `**` included; none: both sets are empty. A path that exists is never a
+            pattern.
         leave_out: folders that a search does not enter (an earlier call's output).
     Raises:
         UserError: a word that names nothing.
@@ -37,11 +38,17 @@ def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[I
         paths |= {absolute: path for absolute, path in found.items() if absolute not in paths}
         folder = os.path.abspath(os.path.expanduser(word))
         tops += [folder] if os.path.isdir(folder) else map(os.path.dirname, found)
-    top = os.path.commonpath(tops)
+    top = os.path.commonpath(tops) if tops else ""
     require_utf_8(list(paths.values()), "inputs")
     require_files(list(paths.values()), "input", "inputs")
     videos = {absolute for absolute, path in paths.items() if _is_video(path)}
     return _as_set("images", top, paths, paths.keys() - videos), _as_set("videos", top, paths, videos)
+
+
+def common_folder(*sets: ImageSet) -> str:
+    """The folder, absolute, below which inputs that were found together have their names."""
+    path, name = next((paths.paths[0], paths.names[0]) for paths in sets if len(paths))
+    return os.path.abspath(path).removesuffix(name).rstrip(os.sep) or os.sep
 
 
 def _find(word: str) -> list[Path]:

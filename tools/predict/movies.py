@@ -15,8 +15,11 @@ from core.utils.files import replacing
 # colours as players expect them of a file that says so
 _MP4 = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-movflags", "+faststart"]
 _MP4 += [word for what in ("colorspace", "color_primaries", "color_trc") for word in (f"-{what}", "bt709")]
+# every frame at the time at which it comes
+_BY_THE_CLOCK = "settb=1/90000,setpts=(RTCTIME-RTCSTART)/(TB*1000000)"
 # a palette for each frame: one for all would need all frames in memory
 _GIF = ["-vf", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"]
+DEFAULT_FPS = 25.0  # where nothing tells
 CONTAINERS = {
     "mp4": {"pix_fmt_out": "yuv420p", "quality": 7, "output_params": [*_MP4, "-f", "mp4"]},
     "gif": {"pix_fmt_out": "pal8", "quality": None, "codec": "gif", "output_params": [*_GIF, "-f", "gif"]},
@@ -34,17 +37,20 @@ def load_ffmpeg(purpose: object) -> ModuleType:
 
 
 @contextmanager
-def movie(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+def movie(path: str | Path, fps: float | None) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that appends an H×W×3 uint8 frame, all of one size; the file appears, whole, in the end.
 
     Args:
         path: ends in .mp4 or .gif.
-        fps: frames per second.
+        fps: frames per second; None: every frame is shown when it came, and until the next one did.
     Raises:
         UserError: imageio-ffmpeg is not installed, or the file cannot be written: a full disk, say.
     """
     ffmpeg = load_ffmpeg(path)
-    options = CONTAINERS[Path(path).suffix.removeprefix(".")]
+    options = dict(CONTAINERS[Path(path).suffix.removeprefix(".")])
+    if fps is None:
+        fps, (_, filters, *others) = DEFAULT_FPS, options["output_params"]
+        options["output_params"] = ["-vf", f"{_BY_THE_CLOCK},{filters}", "-fps_mode", "passthrough", *others]
     with replacing(path) as temporary:
         stream, count = None, 0
 

@@ -1,6 +1,6 @@
 """From images and videos to pictures of predictions: which files they become, and how they are drawn and written."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,11 @@ from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.pictures import Painter, fitted, grey
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line
 from core.utils.logging import progress
+from core.utils.signals import Stopped
 from tools.predict.movies import movie
+from tools.predict.stream import Stream, file_stem
 from tools.predict.video import open_video
 
 KINDS = {
@@ -48,24 +50,31 @@ class Series:
     """Images that belong together, and where their pictures go.
 
     Attributes:
-        source: images, or the path of a video.
+        source: images, the path of a video, or a stream.
         container: png, gif or mp4.
         places: for each of KINDS that is wanted a movie's file, or the folder of PNG files.
         claimed: files and folders that must not be there yet.
         name: from an image's index to its PNG file in that folder.
+        leave_out: indices of a video's frames whose PNG files are there.
     """
 
-    source: ImageSet | Path
+    source: ImageSet | Path | Stream
     container: str
     places: dict[str, Path]
     claimed: Sequence[Path]
     name: Callable[[int], str] | None = None
+    leave_out: Set[int] = frozenset()
 
 
 def plan_series(
-    images: ImageSet, videos: ImageSet, out: Path, container: str | None, kinds: Sequence[str]
+    images: ImageSet,
+    videos: ImageSet,
+    out: Path,
+    container: str | None,
+    kinds: Sequence[str],
+    stream: Stream | None = None,
 ) -> list[Series]:
-    """All images as one series, and each video as one.
+    """All images as one series, and each video, or the stream, as one.
 
     Args:
         container: png, gif or mp4; None: PNG files of images, MP4 of videos.
@@ -81,14 +90,17 @@ def plan_series(
     elif len(images):
         places = {kind: out / f"{kind}.{container}" for kind in as_movie}
         planned.append(Series(images, container, places, [*places.values()]))
-    movies = output_names(videos, f".{container or 'mp4'}")
-    for path, name, movie_name in zip(videos.paths, videos.names, movies, strict=True):
+    ending = f".{container or 'mp4'}"
+    moving = [*zip(videos.paths, videos.names, output_names(videos, ending), strict=True)]
+    if stream is not None:
+        moving.append((stream, file_stem(stream.name), file_stem(stream.name) + ending))
+    for source, name, movie_name in moving:
         if container == "png":  # a folder that is named as the video cannot be in the way of an image's pictures
             places = {kind: out / kind / name for kind in as_png}
-            planned.append(Series(path, "png", places, [*places.values()], "{:06d}.png".format))
+            planned.append(Series(source, "png", places, [*places.values()], "{:06d}.png".format))
         else:
             places = {kind: out / kind / movie_name for kind in as_movie}
-            planned.append(Series(path, container or "mp4", places, [*places.values()]))
+            planned.append(Series(source, container or "mp4", places, [*places.values()]))
     for series in planned:
         if NUMBERS in series.places and series.container != "png":
             raise UserError(f"--save {NUMBERS}: {series.container} would change the numbers; give --as png")
@@ -103,7 +115,7 @@ class Studio:
         model: on its device.
         painter: draws pictures.
         flip, multi_scale: average over views, as test.py does.
-        fps: of movies; None: the video's own, of images SERIES_FPS.
+        fps: of movies; None: the video's own, of images SERIES_FPS, of a live stream as its frames come.
     """
 
     def __init__(
@@ -115,10 +127,11 @@ class Studio:
         self._flip, self._sizes = flip, view_sizes(config, multi_scale)
 
     def run(self, series: Series) -> int:
-        """Make the pictures of a series; returns how many images it has. One batch of them at a time is in memory.
+        """Make the pictures of a series; returns how many they are. One batch of images at a time is in memory.
 
         Raises:
             UserError: an image or video that cannot be read, a file that cannot be written.
+            Stopped: with a note of how far it came.
         """
         count, batch_size = 0, self._config.TEST.BATCH_SIZE
         with ExitStack() as stack:
@@ -127,14 +140,19 @@ class Studio:
                 batches = full_view_loader(series.source, self._sizes, batch_size, workers, keep=True)
                 title, total, fps = "images", len(series.source), SERIES_FPS
             else:
-                video = stack.enter_context(open_video(series.source))
-                batches = video.batches(self._sizes, batch_size)
-                title, total, fps = video.path.name, video.count, video.fps
+                opened = isinstance(series.source, Stream)
+                video = series.source if opened else stack.enter_context(open_video(series.source))
+                batches = video.batches(self._sizes, batch_size, series.leave_out)
+                title, total, fps = f"frames of {one_line(video.name)}", video.count, video.fps
             save = self._saver(series, self._fps or fps, stack)
             confidence = not {"confidence", "side-by-side"}.isdisjoint(series.places)
-            for shot in progress(self._shots(batches, confidence), title, total):
-                save(shot)
-                count += 1
+            try:
+                for shot in progress(self._shots(batches, confidence), title, total):
+                    save(shot)
+                    count += 1
+            except Stopped as stopped:
+                stopped.note = f"after {count}{f' of {total}' if total else ''} {title}"
+                raise
         return count
 
     def _shots(self, batches: Iterable[dict], confidence: bool) -> Iterator[Shot]:
@@ -146,18 +164,18 @@ class Studio:
                     yield Shot(index, image, labels, None if probability is None else grey(probability))
 
     def _saver(self, series: Series, fps: float, stack: ExitStack) -> Callable[[Shot], None]:
-        """What takes every shot of a series; movies are complete once `stack` is closed."""
+        """What takes every shot of a series; movies begin with the first, and are complete once `stack` is closed."""
         if series.container == "png":
             return partial(self._write_pngs, series)
-        streams, sizes = {}, {}
-        for kind, path in series.places.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            streams[kind] = stack.enter_context(movie(path, fps))
+        writers, sizes = {}, {}
 
         def append(shot: Shot) -> None:
-            for kind, stream in streams.items():
+            for kind, path in series.places.items():
+                if kind not in writers:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writers[kind] = stack.enter_context(movie(path, fps))
                 picture = self._draw(kind, shot)
-                stream(fitted(picture, sizes.setdefault(kind, picture.shape[:2])))
+                writers[kind](fitted(picture, sizes.setdefault(kind, picture.shape[:2])))
 
         return append
 

@@ -1,7 +1,7 @@
 """Frames of video files, one after the other, through ffmpeg (imageio-ffmpeg, which only those who use videos need)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,30 +13,38 @@ import numpy as np
 from core.datasets.images import MAX_PIXELS
 from core.datasets.loading import collate_full_views, full_view
 from core.utils.errors import UserError
-from tools.predict.movies import load_ffmpeg
+from tools.predict.movies import DEFAULT_FPS, load_ffmpeg
 
-DEFAULT_FPS = 25.0  # where the header does not tell
 _LOCAL = ["-protocol_whitelist", "file,pipe"]  # a playlist that calls itself .mp4 must not reach into the network
 
 
-@dataclass(frozen=True)
+@dataclass
 class Video:
-    """A video file that is being read.
+    """A video that is being read.
 
     Attributes:
-        fps: frames per second.
+        name: for messages.
+        fps: frames per second; None: at no pace of its own.
         count: frames, as far as the file's header tells; None where it does not.
         frames: H×W×3 uint8 each, once.
     """
 
-    path: Path
-    fps: float
+    name: str
+    fps: float | None
     count: int | None
     frames: Iterator[np.ndarray]
 
-    def batches(self, sizes: list[tuple[int, int]], batch_size: int) -> Iterator[dict]:
-        """The frames in batches such as :func:`core.datasets.loading.full_view_loader` makes with `keep`."""
-        samples = (full_view(index, frame, sizes) | {"image": frame} for index, frame in enumerate(self.frames))
+    def batches(
+        self, sizes: list[tuple[int, int]], batch_size: int, leave_out: Set[int] = frozenset()
+    ) -> Iterator[dict]:
+        """The frames in batches such as :func:`core.datasets.loading.full_view_loader` makes with `keep`.
+
+        Args:
+            sizes: (width, height) of each view.
+            leave_out: indices of frames to pass over.
+        """
+        frames = ((index, frame) for index, frame in enumerate(self.frames) if index not in leave_out)
+        samples = (full_view(index, frame, sizes) | {"image": frame} for index, frame in frames)
         while batch := list(islice(samples, batch_size)):
             yield collate_full_views(batch)
 
@@ -57,7 +65,7 @@ def open_video(path: str | Path) -> Iterator[Video]:
     fps = header["fps"] or DEFAULT_FPS
     # frames at an even pace, which is their mean one: of a GIF ffmpeg would make a hundred a second
     with closing(_read(ffmpeg, path, ["-r", str(fps)])) as stream:
-        yield Video(path, fps, round(header["duration"] * fps) or None, _frames(stream, path))
+        yield Video(path.name, fps, round(header["duration"] * fps) or None, _frames(stream, path))
 
 
 def _read(ffmpeg: ModuleType, path: Path, output_params: Sequence[str] = ()) -> Iterator[dict | bytes]:

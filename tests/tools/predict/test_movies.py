@@ -1,12 +1,13 @@
 """Movies hold the frames that were given, or do not appear."""
 
 import resource
+import time
 
 import numpy as np
 import pytest
 
 from core.utils.errors import UserError
-from tools.predict.movies import movie
+from tools.predict.movies import load_ffmpeg, movie
 from tools.predict.video import open_video
 
 
@@ -33,6 +34,22 @@ def test_there_and_back(tmp_path, ending, mean, count, size):
     for frame, shown in zip(frames(count, *size), batch["image"], strict=True):
         assert shown.shape == (48, size[1] + size[1] % 2, 3)
         assert np.abs(shown[: size[0], : size[1]].astype(int) - frame).mean() < mean
+
+
+@pytest.mark.parametrize("ending", ["mp4", "gif"])
+def test_without_a_pace_frames_stay_as_long_as_it_took_to_make_the_next(tmp_path, ending):
+    path = tmp_path / f"movie.{ending}"
+    with movie(path, None) as append:
+        for number, frame in enumerate(frames(5, 48, 64)):
+            append(frame)
+            time.sleep(1.0 if number == 2 else 0.1)
+    count, seconds = load_ffmpeg("test").count_frames_and_secs(str(path))
+    assert count == 5
+    assert 1.1 < seconds < 4
+    with open_video(path) as opened:  # at an even pace again: the third fills most of it
+        shown = [frame[0, 0, 2] for frame in opened.frames]
+    third = next(frame for number, frame in enumerate(frames(5, 48, 64)) if number == 2)[0, 0, 2]
+    assert np.isclose(shown, third, atol=20).mean() > 0.3
 
 
 @pytest.mark.parametrize("ending", ["mp4", "gif"])

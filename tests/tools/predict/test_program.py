@@ -20,6 +20,7 @@ from tests.helpers import contents, start
 from tools.predict.__main__ import main as predict
 from tools.predict.movies import movie
 from tools.predict.palettes import colour_blind_palette
+from tools.predict.record import RECORD
 from tools.predict.video import open_video
 
 ALL = "colour,overlay,label-ids,confidence,side-by-side"
@@ -33,7 +34,8 @@ def read(path):
 
 
 def files_below(folder):
-    return list(contents(folder))
+    """What a run left there, without its notes of how it was made."""
+    return [name for name in contents(folder) if name != RECORD]
 
 
 @pytest.fixture
@@ -42,11 +44,6 @@ def frames(tmp_path, draw_scene, write_png):
     for number, (name, (height, width)) in enumerate(SIZES.items()):
         write_png(tmp_path / "frames" / name, draw_scene(number)[0][:height, :width])
     return tmp_path / "frames"
-
-
-@pytest.fixture
-def config(tmp_path, write_config):
-    return write_config(tmp_path)
 
 
 @pytest.fixture
