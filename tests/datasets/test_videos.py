@@ -1,8 +1,9 @@
 """Videos as images: which frames are taken, once, and what is no video."""
 
+import multiprocessing
 import os
 import subprocess
-import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -146,22 +147,24 @@ def test_what_is_interrupted_leaves_nothing_behind(ramp, found, tmp_path, monkey
     assert not list((tmp_path / "frames").glob("*.partial"))
 
 
-def test_of_two_runs_at_once_one_takes_the_frames(ramp, found, monkeypatch):
-    taken, take, results = [], videos._take, []
+def test_of_several_runs_at_once_one_takes_the_frames(ramp, found, monkeypatch, tmp_path):
+    take, fork = videos._take, multiprocessing.get_context("fork")
 
-    def slowly(*args):
-        taken.append(args)
+    def noted(*args):
+        with (tmp_path / "taken.txt").open("a") as file:
+            file.write("once\n")
+        time.sleep(0.5)  # in which the others come
         return take(*args)
 
-    monkeypatch.setattr(videos, "_take", slowly)
-    threads = [threading.Thread(target=lambda: results.append(found(ramp).paths)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(taken) == 1
-    assert len(results) == 3
-    assert len(set(results)) == 1
+    monkeypatch.setattr(videos, "_take", noted)
+    processes = [fork.Process(target=found, args=(ramp,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "taken.txt").read_text() == "once\n"
+    assert len(found(ramp)) == 21
 
 
 def test_a_turned_phone_video_is_upright(tmp_path, found):
