@@ -194,12 +194,12 @@ def test_tensorboard_shows_what_the_tables_hold(run):
         assert events.pop(f"running_confidence/{name}") == [(8, confidence)]
         scale = max(0.8 * (1 - math.exp(-confidence / 1e-3)), 0.2)
         assert events.pop(f"threshold_scale/{name}") == [(8, pytest.approx(scale, rel=1e-5))]
-    evaluated = rows_of(run.out / "evaluation.csv")
-    for column in list(evaluated[0])[1:]:
+    evaluated = rows_of(run.out / "evaluation_source.csv") + rows_of(run.out / "evaluation.csv")
+    for column in list(evaluated[1])[1:]:
         kind, _, name = column.partition("_")
         tag = f"{kind}/{name}" if name in CITYSCAPES_19.names else f"evaluation/{column}"
         assert events.pop(tag) == [
-            (n, pytest.approx(float(row[column]))) for n, row in zip((4, 8), evaluated, strict=True)
+            (n, pytest.approx(float(row[column]))) for n, row in zip((0, 4, 8), evaluated, strict=True)
         ]
     assert [step for step, _ in events.pop("panel")] == [3, 6]
     height = read_image(run.out / "confusion.png").shape[0]
@@ -226,13 +226,15 @@ def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
         "evaluation: 3 images of cityscapes_val",
         "8 iterations of 2 images; checkpoint and state every 4, the newest 2 states are kept",
         "TensorBoard: below tensorboard/; panels: 2 below panels/, every 3",
+        "evaluating the source model ",
+        "mIoU",
         "candidate pass g0000: 6 images",
         "candidate pass g0001",
         "model_iter000004.pth",
-        "mIoU",
         "candidate pass g0002",
         "iteration 8/8",
         "model_iter000008.pth",
+        "next, the run on one page",
     )
     positions = [log.index(event) for event in events]
     assert positions == sorted(positions)

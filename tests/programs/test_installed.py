@@ -122,7 +122,7 @@ def test_a_program_is_named_as_it_was_started(monkeypatch, tmp_path):
 
 def test_the_projects_configs_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert adapt(["-cfg", "configs/toy_dtst.yaml"]) == 1
+    assert adapt(["-cfg", "configs/toy_dtst.yaml", "resume", "random"]) == 1
     said = capsys.readouterr()
     assert f"config configs/toy_dtst.yaml: not in this folder, taken from {PROJECT}/configs/toy_dtst.yaml" in said.out
     assert "folder datasets does not exist" in said.err  # of this folder

@@ -121,7 +121,7 @@ def ranked(cityscapes_root, write_config, folder, source, capsys):
     config = str(write_config(cityscapes_root))
     assert evaluate(["-cfg", config, "--rank-without-labels", "resume", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    return rows_of(cityscapes_root / "out/ranking_cityscapes_val.csv"), lines[-2]
+    return rows_of(cityscapes_root / "out/ranking_cityscapes_val.csv"), lines[-3]
 
 
 def test_a_ruined_checkpoint_comes_last_and_is_named(
