@@ -29,7 +29,6 @@ from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, start_logging
 from tools.predict.inputs import find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
-from tools.predict.palettes import colour_blind_palette
 from tools.predict.studio import KINDS, MOVIE_DEFAULT, PNG_DEFAULT, SERIES_FPS, Studio, plan_series
 
 EXAMPLE = (
@@ -44,6 +43,8 @@ def predict(args: argparse.Namespace) -> None:
     """Everything is found and loaded before anything is written; then one series after the other."""
     start_logging()
     options, words = split_options(args.words)
+    if args.colour_blind:
+        options += ["VIS.COLOURS", "colour_blind"]
     if not words:
         raise UserError("nothing to predict: give images, folders, glob patterns or videos; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
@@ -52,7 +53,7 @@ def predict(args: argparse.Namespace) -> None:
     planned = plan_series(images, videos, out, args.container, args.save)
     if len(videos) or any(series.container != "png" for series in planned):
         load_ffmpeg("a video")
-    painter = Painter(taxonomy, colour_blind_palette(taxonomy) if args.colour_blind else taxonomy.palette())
+    painter = Painter.of(config.VIS, taxonomy)
     legend = png_bytes(painter.legend(LEGEND_WIDTH))
     claimed = [path for series in planned for path in series.claimed]
     if not args.overwrite:
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     kinds += f" (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})"
-    apart = "colours that everyone can tell apart, not the data set's"
+    apart = "colours that everyone can tell apart, in label files, too: short for VIS.COLOURS colour_blind"
     containers = "PNG files, or movies of them (default: png of images, mp4 of videos)"
     fps = f"of movies (default: the video's own; of images {SERIES_FPS:g})"
     parser = config_parser(

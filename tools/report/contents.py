@@ -67,6 +67,7 @@ class Report:
 
     def __init__(self, run: Run, count: int | None):
         self.run, self.names = run, run.taxonomy.names
+        self.painter = Painter.of(run.config.VIS, run.taxonomy)
         self.labelled = bool(run.evaluations)
         self.missing: list[str] = []
         self.source: Observation | None = None
@@ -138,9 +139,8 @@ class Report:
         headings = ("Worst", "Best") if self.labelled else ("Least sure", "Most sure")
         groups, changes = extremes(values, count), self.changes_per_image()
         changed = [int(index) for index in np.argsort(-changes, kind="stable")[:count] if changes[index] > 0]
-        painter = Painter(self.run.taxonomy, self.run.taxonomy.palette())
         indices = list(dict.fromkeys(index for group in (changed, *groups) for index in group))
-        drawn = dict(zip(indices, viewer.pictures(checkpoints, indices, painter), strict=True))
+        drawn = dict(zip(indices, viewer.pictures(checkpoints, indices, self.painter), strict=True))
 
         def shown(index: int, what: str) -> Shown:
             return f"{Path(viewer.images.names[index]).name}: {what}", list(zip(columns, drawn[index], strict=False))
@@ -164,7 +164,7 @@ class Report:
     @property
     def colours(self) -> list[tuple[str, list[int]]]:
         """Names of the classes, and RGB."""
-        return list(zip(self.names, self.run.taxonomy.palette().tolist(), strict=False))
+        return list(zip(self.names, self.painter.palette.tolist(), strict=False))
 
     def changes_per_image(self) -> np.ndarray:
         """Percent of the pixels whose class adaptation changed; empty with labels, and without a source model."""
