@@ -106,7 +106,8 @@ class Painter:
         columns = len(made) if height > width else min(len(made), columns)
         body = _tiled(made, columns)
         size = lettering.font_size(width * min(columns, _COLUMNS))
-        legend = lettering.legend((*self._entries(), _NO_LABEL), body.shape[1])
+        maps = any(_is_map(content) for _, content in tiles)
+        legend = lettering.legend((*self._entries(), *[_NO_LABEL] * maps), body.shape[1])
         return np.concatenate([lettering.line(title, body.shape[1], size, bold=True), body, legend])
 
     def _content(self, content: np.ndarray) -> np.ndarray:

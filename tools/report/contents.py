@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -23,6 +22,7 @@ from core.runs.resume import new_model, numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
+from tools.pages import Shaded, Table
 from tools.report.figures import Curve, bands, curves, decisions
 from tools.report.run import Run
 from tools.report.views import Observation, Viewer, extremes
@@ -30,24 +30,6 @@ from tools.tables import read_table
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 Shown = tuple[str, list[tuple[str, bytes]]]
-
-
-class Table(NamedTuple):
-    """Cells are texts; `strong` is the number of the row that stands out."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong: int = -1
-
-
-class Shaded(str):
-    """A cell with a background from red (−1) through none to green (1)."""
-
-    def __new__(cls, words: str, strength: float):
-        cell = super().__new__(cls, words)
-        colour = "34,160,84" if strength > 0 else "220,60,60"
-        cell.background = f"rgba({colour},{0.55 * min(abs(strength), 1):.2f})"
-        return cell
 
 
 class Report:
@@ -135,7 +117,7 @@ class Report:
 
     def _take_pictures(self, viewer: Viewer, checkpoints: list[Path], count: int) -> None:
         values = self.adapted.per_image
-        columns = ["image", *(["model"] if self.source is None else ["source", "adapted"]), "label"]
+        columns = ["image", *(["model"] if self.source is None else ["source", "adapted", "changed"]), "label"]
         headings = ("Worst", "Best") if self.labelled else ("Least sure", "Most sure")
         groups, changes = extremes(values, count), self.changes_per_image()
         changed = [int(index) for index in np.argsort(-changes, kind="stable")[:count] if changes[index] > 0]
