@@ -21,16 +21,6 @@ class Table(NamedTuple):
     strong: int = -1
 
 
-class Shaded(str):
-    """A cell with a background from red (−1) through none to green (1)."""
-
-    def __new__(cls, words: str, strength: float):
-        cell = super().__new__(cls, words)
-        colour = "34,160,84" if strength > 0 else "220,60,60"
-        cell.background = f"rgba({colour},{0.55 * min(abs(strength), 1):.2f})"
-        return cell
-
-
 def page_environment(folder: Path) -> jinja2.Environment:
     """For the templates in a folder: a text is escaped, an unknown name an error."""
     loader = jinja2.FileSystemLoader([folder, PARTS_FOLDER])

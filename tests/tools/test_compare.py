@@ -1,6 +1,8 @@
 """tools.compare for real: both models' pictures, what changed by hand, the page, movies, and what is refused."""
 
 import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from core.configs import cfg, load_config
 from core.datasets.taxonomy import CITYSCAPES_19
 from core.evaluation.pictures import Painter
 from tests.helpers import contents, rows_of, start
+from tools.compare.__main__ import _titles
 from tools.compare.__main__ import main as compare
 from tools.compare.changes import NEAR, Changes
 from tools.predict.__main__ import main as predict
@@ -98,7 +101,8 @@ def test_pictures_shares_page_and_table_are_those_of_both_predictions(tmp_path, 
     found = re.findall(r">(\S+): (\d+\.\d) % of the pixels changed class</p>", page)
     assert found == [(name, f"{shares[name]:.1f}") for name in order]
     assert page.count("data:image/jpeg") == 4 * len(SIZES)
-    assert "http://" not in page
+    ElementTree.fromstring(page.partition("\n")[2])  # it is well formed
+    assert not re.search(r"url\(|@import|https?:", page)
     last = process.stdout.splitlines()[-1]
     assert f"compared 3 images: {np.mean([*shares.values()]):.1f} % of the pixels changed class" in last
     assert str(out / "compare.html") in last
@@ -115,11 +119,11 @@ def test_without_input_it_takes_the_runs_own_images_and_the_model_to_use(done, r
 
 
 def test_models_by_name_and_a_config(done, tmp_path, run, frames, tiny_checkpoint):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
+    for name in ("one/x", "two/x"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model.pth").write_bytes(tiny_checkpoint.read_bytes())
-    words = ("-cfg", tmp_path / "tiny.yaml", "--source", tmp_path / "one/model.pth")
-    last = done(*words, "--adapted", tmp_path / "two/model.pth", frames / "a.png", "-o", tmp_path / "made")
+    words = ("-cfg", tmp_path / "tiny.yaml", "--source", tmp_path / "one/x/model.pth")
+    last = done(*words, "--adapted", tmp_path / "two/x/model.pth", frames / "a.png", "-o", tmp_path / "made")
     assert "compared 1 image: no pixel" in last
     done(*words, "--adapted", run / "model_iter000004.pth", frames / "a.png", "-o", tmp_path / "made", "--overwrite")
     assert len(rows_of(tmp_path / "made/changes.csv")) == 1
@@ -191,6 +195,21 @@ def test_a_broken_image_is_named_and_what_was_done_stays(tmp_path, run, frames, 
     assert compare([str(run), str(frames)]) == 1
     assert "b.png" in capfd.readouterr().err
     assert list(contents(run / "compared")) == ["changes.csv", "comparison/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "titles"),
+    [
+        ("a/one.pth", "a/two.pth", ("one.pth", "two.pth")),
+        ("a/m.pth", "b/m.pth", ("a/m.pth", "b/m.pth")),
+        ("a/x/m.pth", "b/x/m.pth", ("a/x/m.pth", "b/x/m.pth")),
+        ("a/m.pth", "a/a/m.pth", None),
+    ],
+)
+def test_checkpoints_are_told_apart_by_as_much_of_their_paths_as_it_takes(first, second, titles):
+    found = _titles(Path(first), Path(second))
+    assert found[0] != found[1]
+    assert titles is None or found == titles
 
 
 @settings(max_examples=60)

@@ -38,19 +38,17 @@ from core.utils.files import make_folder, refuse_existing, write_text
 from core.utils.logging import LOGGER, start_logging
 from tools.compare.changes import Changes
 from tools.compare.studio import KIND, ComparingStudio
-from tools.pages import Shaded, Table, page_environment, printable
+from tools.pages import Table, page_environment, printable
 from tools.predict.inputs import find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
 from tools.predict.studio import plan_series
 
 FOLDER = "compared"  # in the run's
 PAGE, TABLE = "compare.html", "changes.csv"
-MARK = "<!-- made by tools.compare -->"
 OWN_IMAGES = 50  # of the run's, evenly, where no input is given
 SHOWN = 12  # images of the page
 _PAIRS = 12  # rows of what became what
 _COLUMNS = ("image", "changed_percent")
-_MARKED = 5  # percent of all pixels that colour a cell wholly
 
 
 class Pair(NamedTuple):
@@ -151,10 +149,11 @@ def _load(config: Config, path: Path, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def _titles(source: Path, adapted: Path) -> list[str]:
-    """The files' names, with their folders' where these are equal."""
-    alike = source.name == adapted.name
-    return [f"{path.absolute().parent.name}/{path.name}" if alike else path.name for path in (source, adapted)]
+def _titles(source: Path, adapted: Path) -> tuple[str, str]:
+    """The files' names, with as much of their folders as tells them apart."""
+    names = [path.absolute().parts for path in (source, adapted)]
+    length = next(n for n in range(1, max(map(len, names)) + 1) if names[0][-n:] != names[1][-n:])
+    return tuple(str(Path(*parts[-length:])) for parts in names)
 
 
 def summary(changes: Changes) -> str:
@@ -177,19 +176,17 @@ def _page(changes: Changes, pair: Pair, colours: list, command: str) -> str:
         for value, words in ((np.median(shares), "in the median image"), (max(shares), "at most"))
     ]
     rows = [
-        (before, after, Shaded(f"{share:.2f}", share / _MARKED), f"{of_class:.1f}")
-        for before, after, share, of_class in changes.became(_PAIRS)
+        (before, after, f"{share:.2f}", f"{of_class:.1f}") for before, after, share, of_class in changes.became(_PAIRS)
     ]
     became = Table(("source model", "adapted model", "% of all pixels", "% of the class"), rows)
     lines = [
-        (name, f"{before:.2f}", f"{after:.2f}", Shaded(f"{after - before:+.2f}", (after - before) / _MARKED))
+        (name, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}".replace("-", "−"))
         for name, before, after in changes.class_shares()
     ]
     text = (
         page_environment(Path(__file__).parent)
         .get_template("page.html")
         .render(
-            mark=MARK,
             title=f"{pair.folder.resolve().name}: source beside adapted",
             source=pair.source,
             adapted=pair.adapted,

@@ -22,7 +22,7 @@ from core.runs.resume import new_model, numbered, source_checkpoint
 from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
-from tools.pages import Shaded, Table
+from tools.pages import Table
 from tools.report.figures import Curve, bands, curves, decisions
 from tools.report.run import Run
 from tools.report.views import Observation, Viewer, extremes
@@ -30,6 +30,16 @@ from tools.tables import read_table
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 Shown = tuple[str, list[tuple[str, bytes]]]
+
+
+class Shaded(str):
+    """A cell with a background from red (−1) through none to green (1)."""
+
+    def __new__(cls, words: str, strength: float):
+        cell = super().__new__(cls, words)
+        colour = "34,160,84" if strength > 0 else "220,60,60"
+        cell.background = f"rgba({colour},{0.55 * min(abs(strength), 1):.2f})"
+        return cell
 
 
 class Report:
