@@ -249,8 +249,8 @@ def draw_picture(
         by_class = class_changes(taxonomy, label, before, after)
         cells = [
             (words, image),
-            (f"{first}: mIoU {was:.0f}", palette[before]),
-            (f"{second}: mIoU {now:.0f} ({now - was:+.0f})".replace("-", "−"), palette[after]),
+            (f"{first}: mIoU {was:.1f}", palette[before]),
+            (f"{second}: mIoU {now:.1f} ({now - was:+.1f})".replace("-", "−"), palette[after]),
             ("ground truth", palette[label]),
             (f"{first}: {at_first:.1f} % of the pixels wrong", change_map(image, label, before, before)),
             (f"{second}: {told}\nIoU: {by_class}", change_map(image, label, before, after)),
