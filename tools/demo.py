@@ -21,7 +21,8 @@ from core.configs import load_config
 from core.datasets.catalog import ImageSet, find_taxonomy, find_test_images, output_names
 from core.datasets.images import read_image, read_label
 from core.datasets.taxonomy import IGNORE, Taxonomy
-from core.evaluation.metrics import confusion_matrix, mean_iou_in_label
+from core.evaluation.metrics import confusion_matrix, iou, mean_iou_in_label
+from core.evaluation.pictures import Painter
 from core.programs.frame import Parser, run_program
 from core.utils.environment import from_here
 from core.utils.errors import UserError
@@ -35,7 +36,10 @@ AUTOMATIC_CONFIG, INPUT_SIZE = "configs/adapt.yaml", "(256,128)"
 TARGET = "toy_target_val"
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
 QUARTILES = {"25th percentile": 0.25, "median image": 0.5, "75th percentile": 0.75}  # of the improvement
-WRONG, DIMMED, LIFTED = (225, 30, 30), 0.5, 75  # wrong pixels; right ones: LIFTED + DIMMED · grey
+MARKS = {"gained": (20, 90, 230), "lost": (225, 30, 30), "wrong": (250, 205, 100)}  # pixels, between two predictions
+MEANINGS = {"gained": "gained: right only after", "lost": "lost: right only before", "wrong": "wrong before and after"}
+DIMMED, LIFTED = 0.5, 75  # pixels that stay right: LIFTED + DIMMED · grey
+TOLD = 2  # classes that gained most, and as many that lost most
 MARK = ".demo.json"
 
 
@@ -105,7 +109,8 @@ class Demo:
         titles = ("source model at home", *(f"{run.title} on the target" for run in runs))
         print("\n" + "\n".join(table_lines(taxonomy, titles, [at_home, *on_target])))
         shown = {"source": self.source.predictions(TARGET), "automatic": self.automatic.predictions(TARGET)}
-        draw_picture(self.picture, find_test_images(config), taxonomy, shown)
+        palette = Painter.of(config.VIS, taxonomy).palette
+        draw_picture(self.picture, find_test_images(config), taxonomy, palette, shown)
         print(f"\npicture: {self.picture}")
 
     def _make(self, folder: Path, complete: bool, words: Sequence[str], later: Sequence[Path]) -> None:
@@ -182,27 +187,50 @@ def mean_ious(images: ImageSet, taxonomy: Taxonomy, folder: Path) -> np.ndarray:
 
 
 def at_quartiles(before: np.ndarray, after: np.ndarray) -> dict[str, int]:
-    """The images at the quartiles of the improvement, by their title, with the figures."""
+    """The images at the quartiles of the improvement, by what they are."""
     order = np.argsort(after - before, kind="stable")
     order = order[: np.isfinite(after - before).sum()]  # NaNs stand last
-    chosen = {name: order[round(place * (len(order) - 1))] for name, place in QUARTILES.items()}
-    return {f"{name}: {before[i]:.0f} → {after[i]:.0f}": int(i) for name, i in chosen.items()}
+    return {name: int(order[round(place * (len(order) - 1))]) for name, place in QUARTILES.items()}
 
 
-def error_map(image: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Wrong pixels in red, right ones in pale grey, those without a label black: H×W×3 uint8."""
+def change_map(image: np.ndarray, label: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8: pixels by :data:`MARKS`, right ones in pale grey, those without a label black."""
     picture = np.repeat(LIFTED + DIMMED * image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
-    picture[predicted != label] = WRONG
+    was, is_now = before == label, after == label
+    picture[~was & ~is_now] = MARKS["wrong"]
+    picture[~was & is_now] = MARKS["gained"]
+    picture[was & ~is_now] = MARKS["lost"]
     picture[label == IGNORE] = 0
     return picture
 
 
-def draw_picture(path: Path, images: ImageSet, taxonomy: Taxonomy, predictions: dict[str, Path]) -> None:
-    """Of three images, in two rows each: image and two predictions; ground truth and the errors of both.
+def shares(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Percent of the labelled pixels that are gained, lost, and wrong after."""
+    counted = max(int((label != IGNORE).sum()), 1)
+    was, is_now = ((seen == label) | (label == IGNORE) for seen in (before, after))
+    found = {"gained": ~was & is_now, "lost": was & ~is_now, "wrong": ~is_now}
+    return {name: 100 * int(pixels.sum()) / counted for name, pixels in found.items()}
+
+
+def class_changes(taxonomy: Taxonomy, label: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
+    """Of one image the classes whose IoU (percent) gained and lost most: `light +30, sign +12; pole −4`."""
+    one, other = (iou(confusion_matrix(seen, label, len(taxonomy))).numpy() for seen in (before, after))
+    held = np.unique(label[label != IGNORE])
+    gains = sorted(((100 * float(other[c] - one[c]), taxonomy.names[c]) for c in held), reverse=True)
+    best = [f"{name} {gain:+.0f}" for gain, name in gains[:TOLD] if gain >= 0.5]
+    worst = [f"{name} −{-gain:.0f}" for gain, name in gains[::-1][:TOLD] if gain <= -0.5]
+    return "; ".join(", ".join(names) for names in (best, worst) if names) or "no class gained or lost"
+
+
+def draw_picture(
+    path: Path, images: ImageSet, taxonomy: Taxonomy, palette: np.ndarray, predictions: dict[str, Path]
+) -> None:
+    """Of three images, in two rows each: image and two predictions; ground truth, the errors, gains and losses.
 
     They are those at the quartiles of the improvement, so that the picture neither flatters nor hides.
 
     Args:
+        palette: 256×3 uint8 RGB.
         predictions: folders of palette PNGs as test.py --saveres writes them by title: before and after.
     """
     import matplotlib
@@ -211,29 +239,39 @@ def draw_picture(path: Path, images: ImageSet, taxonomy: Taxonomy, predictions: 
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    palette, names = taxonomy.palette(), output_names(images)
-    chosen = at_quartiles(*(mean_ious(images, taxonomy, folder) for folder in predictions.values()))
-    figure = pyplot.figure(figsize=(11.4, 4.3 * len(chosen) + 1), layout="constrained")
+    names, (first, second) = output_names(images), predictions
+    scores = [mean_ious(images, taxonomy, folder) for folder in predictions.values()]
+    chosen = at_quartiles(*scores)
+    figure = pyplot.figure(figsize=(11.4, 4.6 * len(chosen) + 1.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
     groups = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
     for group, (words, index) in zip(groups, chosen.items(), strict=True):
         image, label = read_image(images.paths[index]), images.read_label(index)
-        found = {title: read_label(folder / names[index]) for title, folder in predictions.items()}
-        cells = {words: image, **{f"{title}: prediction": palette[classes] for title, classes in found.items()}}
-        cells["ground truth"] = palette[label]
-        cells |= {f"{title}: errors in red": error_map(image, label, classes) for title, classes in found.items()}
-        axes = group.subplots(2, 1 + len(found)).flat
-        for axis, (title, picture) in zip(axes, cells.items(), strict=True):
+        before, after = (read_label(folder / names[index]) for folder in predictions.values())
+        was, now = (float(values[index]) for values in scores)
+        at_first, change = shares(label, before, before)["wrong"], shares(label, before, after)
+        told = ", ".join(f"{share:.1f} % {name}" for name, share in change.items())
+        by_class = class_changes(taxonomy, label, before, after)
+        cells = [
+            (words, image),
+            (f"{first}: mIoU {was:.1f}", palette[before]),
+            (f"{second}: mIoU {now:.1f} ({now - was:+.1f})".replace("-", "−"), palette[after]),
+            ("ground truth", palette[label]),
+            (f"{first}: {at_first:.1f} % of the pixels wrong", change_map(image, label, before, before)),
+            (f"{second}: {told}\nIoU: {by_class}", change_map(image, label, before, after)),
+        ]
+        for axis, (title, picture) in zip(group.subplots(2, 3).flat, cells, strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
             axis.set_title(title, fontsize="medium", weight="bold" if title == words else "normal", pad=4)
     figure.suptitle(
-        "Three images, at the quartiles of the improvement; mean IoU (%) of the classes in each, before → after\n",
+        "Three images, at the quartiles of the improvement; mIoU (%) of the classes in each\n",
         fontsize="large",
         va="top",
     )
-    patches = [Patch(color=colour / 255, label=name) for name, colour in zip(taxonomy.names, palette, strict=False)]
-    figure.legend(handles=patches, ncols=7, loc="outside lower center", frameon=False)
+    coloured = zip((*taxonomy.names, *MARKS), [*palette[: len(taxonomy)], *map(np.array, MARKS.values())], strict=True)
+    patches = [Patch(color=colour / 255, label=MEANINGS.get(name, name)) for name, colour in coloured]
+    figure.legend(handles=patches, ncols=6, loc="outside lower center", frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
     pyplot.close(figure)

@@ -126,5 +126,7 @@ option("SOLVER.DETERMINISTIC", False, free=True)  # on a GPU the same bits in ev
 
 option("VIS.PERIOD", 200, at_least(0), free=True)  # iterations between two panels, OUTPUT_DIR/panels/*.png; 0: none
 option("VIS.TENSORBOARD", True, free=True)  # write OUTPUT_DIR/tensorboard, if the package is there
+option("VIS.COLOURS", "clear", one_of("clear", "data_set", "colour_blind"), free=True)  # of classes, in pictures
+option("VIS.NAMES", True, free=True)  # write the classes' names upon large regions of overlays
 
 option("TEST.BATCH_SIZE", 1, at_least(1))  # images per forward of evaluation and candidate pass

@@ -1,43 +1,80 @@
-"""Predictions as pictures: colours, overlay, confidence, all of it side by side, panels with captions, and a legend."""
+"""Predictions as pictures: colours, overlay, what changed, panels of tiles under captions with a legend."""
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from core.datasets.taxonomy import Taxonomy
-from core.utils.errors import one_line
+from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.evaluation import lettering
+from core.evaluation.palettes import OPACITY, PALETTES, clear_palette
 
-OPACITY = 0.5  # of the colours in an overlay
-FONT_SIZE = 13  # px, at least; of wide pictures a share of the width
-_WIDTH_PER_FONT_SIZE = 75
-_PAD = 6  # px around what a legend holds
-_GAP = 4  # px between panels
+_GAP = 4  # px between tiles
 _TILE_WIDTHS = 320, 1024  # px, least and most, of a panel's tiles
 _COLUMNS = 3
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-_NO_LABEL = ("no label", _BLACK)
+_WIDTH_PER_LINE = 800  # px of a picture for each of a line
+_PALE = 0.5  # of the image beneath what changed; the rest is white
+_NO_LABEL = ("no label", (0, 0, 0))
+_PICTURES, _FILES = "in pictures", "in label files, which keep the data set's colours"
+
+
+class Tile(NamedTuple):
+    """A picture (H×W×3 uint8) under its caption, which has a scale where it shows confidence."""
+
+    caption: str
+    picture: np.ndarray
+    scale: bool = False
 
 
 class Painter:
-    """Draws the predictions of one class set in the colours of a palette (256×3 uint8 RGB)."""
+    """Draws the predictions of one class set.
 
-    def __init__(self, taxonomy: Taxonomy, palette: np.ndarray):
-        self.palette = palette
-        self._entries = tuple(
-            (name, tuple(colour)) for name, colour in zip(taxonomy.names, palette.tolist(), strict=False)
-        )
+    Args:
+        palette: of pictures, 256×3 uint8 RGB; None: the data set's own colours.
+        names: write the classes' names upon large regions of overlays.
+
+    Attributes:
+        label_palette: of files that hold class indices: the data set's own colours, unless the pictures' are for
+            readers who cannot tell those apart.
+    """
+
+    def __init__(self, taxonomy: Taxonomy, palette: np.ndarray | None = None, names: bool = True):
+        usual = taxonomy.palette()
+        self.palette = usual if palette is None else palette
+        self.label_palette = usual if np.array_equal(self.palette, clear_palette(taxonomy)) else self.palette
+        self._names, self._written = taxonomy.names, taxonomy.names if names else ()
+
+    @classmethod
+    def of(cls, vis, taxonomy: Taxonomy) -> "Painter":
+        """As the config node VIS says."""
+        return cls(taxonomy, PALETTES[vis.COLOURS](taxonomy), vis.NAMES)
 
     def colour(self, classes: np.ndarray) -> np.ndarray:
         """H×W uint8 class indices → H×W×3 uint8."""
         return self.palette[classes]
 
     def overlay(self, image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """The colours, half transparent, upon an H×W×3 image."""
-        return cv2.addWeighted(image, 1 - OPACITY, self.colour(classes), OPACITY, 0)
+        """The colours upon an H×W×3 image: half transparent, whole along the borders; names where there is room."""
+        colours = self.colour(classes)
+        picture = cv2.addWeighted(image, 1 - OPACITY, colours, OPACITY, 0)
+        borders = outline(classes)
+        picture[borders] = colours[borders]
+        lettering.write_names(picture, classes, self._written)
+        return picture
+
+    def changed(self, image: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """The H×W×3 image, pale and grey; where the class changed the colour of the new one, within a black line.
+
+        Args:
+            before, after: H×W uint8 class indices.
+        """
+        changed = before != after
+        light = cv2.addWeighted(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _PALE, np.full_like(before, 255), 1 - _PALE, 0)
+        picture = np.where(changed[..., None], self.colour(after), light[..., None])
+        picture[outline(changed.astype(np.uint8)) & ~changed] = 0
+        lettering.write_names(picture, np.where(changed, after, np.uint8(IGNORE)), self._written)
+        return picture
 
     def side_by_side(self, image: np.ndarray, classes: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """Image, overlay, colours and confidence in two rows of two (in one row where they are tall), and the legend.
@@ -45,44 +82,64 @@ class Painter:
         Args:
             confidence: H×W uint8 of :func:`grey`.
         """
-        panels = [image, self.overlay(image, classes), self.colour(classes), np.stack([confidence] * 3, axis=-1)]
-        height, width = classes.shape
-        picture = _tiled(panels, 4 if height > width else 2)
-        return np.concatenate([picture, self.legend(picture.shape[1])])
+        tiles = [
+            Tile("image", image),
+            Tile("prediction upon it", self.overlay(image, classes)),
+            Tile("prediction", self.colour(classes)),
+            Tile("confidence", np.stack([confidence] * 3, axis=-1), scale=True),
+        ]
+        body = _tiled(tiles, 4 if len(classes) > classes.shape[1] else 2)
+        return np.concatenate([body, lettering.legend(self._entries(), body.shape[1])])
 
-    def panel(self, title: str, tiles: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-        """Tiles under their captions, three in a row (all in one row where they are tall), with title and legend.
+    def panel(self, title: str, tiles: Sequence[tuple[str, np.ndarray]], columns: int = _COLUMNS) -> np.ndarray:
+        """Tiles under their captions, so many in a row (all in one row where they are tall), with title and legend.
 
         Args:
             tiles: caption and content, all of one H×W: pictures (H×W×3 uint8), class indices (H×W uint8), or
-                confidences (H×W floats in 0 … 1).
+                confidences (H×W floats in 0 … 1), which get a scale.
         """
-        pictures = [self._tile(content) for _, content in tiles]
-        height, width = pictures[0].shape[:2]
-        columns = len(tiles) if height > width else min(len(tiles), _COLUMNS)
-        size = max(FONT_SIZE, width * min(len(tiles), _COLUMNS) // _WIDTH_PER_FONT_SIZE)
-        captioned = [
-            np.concatenate([_line(caption, width, size), picture])
-            for (caption, _), picture in zip(tiles, pictures, strict=True)
+        made = [
+            Tile(caption, self._content(content), content.ndim == 2 and not _is_map(content))
+            for caption, content in tiles
         ]
-        body = _tiled(captioned, columns)
-        legend = _legend((*self._entries, _NO_LABEL), body.shape[1])
-        return np.concatenate([_line(title, body.shape[1], size, bold=True), body, legend])
+        height, width = made[0].picture.shape[:2]
+        columns = len(made) if height > width else min(len(made), columns)
+        body = _tiled(made, columns)
+        size = lettering.font_size(width * min(columns, _COLUMNS))
+        maps = any(_is_map(content) for _, content in tiles)
+        legend = lettering.legend((*self._entries(), *[_NO_LABEL] * maps), body.shape[1])
+        return np.concatenate([lettering.line(title, body.shape[1], size, bold=True), body, legend])
 
-    def _tile(self, content: np.ndarray) -> np.ndarray:
+    def _content(self, content: np.ndarray) -> np.ndarray:
         """A tile's content as h×w×3 uint8, enlarged or made smaller where it would be hard to read or too large."""
-        classes = content.ndim == 2 and content.dtype == np.uint8
         least, most = _TILE_WIDTHS
-        content = bounded(content, most, nearest=classes)
+        content = bounded(content, most, nearest=_is_map(content))
         times = -(-least // content.shape[1])
         content = content.repeat(times, 0).repeat(times, 1)
-        if classes:
+        if _is_map(content):
             return self.colour(content)
         return content if content.ndim == 3 else np.stack([grey(content)] * 3, axis=-1)
 
     def legend(self, width: int) -> np.ndarray:
-        """The classes' colours and names on white, h×`width`×3 uint8; names that are too long for it are cut."""
-        return _legend(self._entries, width)
+        """The classes' colours and names on white, h×`width`×3 uint8; twice where label files have others."""
+        pictures = lettering.legend(self._entries(), width)
+        if np.array_equal(self.palette, self.label_palette):
+            return pictures
+        size, files = lettering.font_size(width), lettering.legend(self._entries(self.label_palette), width)
+        return np.concatenate(
+            [lettering.line(_PICTURES, width, size), pictures, lettering.line(_FILES, width, size), files]
+        )
+
+    def _entries(self, palette: np.ndarray | None = None) -> lettering.Entries:
+        palette = self.palette if palette is None else palette
+        return tuple(zip(self._names, map(tuple, palette.tolist()), strict=False))
+
+
+def outline(classes: np.ndarray) -> np.ndarray:
+    """H×W uint8 → H×W bool: the pixels within a line's width of another value, on both sides of a border."""
+    reach = 1 + max(classes.shape) // _WIDTH_PER_LINE
+    box = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    return cv2.dilate(classes, box) != cv2.erode(classes, box)
 
 
 def grey(confidence: np.ndarray) -> np.ndarray:
@@ -112,48 +169,21 @@ def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return framed
 
 
-def _tiled(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    height, width = panels[0].shape[:2]
-    rows = -(-len(panels) // columns)
+def _is_map(content: np.ndarray) -> bool:
+    """Whether it holds class indices."""
+    return content.ndim == 2 and content.dtype == np.uint8
+
+
+def _tiled(tiles: Sequence[Tile], columns: int) -> np.ndarray:
+    """Tiles of one size, each under its caption, on white."""
+    width = tiles[0].picture.shape[1]
+    size = lettering.font_size(width * min(columns, _COLUMNS))
+    captioned = [
+        np.concatenate([lettering.line(tile.caption, width, size, scale=tile.scale), tile.picture]) for tile in tiles
+    ]
+    height, rows = len(captioned[0]), -(-len(tiles) // columns)
     picture = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
-    for number, panel in enumerate(panels):
+    for number, part in enumerate(captioned):
         top, left = number // columns * (height + _GAP), number % columns * (width + _GAP)
-        picture[top : top + height, left : left + width] = panel
+        picture[top : top + height, left : left + width] = part
     return picture
-
-
-@lru_cache(maxsize=8)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib  # has a font for names in most scripts
-
-    name = "DejaVuSans-Bold" if bold else "DejaVuSans"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / f"fonts/ttf/{name}.ttf"), size)
-
-
-def _line(text: str, width: int, size: int, bold: bool = False) -> np.ndarray:
-    """One line of text on white, h×`width`×3 uint8; what is too long for it is cut."""
-    picture = Image.new("RGB", (width, size + 2 * _PAD), _WHITE)
-    ImageDraw.Draw(picture).text(
-        (_PAD, size / 2 + _PAD), one_line(text), font=_font(size, bold), fill=_BLACK, anchor="lm"
-    )
-    return np.asarray(picture)
-
-
-@lru_cache(maxsize=8)  # every picture of a size has the same one
-def _legend(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: int) -> np.ndarray:
-    box = max(FONT_SIZE, width // _WIDTH_PER_FONT_SIZE)
-    font = _font(box)
-    line = box + _PAD
-    places, x, y = [], _PAD, _PAD
-    for name, _ in entries:
-        needed = box + _PAD + font.getlength(name) + 2 * _PAD
-        if x > _PAD and x + needed > width:
-            x, y = _PAD, y + line
-        places.append((x, y))
-        x += round(needed)
-    picture = Image.new("RGB", (width, y + line), _WHITE)
-    draw = ImageDraw.Draw(picture)
-    for (name, colour), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y, x + box - 1, y + box - 1), fill=colour, outline=_BLACK)
-        draw.text((x + box + _PAD, y + box / 2), name, font=font, fill=_BLACK, anchor="lm")
-    return np.asarray(picture)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from core.configs.node import Config
 from core.datasets.catalog import FOLDER_PREFIX
-from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
 from core.runs.resume import source_checkpoint
 from core.utils.environment import start_of
@@ -44,14 +43,11 @@ def say_adapted(config: Config) -> None:
         if after < before - ALIKE:
             LOGGER.info(_worse(config))
     log_report(folder)
-    run, target = ("-cfg", folder / CONFIG, "resume", model), config.DATASETS.TARGET_TRAIN
+    run = ("-cfg", folder / CONFIG, "resume", model)
     if after is None and config.DATASETS.TEST:
         log_next("its scores", "test.py", *run)
-    elif target.startswith((FOLDER_PREFIX, VIDEO_PREFIX)):
-        path = target.partition(":")[2]
-        log_next("what it sees", "tools.predict", *run, path, "-o", folder / "pictures")
-    elif config.DATASETS.TEST:
-        log_next("what it sees", "test.py", *run, "--saveres")
+    elif source_checkpoint(config) is not None:
+        log_next("source beside adapted model on its images", "tools.compare", folder)
 
 
 def say_trained(config: Config, config_file: str) -> None:

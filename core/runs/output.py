@@ -46,7 +46,7 @@ class RunOutput:
     def __init__(self, config, taxonomy: Taxonomy, device: torch.device):
         self.folder, solver, vis = Path(config.OUTPUT_DIR), config.SOLVER, config.VIS
         self.states = StateFolder(self.folder, solver.KEEP_STATES)
-        painter, shown = Painter(taxonomy, taxonomy.palette()), distributed.is_main()
+        painter, shown = Painter.of(vis, taxonomy), distributed.is_main()
         tensorboard = shown and vis.TENSORBOARD and tensorboard_is_there()
         self.monitor = Monitor(self.folder, painter, vis.PERIOD * shown, tensorboard)
         self.resumed: int | None = None

@@ -21,6 +21,7 @@ INSTALLED = {  # the programs by the file or module that Python starts, and thei
     "test.py": "dtst-test",
     "tools.predict": "dtst-predict",
     "tools.report": "dtst-report",
+    "tools.compare": "dtst-compare",
     "tools.export": "dtst-export",
     "tools.toy_domains": "dtst-toy-domains",
     "tools.gpu_check": "dtst-gpu-check",

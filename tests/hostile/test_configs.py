@@ -162,6 +162,7 @@ def test_files(refused, content, parts):
         ("MODEL.POS", "(7,)", ["0 to 5", "(7,)"]),
         ("MODEL.POS", "(0, 0)", ["different", "(0, 0)"]),
         ("DTU.PROXY_METRIC", "SDN", ["SND, ENT", "'SDN'"]),
+        ("VIS.COLOURS", "colourful", ["clear, data_set, colour_blind", "'colourful'"]),
         ("DATASETS.SOURCE_SAMPLING", "balance", ["auto, balanced, uniform", "'balance'"]),
         ("SE\x1bED", "1", []),
         ("", "1", []),

@@ -24,7 +24,7 @@ from core.datasets.taxonomy import CITYSCAPES_19
 from core.selftraining import samples as samples_module
 from test import main as evaluate
 from tests.helpers import PROJECT, OpenWatch, events_of, read_checkpoint, rows_of, same_weights, start, without_details
-from tools.predict.__main__ import main as predict
+from tools.compare.__main__ import main as compare
 from tools.report.__main__ import main as report
 from train_TCR_DTU import main as adapt
 
@@ -327,11 +327,11 @@ def test_the_last_lines_of_a_run_are_commands_that_work(adapted, write_png, draw
     overrides = {"DATASETS.TARGET_TRAIN": f"folder:{folder}/my frames", "OUTPUT_DIR": f"{folder}/second run"}
     out, log = adapted("--skip-test", "DATASETS.TEST", "", **QUICK, **overrides)
     commands = [shlex.split(line.partition(": ")[2]) for line in log if " next, " in line]
-    assert [words[:3] for words in commands] == [["python", "-m", name] for name in ("tools.report", "tools.predict")]
+    assert [words[:3] for words in commands] == [["python", "-m", name] for name in ("tools.report", "tools.compare")]
     assert report(commands[0][3:]) == 0
     assert (out / "report.html").is_file()
-    assert predict(commands[1][3:]) == 0
-    assert len(list((out / "pictures").rglob("*.png"))) >= 3  # two images and a legend
+    assert compare(commands[1][3:]) == 0
+    assert len(list((out / "compared/comparison").glob("*.png"))) == 2
     (evaluation,) = [line for line in adapted("--skip-test", "OUTPUT_DIR", f"{folder}/third")[1] if "test.py" in line]
     assert evaluate(shlex.split(evaluation.partition(": ")[2])[2:]) == 0
     assert f"python -m tools.report {folder}/third" in capsys.readouterr().out

@@ -91,7 +91,10 @@ def test_the_last_lines_are_the_verdict(run):
     lines = [said(line) for line in run.process.stdout.splitlines()]
     first = next(number for number, line in enumerate(lines) if line.startswith("verdict: "))
     assert f"{run.out}/model_adapted.pth" in lines[first]
-    assert [line.split(":")[0] for line in lines[-2:]] == ["next, the run on one page", "next, what it sees"]
+    assert [line.split(":")[0] for line in lines[-2:]] == [
+        "next, the run on one page",
+        "next, source beside adapted model on its images",
+    ]
     lines = lines[:-2]
     assert len(lines) - first <= 3
     verdict = json.loads((run.out / "verdict.json").read_text(encoding="utf-8"))

@@ -6,8 +6,11 @@ import torch
 from core.datasets.taxonomy import IGNORE
 from core.runs.panels import adaptation_tiles
 from core.selftraining.samples import Batch
+from core.selftraining.views import View
 
-HEIGHT, WIDTH = 16, 24
+HEIGHT, WIDTH = 48, 72
+# of a full view of 96×144, made half as large again: its left half, from the top to two thirds
+VIEW = View((144, 216), (0, 0), (96, 108), False)
 
 
 def make_batch():
@@ -19,7 +22,8 @@ def make_batch():
     valid[:, :, -2:] = False
     pasted = torch.full((2, HEIGHT, WIDTH), IGNORE, dtype=torch.uint8)
     pasted[1, 8:10, 10:15] = 4
-    return Batch(student, student, dropped, pasted, valid, (None, None), ("first.png", "second.png"))
+    full = torch.full((2, 3, 2 * HEIGHT, 2 * WIDTH), 100, dtype=torch.uint8)
+    return Batch(full, student, dropped, pasted, valid, (VIEW, VIEW._replace(flip=True)), ("first.png", "second.png"))
 
 
 def test_the_tiles_are_the_tensors_of_the_first_image_with_a_paste():
@@ -34,9 +38,8 @@ def test_the_tiles_are_the_tensors_of_the_first_image_with_a_paste():
     logits[1, 3] = 1
     title, tiles = adaptation_tiles(batch, teacher, confidence, labels, logits)
     assert title == f"{100 * (labels[1] != IGNORE).float().mean():.0f} % labelled · second.png"
-    view, by_teacher, pasted, learnt, prediction, sure = (content for _, content in tiles)
+    frame, view, prediction, by_teacher, learnt, sure = (content for _, content in tiles)
     assert (by_teacher == teacher[1].numpy()).all()
-    assert (pasted == batch.pasted[1].numpy()).all()
     assert (learnt == labels[1].numpy()).all()
     assert (prediction == 3).all()
     assert (sure[:, :-2] == confidence[1, :, :-2].numpy()).all()
@@ -44,10 +47,16 @@ def test_the_tiles_are_the_tensors_of_the_first_image_with_a_paste():
     assert {content.shape[:2] for _, content in tiles} == {(HEIGHT, WIDTH)}
     assert [content.dtype for _, content in tiles] == [np.uint8] * 5 + [np.float32]
     expected = batch.student[1].permute(1, 2, 0).numpy().copy()
-    expected[:4, :4] = 127
+    expected[:4, :4] = np.where(np.add.outer(range(4), range(4)) < 4, 90, 165)[..., None]
     expected[7:11, 9:16] = 255  # a line one pixel wide
     expected[8:10, 10:15] = before[1].permute(1, 2, 0)[8:10, 10:15].numpy()
     assert (view == expected).all()
+    assert ["mirrored" in caption for caption, _ in tiles] == [True] + [False] * 5
+    box = np.argwhere((frame > 150).all(-1))
+    assert np.abs(box.min(axis=0)).max() <= 1  # a white line around the left half of the upper two thirds
+    assert np.abs(box.max(axis=0) - (HEIGHT * 2 / 3, WIDTH / 2)).max() <= 1
+    assert (frame[4:28, 4:32] == 100).all()
+    assert (frame[36:, 40:] == 100).all()
     assert torch.equal(batch.student, before)
 
 

@@ -86,6 +86,10 @@ def test_every_part_is_there(page, run):
     assert any(heading.startswith("Images, by " + ("mIoU" if labelled else "mean confidence")) for heading in headings)
     assert ("Images that adaptation changed most" in headings) == (not labelled)
     assert ("of the pixels changed class" in page) == (not labelled)
+    shown = [page.count(f"<figcaption>{column}</figcaption>") for column in ("image", "source", "adapted", "changed")]
+    assert shown == shown[:1] * 4
+    assert shown[0] > 2
+    assert page.count("<figcaption>label</figcaption>") == (shown[0] if labelled else 0)
     assert "card verdict" not in page  # it was no automatic run
     assert "python train_TCR_DTU.py -cfg" in page
     assert "TOPK_CANDIDATE: 0.5" in page

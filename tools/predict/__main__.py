@@ -39,7 +39,6 @@ from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, start_logging
 from tools.predict.inputs import common_folder, find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
-from tools.predict.palettes import colour_blind_palette
 from tools.predict.record import Record, settings
 from tools.predict.stream import Stream, open_stream, split_addresses
 from tools.predict.studio import KINDS, MOVIE_DEFAULT, PNG_DEFAULT, SERIES_FPS, Series, Studio, plan_series
@@ -68,6 +67,8 @@ def predict(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     options, words = split_options(args.words)
+    if args.colour_blind:
+        options += ["VIS.COLOURS", "colour_blind"]
     if not words:
         raise UserError("nothing to predict: give images, folders, patterns, videos, a camera or stream; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
@@ -78,7 +79,7 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     planned = plan_series(images, videos, out, args.container, args.save, stream)
     if any(series.container != "png" for series in planned) or len(videos):
         load_ffmpeg("a video")
-    painter = Painter(taxonomy, colour_blind_palette(taxonomy) if args.colour_blind else taxonomy.palette())
+    painter = Painter.of(config.VIS, taxonomy)
     legend = png_bytes(painter.legend(LEGEND_WIDTH))
     record, skipped = None, 0
     if stream is None:
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     kinds += f" (default: {','.join(PNG_DEFAULT)}; of a movie {','.join(MOVIE_DEFAULT)})"
-    apart = "colours that everyone can tell apart, not the data set's"
+    apart = "colours that everyone can tell apart, in label files, too: short for VIS.COLOURS colour_blind"
     containers = "PNG files, or movies of them (default: png of images, mp4 of videos)"
     fps = f"of movies (default: the video's own; of images {SERIES_FPS:g}; of a live stream as the frames come)"
     parser = config_parser(

@@ -16,10 +16,11 @@ from tools.predict.studio import Series
 
 RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
-_OPTIONS += ("INPUT.TO_BGR255",)
+_OPTIONS += ("INPUT.TO_BGR255", "VIS.COLOURS", "VIS.NAMES")
 _REPLACES = "replaces what was there"
 # arguments that do not change how a picture looks
 _FREE = {"config_file", "words", "out", "save", "container", "fps", "overwrite", "go_on", "frames", "seconds"}
+_FREE |= {"colour_blind"}  # which is VIS.COLOURS
 
 
 def settings(config, checkpoint: Path, inputs: str, args: Namespace) -> dict:

@@ -24,8 +24,8 @@ from tools.predict.stream import Stream, file_stem
 from tools.predict.video import open_video
 
 KINDS = {
-    "colour": "the classes' colours (a palette PNG, whose values are class indices)",
-    "overlay": "these, half transparent, upon the image",
+    "colour": "the classes' colours (a palette PNG, whose values are class indices, in the data set's own)",
+    "overlay": "these, half transparent, upon the image, whole along the borders, with names on large regions",
     "label-ids": "the label values of the data set that the classes come from (Cityscapes' labelIds, say), grey PNG",
     "confidence": "the winning class's probability, grey: 255 is 1",
     "side-by-side": "image, overlay, colours and confidence in one, with a legend",
@@ -184,7 +184,7 @@ class Studio:
             path = folder / series.name(shot.index)
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "colour":
-                write_palette_png(path, shot.classes, self._painter.palette)
+                write_palette_png(path, shot.classes, self._painter.label_palette)
             elif kind == NUMBERS:
                 write_png(path, self._label_values[shot.classes])
             elif kind == "confidence":

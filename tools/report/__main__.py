@@ -8,7 +8,6 @@ may still be going on.
 """
 
 import argparse
-import base64
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from core.utils.devices import device_errors
 from core.utils.errors import UserError, shorten
 from core.utils.files import make_folder, write_text
 from core.utils.logging import LOGGER, start_logging
-from tools.pages import page_environment
+from tools.pages import page_environment, printable
 from tools.report.contents import Report, spread
 from tools.report.run import Run
 
@@ -51,13 +50,13 @@ def write_report(args: argparse.Namespace) -> None:
 def page(report: Report) -> str:
     """The HTML file."""
     environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "spread": spread}
+    environment.filters["spread"] = spread
     run, title = report.run, report.run.folder.resolve().name
     template = environment.get_template("page.html")
     text = template.render(
         report=report, run=run, data=run.config.DATASETS, title=title, mark=MARK, candidates_table=CANDIDATES
     )
-    return "".join(c for c in text if c.isprintable() or c == "\n")  # without what no XML file may hold
+    return printable(text)
 
 
 def refuse_other_file(path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -25,20 +24,13 @@ from core.utils.devices import describe_device, prepare_device
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 from core.utils.tables import read_table
+from tools.pages import Table
 from tools.report.figures import Curve, bands, curves, decisions
 from tools.report.run import Run
 from tools.report.views import Observation, Viewer, extremes
 
 RANKED_IMAGES = 100  # spread evenly: every checkpoint sees them
 Shown = tuple[str, list[tuple[str, bytes]]]
-
-
-class Table(NamedTuple):
-    """Cells are texts; `strong` is the number of the row that stands out."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong: int = -1
 
 
 class Shaded(str):
@@ -68,6 +60,7 @@ class Report:
 
     def __init__(self, run: Run, count: int | None):
         self.run, self.names = run, run.taxonomy.names
+        self.painter = Painter.of(run.config.VIS, run.taxonomy)
         self.labelled = bool(run.evaluations)
         self.missing: list[str] = []
         self.source: Observation | None = None
@@ -135,13 +128,12 @@ class Report:
 
     def _take_pictures(self, viewer: Viewer, checkpoints: list[Path], count: int) -> None:
         values = self.adapted.per_image
-        columns = ["image", *(["model"] if self.source is None else ["source", "adapted"]), "label"]
+        columns = ["image", *(["model"] if self.source is None else ["source", "adapted", "changed"]), "label"]
         headings = ("Worst", "Best") if self.labelled else ("Least sure", "Most sure")
         groups, changes = extremes(values, count), self.changes_per_image()
         changed = [int(index) for index in np.argsort(-changes, kind="stable")[:count] if changes[index] > 0]
-        painter = Painter(self.run.taxonomy, self.run.taxonomy.palette())
         indices = list(dict.fromkeys(index for group in (changed, *groups) for index in group))
-        drawn = dict(zip(indices, viewer.pictures(checkpoints, indices, painter), strict=True))
+        drawn = dict(zip(indices, viewer.pictures(checkpoints, indices, self.painter), strict=True))
 
         def shown(index: int, what: str) -> Shown:
             return f"{Path(viewer.images.names[index]).name}: {what}", list(zip(columns, drawn[index], strict=False))
@@ -165,7 +157,7 @@ class Report:
     @property
     def colours(self) -> list[tuple[str, list[int]]]:
         """Names of the classes, and RGB."""
-        return list(zip(self.names, self.run.taxonomy.palette().tolist(), strict=False))
+        return list(zip(self.names, self.painter.palette.tolist(), strict=False))
 
     def changes_per_image(self) -> np.ndarray:
         """Percent of the pixels whose class adaptation changed; empty with labels, and without a source model."""

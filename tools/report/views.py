@@ -17,9 +17,9 @@ from core.evaluation.pictures import Painter
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.checkpoints import load_checkpoint
 from core.utils.logging import progress
+from tools.pages import jpeg_bytes
 
 WIDTH = 400  # px, at most, of a picture; and its height
-_QUALITY = 82  # JPEG
 _THINNED = 200  # px, at most, of the maps by which two models are compared; and their height
 
 
@@ -75,7 +75,9 @@ class Viewer:
         return Observation(Scores.of(total) if labelled else None, np.array(values), tuple(thinned))
 
     def pictures(self, checkpoints: Sequence[Path], indices: Sequence[int], painter: Painter) -> list[list[bytes]]:
-        """JPEG files of each image: as it is, then every checkpoint's overlay, then the label's where there is one."""
+        """JPEG files of each image: as it is, every checkpoint's overlay, what changed where they are two, the label's
+        overlay where there is one.
+        """
         maps = [[classes for _, classes, _ in self._predictions(path, indices, False)] for path in checkpoints]
         found = []
         for place, index in enumerate(indices):
@@ -87,7 +89,10 @@ class Viewer:
             size = [max(round(length * scale), 1) for length in image.shape[1::-1]]
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             layers = [cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST) for layer in layers]
-            found.append([jpeg_bytes(small), *(jpeg_bytes(painter.overlay(small, layer)) for layer in layers)])
+            drawn = [small, *(painter.overlay(small, layer) for layer in layers)]
+            if len(checkpoints) == 2:
+                drawn.insert(3, painter.changed(small, *layers[:2]))
+            found.append([jpeg_bytes(picture) for picture in drawn])
         return found
 
     @torch.inference_mode()
@@ -112,9 +117,3 @@ def extremes(values: np.ndarray, count: int) -> tuple[list[int], list[int]]:
     order = [int(index) for index in np.argsort(values, kind="stable") if np.isfinite(values[index])]
     low = order[: min(count, -(-len(order) // 2))]
     return low, order[::-1][: min(count, len(order) - len(low))]
-
-
-def jpeg_bytes(picture: np.ndarray) -> bytes:
-    """The JPEG file of H×W×3 uint8 RGB."""
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1]
-    return encoded.tobytes()

@@ -1,12 +1,28 @@
-"""Colours that people with any of the common colour blindnesses can tell apart.
+"""Colours of classes in pictures: the data set's own, clear ones, ones for readers with any colour blindness.
 
 Colour blindness is simulated as Machado et al. (IEEE TVCG 2009, table 1, severity 1.0) do it, on linear RGB; distances
 are those of Oklab (Ottosson, 2020), times 100.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from core.datasets.taxonomy import Taxonomy
+from core.datasets.taxonomy import COLOURS, Taxonomy
+
+# of the classes whose usual colours are hardly told from others' once they lie half transparent upon an image
+CLEAR = {
+    "wall": (150, 100, 60),
+    "fence": (255, 200, 190),
+    "terrain": (170, 255, 210),
+    "rider": (255, 115, 50),
+    "truck": (160, 100, 255),
+    "bus": (0, 125, 100),
+    "train": (0, 220, 220),
+    "motorcycle": (40, 40, 255),
+}
+OPACITY = 0.5  # of the colours in an overlay
+_GROUNDS = (40, 128, 215)  # greys of a dark, a middling and a bright image
 
 _VISIONS = np.array(
     [
@@ -43,10 +59,35 @@ def as_seen(colours: np.ndarray) -> np.ndarray:
     return 100 * np.cbrt(seen @ _TO_CONES.T) @ _TO_OKLAB.T
 
 
-def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """N×3 and M×3 uint8 RGB → N×M: how far apart two colours are for those who tell them apart worst."""
-    differences = as_seen(first)[:, :, None] - as_seen(second)[:, None]
-    return np.linalg.norm(differences, axis=-1).min(axis=0)
+def distances(first: np.ndarray, second: np.ndarray, normal: bool = False) -> np.ndarray:
+    """N×3 and M×3 uint8 RGB → N×M: how far apart two colours are for those who tell them apart worst.
+
+    As they are, and upon a dark, a middling and a bright image, where they are half transparent: that counts twice.
+
+    Args:
+        normal: for those who see normally.
+    """
+    return _apart(*(_looks(colours, slice(normal or None)) for colours in (first, second)))
+
+
+def _looks(colours: np.ndarray, visions: slice) -> np.ndarray:
+    """N×3 uint8 RGB → V×N×3, what :func:`distances` compares."""
+    overlays = [OPACITY * np.asarray(colours) + (1 - OPACITY) * ground for ground in _GROUNDS]
+    return np.concatenate([as_seen(colours)[visions], *(as_seen(one)[visions] / OPACITY for one in overlays)])
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """V×N×3, V×M×3 → N×M."""
+    return np.linalg.norm(first[:, :, None] - second[:, None], axis=-1).min(axis=0)
+
+
+def clear_palette(taxonomy: Taxonomy) -> np.ndarray:
+    """256×3 uint8 RGB: the usual colours, but for street scenes' those of :data:`CLEAR`; black elsewhere."""
+    palette = taxonomy.palette()
+    for index, name in enumerate(taxonomy.names):
+        if name in CLEAR and tuple(palette[index]) == COLOURS[name]:
+            palette[index] = CLEAR[name]
+    return palette
 
 
 def colour_blind_palette(taxonomy: Taxonomy) -> np.ndarray:
@@ -72,11 +113,16 @@ def _far_apart(count: int) -> np.ndarray:
     grid = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing="ij"), -1).reshape(-1, 3).astype(np.uint8)
     light = as_seen(grid)[0, :, 0] >= _DARKEST
     grid = np.concatenate([grid[:1], grid[light]])
-    apart = np.stack([distances(grid[:1], grid)[0]])  # one row per chosen colour; the first is black, which stays
+    looks = _looks(grid, slice(None))
+
+    def apart_from(place: int) -> np.ndarray:
+        return _apart(looks[:, [place]], looks)[0]
+
+    apart = np.stack([apart_from(0)])  # one row per chosen colour; the first is black, which stays
     chosen = [0]
     for _ in range(count):
         chosen.append(int(apart.min(axis=0).argmax()))
-        apart = np.vstack([apart, distances(grid[chosen[-1:]], grid)])
+        apart = np.vstack([apart, apart_from(chosen[-1])])
     for _ in range(_SWAPS):
         between = apart[:, chosen] + np.diag(np.full(len(chosen), np.inf))
         closest = between.min()
@@ -84,8 +130,15 @@ def _far_apart(count: int) -> np.ndarray:
             others = np.delete(apart, place, axis=0).min(axis=0)
             best = int(others.argmax())
             if others[best] > closest:
-                chosen[place], apart[place] = best, distances(grid[best][None], grid)[0]
+                chosen[place], apart[place] = best, apart_from(best)
                 break
         else:
             break
     return grid[chosen[1:]]
+
+
+PALETTES: dict[str, Callable[[Taxonomy], np.ndarray]] = {  # of VIS.COLOURS
+    "clear": clear_palette,
+    "data_set": Taxonomy.palette,
+    "colour_blind": colour_blind_palette,
+}
