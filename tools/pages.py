@@ -1,6 +1,7 @@
 """Pages that tools write: one HTML file each, from a jinja2 template, with what it shows inside."""
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +28,22 @@ def page_environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, loader=loader, lstrip_blocks=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["losses"] = losses
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment
+
+
+def losses(line: str) -> list[tuple[str, bool]]:
+    """A line in pieces, of which those are losses that say what was refused or not reached, and what has sunk."""
+    if line.startswith("refused"):
+        return [(line, True)]
+    pieces = re.split(r"(not surely better|\d+(?:\.\d+)? → \d+(?:\.\d+)?(?: %)?)", line)  # every second one is a match
+
+    def is_loss(words: str) -> bool:
+        before, arrow, after = words.removesuffix(" %").partition(" → ")
+        return not arrow or float(after) < float(before)
+
+    return [(words, place % 2 == 1 and is_loss(words)) for place, words in enumerate(pieces) if words]
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,7 @@ from core.models.dsu import DSU
 from core.runs.loop import check_whole_batches
 from core.runs.start import check_division
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
+from core.selftraining.trainer import Trainer
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.distributed.hooks import signal_second
@@ -222,12 +223,12 @@ def test_batches_divide_evenly(size, parts, fits):
     config = cfg.clone()
     config.SOLVER.BATCH_SIZE, config.SOLVER.ACCUMULATE = size, parts
     if fits:
-        check_division(config)
+        check_division(config, Trainer)
     else:
         with pytest.raises(
             UserError, match=f"^SOLVER.BATCH_SIZE {size} .* by 2 processes × SOLVER.ACCUMULATE {parts}: "
         ):
-            check_division(config)
+            check_division(config, Trainer)
 
 
 @pytest.mark.parametrize(("module", "hint"), [(nn.BatchNorm2d(4), "MODEL.FREEZE_BN True"), (DSU(0.5), "UNCERTAINTY 0")])

@@ -328,9 +328,11 @@ def test_a_broken_pair_in_evaluation(refused, root, write_png, workers, path, ho
     refused(["DATALOADER.NUM_WORKERS", workers], [path, *parts], "evaluate", left=["out"])
 
 
-def test_a_broken_label_ends_a_run_at_its_evaluation(refused, root, write_png):
+def test_a_broken_label_ends_a_run_at_its_first_evaluation(refused, root, write_png):
     write_png(root / VAL_LABEL, np.full((60, 128), 7, np.uint8))
     refused([], [VAL_LABEL, "128×60"], left=["out"], **QUICK)
+    assert not (root / "out/metrics.csv").exists()  # that of the source model, before a step is made
+    refused([], [VAL_LABEL, "128×60"], left=["out"], **QUICK | {"resume": "random"})
     assert (root / "out/model_iter000001.pth").exists()  # the weights are safe
 
 

@@ -25,6 +25,7 @@ def tiny_config(path, base, **changes):
     options = yaml.safe_load((Path("configs") / base).read_text(encoding="utf-8"))
     options["MODEL"]["NAME"] = TINY
     options["SOLVER"] |= {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 1, "BATCH_SIZE": 2} | changes
+    options.setdefault("INPUT", {})
     options["INPUT"] |= {"INPUT_SIZE_TEST": [64, 32], "SOURCE_INPUT_SIZE_TRAIN": [64, 32]}
     options["INPUT"] |= {"TARGET_INPUT_SIZE_TRAIN": [48, 24]}
     path.write_text(yaml.safe_dump(options | {"VIS": {"PERIOD": 0}}), encoding="utf-8")

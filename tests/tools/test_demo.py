@@ -43,6 +43,7 @@ def small(tmp_path, monkeypatch):
         with open(path, encoding="utf-8") as file:
             options = yaml.safe_load(file)
         options["SOLVER"] = options.get("SOLVER", {}) | {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 2}
+        options.setdefault("INPUT", {})
         options["INPUT"] |= {"INPUT_SIZE_TEST": [64, 32], "SOURCE_INPUT_SIZE_TRAIN": [64, 32]}
         options["INPUT"] |= {"TARGET_INPUT_SIZE_TRAIN": [48, 24]}
         small = tmp_path / path.rpartition("/")[2]

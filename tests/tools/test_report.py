@@ -140,6 +140,18 @@ def test_an_adapted_model_beside_the_checkpoints_is_the_one_that_is_shown(run, t
     assert losses == ["not surely better", "0.912 → 0.904", "9.0 → 8.1 %", refused]
 
 
+def test_what_was_lost_is_red(run, tmp_path, make_checkpoint):
+    folder, _ = run
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    make_checkpoint(copy / "model_adapted.pth")  # random weights
+    assert report([str(copy), "--images", "1"]) == 0
+    red = re.findall('<span class="down">(.*?)</span>', (copy / "report.html").read_text(encoding="utf-8"))
+    before, after = (float(value) for value in red[0].removesuffix(" %").split(" → "))
+    assert before > after + 5
+    assert len(red) > 1  # and of the images below
+
+
 @pytest.mark.parametrize(
     ("better", "shifted", "kind", "words"),
     [

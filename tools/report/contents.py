@@ -1,6 +1,5 @@
 """Everything about one run that its page (page.html) shows, as numbers, tables and figures."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -165,16 +164,16 @@ class Report:
             return np.zeros(0)
         return self.adapted.changed(self.source)
 
-    def verdict(self) -> list[list[tuple[str, bool]]]:
-        """Of an automatic run the lines of its verdict, each in pieces, with whether they speak of a loss."""
+    def verdict(self) -> list[str]:
+        """Of an automatic run the lines of its verdict."""
         verdict, checkpoints = self.run.verdict, numbered(self.run.checkpoints)
         if verdict is None:
             return []
         last = checkpoints[-1].name if checkpoints else "the last checkpoint"
-        return [_losses(line) for line in verdict.lines(str(self.run.folder / ADAPTED), last)]
+        return verdict.lines(str(self.run.folder / ADAPTED), last)
 
     def cards(self) -> list[tuple[str, str]]:
-        """Large figures, and what they are."""
+        """Large figures, and what they are; the first, of the source model and the adapted one, may be a loss."""
         run, entries = self.run, []
         if self.source_scores:
             before, after = self.source_scores.mean_iou, self.adapted.scores.mean_iou
@@ -317,19 +316,6 @@ def spread(rows: Sequence[dict], count: int = 12) -> list[dict]:
     if len(rows) <= count:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (count - 1))] for place in range(count)]
-
-
-def _losses(line: str) -> list[tuple[str, bool]]:
-    """A line of a verdict in pieces; those are losses that say what was refused or not reached, and what has sunk."""
-    if line.startswith("refused"):
-        return [(line, True)]
-    pieces = re.split(r"(not surely better|\d+(?:\.\d+)? → \d+(?:\.\d+)?(?: %)?)", line)  # every second one is a match
-
-    def is_loss(words: str) -> bool:
-        before, arrow, after = words.removesuffix(" %").partition(" → ")
-        return not arrow or float(after) < float(before)
-
-    return [(words, place % 2 == 1 and is_loss(words)) for place, words in enumerate(pieces) if words]
 
 
 def _curve(rows: Sequence[dict], column: str, scale: float = 1) -> Curve:

@@ -118,7 +118,7 @@ def test_an_image_is_done_when_all_of_its_pictures_are_there(run, images, tmp_pa
     ("argv", "part"),
     [
         (["--flip"], "--flip False, now True"),
-        (["--colour-blind"], "--colour-blind False, now True"),
+        (["--colour-blind"], "VIS.COLOURS 'clear', now 'colour_blind'"),
         (["INPUT.INPUT_SIZE_TEST", "(64, 32)"], "INPUT.INPUT_SIZE_TEST [128, 64], now [64, 32]"),
         (["resume", "{root}/other.pth"], "resume 'SHA-256 "),
         (["{root}/more"], "inputs '{root}/frames', now '{root}'"),
