@@ -39,7 +39,8 @@ class Choices:
 
 def with_chosen(config: Config, chosen: Config, keys: Sequence[str]) -> Config:
     """`config`, with what an earlier run of it has chosen of some options where it gives nothing itself."""
-    return config.changed({key: chosen.find(key) for key in keys if not config.gives(key)})
+    values = {key: chosen.find(key) for key in keys if not config.gives(key)}
+    return config.changed({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _short(value: Any) -> str:

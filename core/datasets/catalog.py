@@ -15,7 +15,7 @@ from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
 from core.datasets.masks import split_masks
-from core.datasets.reader import ImageSet, Reader, walk_files
+from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
@@ -130,15 +130,6 @@ def find_images(config, key: str) -> ImageSet:
     if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
         require_files(images.paths, "image", where)
     return images
-
-
-def require_utf_8(paths: Sequence[Path], where: str) -> None:
-    """Raise UserError for the first name that is not UTF-8: it could be written to no log or index."""
-    for path in paths:
-        try:
-            str(path).encode()  # bytes that are no text are lone surrogates in Python
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it") from None
 
 
 def find_target_images(config) -> ImageSet:

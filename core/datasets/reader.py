@@ -1,7 +1,7 @@
 """What all data sets share: the images of one split, how they lie on disk, and label values made class indices."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -143,6 +143,15 @@ def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequen
     for value, name in classes.items():
         table[value] = taxonomy.index(name) if name in taxonomy.names else IGNORE
     return table
+
+
+def require_utf_8(paths: Iterable[Path], where: str) -> None:
+    """Raise UserError for the first name that is not UTF-8: it could be written to no log or index."""
+    for path in paths:
+        try:
+            str(path).encode()  # bytes that are no text are lone surrogates in Python
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: the name of {path} is not UTF-8; rename it") from None
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 
 from core.datasets.images import EXTENSIONS, MAX_PIXELS, png_bytes
-from core.datasets.reader import ImageSet, walk_files
+from core.datasets.reader import ImageSet, require_utf_8, walk_files
 from core.utils import distributed
 from core.utils.errors import UserError, one_line
-from core.utils.files import make_folder, remove_leftovers, replacing_folder, write_json, writing
+from core.utils.files import make_folder, replacing_folder, write_json, writing
 from core.utils.logging import LOGGER, progress
 
 VIDEO_PREFIX = "video:"
@@ -60,6 +60,7 @@ def _taken(config, name: str, where: str) -> tuple[Path, dict]:
     """The folder of the frames, and what it is said to hold."""
     given = Path(os.path.expanduser(name.removeprefix(VIDEO_PREFIX)))
     videos, options = _find_videos(given, where), config.VIDEO
+    require_utf_8(videos.values(), where)  # of others, OpenCV ends the process
     top = Path(options.FOLDER or os.path.join(config.DATASETS.ROOT, "frames"))
     status = {video: path.stat() for video, path in videos.items()}
     files = [[video, status[video].st_size, status[video].st_mtime_ns] for video in videos]
@@ -71,7 +72,6 @@ def _taken(config, name: str, where: str) -> tuple[Path, dict]:
         with _alone(make_folder(top, "VIDEO.FOLDER")):
             about = _read(folder, key)  # another run may have been faster
             if about is None:
-                remove_leftovers(top)
                 with replacing_folder(folder) as partial:
                     about = key | _take(videos, folder, partial, options, where)
                     write_json(partial / _ABOUT, about)
@@ -105,8 +105,16 @@ def _read(folder: Path, key: Mapping[str, Any]) -> dict | None:
 @contextmanager
 def _alone(top: Path) -> Iterator[None]:
     """While no other process takes frames into a folder below `top`."""
-    with open(top / ".lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with writing(top):
+        lock = open(top / ".lock", "wb")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOGGER.info("waiting for another process that takes frames to %s", top)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: two would do the same work
+            pass
         yield
 
 
@@ -117,7 +125,8 @@ def _take(videos: Mapping[str, Path], folder: Path, partial: Path, options, wher
     _check_room(headers, every, folder, where)
     read, left_out, frames = 0, 0, []
     for video, path in videos.items():
-        (partial / video).mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            (partial / video).mkdir(parents=True, exist_ok=True)
         last, own_read, own_frames = None, 0, []
         for number, frame in progress(_frames(path, every), path.name, -(-headers[video].count // every)):
             own_read = number + 1

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -10,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from core.runs.resume import going_on
 from core.utils import distributed, signals
 from core.utils.environment import started_as
-from core.utils.errors import Correctable, UserError, one_line
+from core.utils.errors import Correctable, UserError, as_shell, one_line
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
@@ -150,7 +149,7 @@ def _last_line(stopped: signals.Stopped, program: Sequence[str], argv: list[str]
         return f"stopped by {stopped} {one_line(stopped.note)}"
     if not stopped.note:
         return f"stopped by {stopped}: nothing was trained yet; start again with the same command"
-    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {_command(program, going_on(argv))}"
+    return f"stopped by {stopped} {one_line(stopped.note)}; go on with: {as_shell([*program, *going_on(argv)])}"
 
 
 def _corrected(error: UserError, program: Sequence[str], argv: list[str]) -> str:
@@ -159,7 +158,7 @@ def _corrected(error: UserError, program: Sequence[str], argv: list[str]) -> str
         what, meant = "the whole command", error.correct(argv)
     else:
         what, meant = "a path with spaces wants quotes", _joined_path(argv)
-    return "" if meant is None else f"; {what}: {_command(program, meant)}"
+    return "" if meant is None else f"; {what}: {as_shell([*program, *meant])}"
 
 
 def _joined_path(argv: list[str]) -> list[str] | None:
@@ -171,17 +170,3 @@ def _joined_path(argv: list[str]) -> list[str] | None:
             if os.path.lexists(path := " ".join(argv[start:end])):
                 return [*argv[:start], path, *argv[end:]]
     return None
-
-
-def _command(program: Sequence[str], argv: Sequence[str]) -> str:
-    """A program's command, as a shell takes it."""
-    return " ".join(map(_quoted, (*program, *argv)))
-
-
-def _quoted(word: str) -> str:
-    """A word of a command as a shell takes it; with $'…', which bash and zsh know, where it would not be one line."""
-    if word.isprintable():
-        return shlex.quote(word)
-    special = (c for c in set(word) if not c.isprintable() or c in "\\'")
-    escaped = {ord(c): "".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in special}
-    return f"$'{word.translate(escaped)}'"

@@ -18,7 +18,7 @@ from core.runs.folder import check_folder
 from core.runs.loop import Training
 from core.runs.output import duration
 from core.runs.resume import find_start
-from core.runs.start import check_division, log_run
+from core.runs.start import log_run
 from core.selftraining.candidate_pass import FIRST_PASS_SIDE
 from core.selftraining.samples import Batch, PasteRequest
 from core.selftraining.trainer import Trainer
@@ -47,7 +47,6 @@ def check(
     if distributed.count() > 1:
         raise UserError("--check is for one process: start it by python, not by torchrun")
     config = load_config(config_file, options)
-    check_division(config, find_kind(config))
     config, continued, _ = find_start(config, default_output_dir(config_file))
     if continued:
         raise UserError("--check tries a run from its start: give `resume FILE`, and an OUTPUT_DIR without a run")

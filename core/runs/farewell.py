@@ -1,18 +1,31 @@
 """What a program says at its end: whether its model is better than the one it began with, and what to do next."""
 
-import shlex
 from pathlib import Path
 
+from core.adaptation.choices import CHOSEN
+from core.configs import load_config
 from core.configs.node import Config
 from core.datasets.catalog import FOLDER_PREFIX
+from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
 from core.runs.resume import source_checkpoint
 from core.utils.environment import start_of
-from core.utils.errors import one_line
+from core.utils.errors import UserError, as_shell, shorten
 from core.utils.logging import LOGGER
-from core.utils.tables import read_table
+from core.utils.tables import row_of
 
 ALIKE = 0.05  # points of mIoU: models that differ by less are called the same
+NETWORK = (  # what weights need, and no file but the config says
+    "MODEL.NAME",
+    "MODEL.NUM_CLASSES",
+    "DATASETS.ROOT",
+    "DATASETS.SOURCE_TRAIN",
+    "INPUT.PIXEL_MEAN",
+    "INPUT.PIXEL_STD",
+    "INPUT.TO_BGR255",
+)
+AUTOMATIC = "configs/adapt.yaml"
+BETTER, SAME, WORSE = "better than", "the same as", "worse than"
 
 
 def log_next(what: str, program: str, *words: str | Path) -> None:
@@ -21,7 +34,7 @@ def log_next(what: str, program: str, *words: str | Path) -> None:
     Args:
         program: as :func:`start_of` takes it.
     """
-    LOGGER.info("next, %s: %s", what, one_line(shlex.join([*start_of(program), *map(str, words)])))
+    LOGGER.info("next, %s: %s", what, as_shell([*start_of(program), *words]))
 
 
 def log_report(folder: Path) -> None:
@@ -30,65 +43,71 @@ def log_report(folder: Path) -> None:
         log_next("the run on one page", "tools.report", folder)
 
 
-def say_adapted(config: Config) -> None:
-    """The end of an adaptation, whose folder is written."""
-    folder = Path(config.OUTPUT_DIR)
-    automatic = config.ADAPT.AUTO
-    model = folder / (ADAPTED if automatic else f"model_iter{config.SOLVER.STOP_ITER:06d}.pth")
-    before, after = (_mean_iou(folder / name) for name in (SOURCE_EVALUATION, ADAPTED_EVALUATION))
-    if not automatic:
-        after = _mean_iou(folder / EVALUATION)
+def say_adapted(config: Config, iteration: int) -> None:
+    """The end of an adaptation, whose folder is written.
+
+    Args:
+        iteration: the last one.
+    """
+    folder, automatic, source = Path(config.OUTPUT_DIR), config.ADAPT.AUTO, source_checkpoint(config)
+    model = folder / (ADAPTED if automatic else f"model_iter{iteration:06d}.pth")
+    before = _mean_iou(folder / SOURCE_EVALUATION, 0)
+    after = _mean_iou(folder / (ADAPTED_EVALUATION if automatic else EVALUATION), iteration)
     if before is not None and after is not None:
-        LOGGER.info("mIoU %s", compared(before, after, str(model)))
-        if after < before - ALIKE:
-            LOGGER.info(_worse(config))
+        change, words = compared(before, after)
+        LOGGER.info("mIoU %s: %s is %s the source model", words, model, change)
+        if change == WORSE:
+            other = "on such images" if automatic else f"or let a run find its settings: -cfg {AUTOMATIC}"
+            LOGGER.info("use the source model, %s, %s", source, other)
     log_report(folder)
     run = ("-cfg", folder / CONFIG, "resume", model)
     if after is None and config.DATASETS.TEST:
         log_next("its scores", "test.py", *run)
-    elif source_checkpoint(config) is not None:
+    if source is not None:
         log_next("source beside adapted model on its images", "tools.compare", folder)
+    kind, _, path = config.DATASETS.TARGET_TRAIN.partition(":")
+    images = path if f"{kind}:" in (FOLDER_PREFIX, VIDEO_PREFIX) else "YOUR_IMAGES"
+    log_next("what it sees", "tools.predict", *run, images, "-o", folder / "pictures")
 
 
-def say_trained(config: Config, config_file: str) -> None:
+def say_trained(config: Config, iteration: int, config_file: str) -> None:
     """The end of a source training, whose folder is written.
 
     Args:
+        iteration: the last one.
         config_file: as the user gave it.
     """
-    folder = Path(config.OUTPUT_DIR)
-    model = folder / f"model_iter{config.SOLVER.STOP_ITER:06d}.pth"
-    if _mean_iou(folder / EVALUATION) is None and config.DATASETS.TEST:
+    folder, target = Path(config.OUTPUT_DIR), config.DATASETS.TARGET_TRAIN or f"{FOLDER_PREFIX}YOUR_IMAGES"
+    model = folder / f"model_iter{iteration:06d}.pth"
+    log_report(folder)
+    if config.DATASETS.TEST and _mean_iou(folder / EVALUATION, iteration) is None:
         log_next("its scores", "test.py", "-cfg", folder / CONFIG, "resume", model)
-    if config.DATASETS.CUSTOM:
-        words = ["-cfg", config_file, "ADAPT.AUTO", "True"]  # the classes stand there
-    else:
-        words = ["-cfg", "configs/adapt.yaml", "MODEL.NAME", config.MODEL.NAME]
-        words += ["MODEL.NUM_CLASSES", str(config.MODEL.NUM_CLASSES)]
-        words += ["DATASETS.SOURCE_TRAIN", config.DATASETS.SOURCE_TRAIN]
-    words += ["DATASETS.TARGET_TRAIN", f"{FOLDER_PREFIX}YOUR_IMAGES", "resume", model, "OUTPUT_DIR", "results/adapted"]
-    log_next("adapt it to images of yours", "train_TCR_DTU.py", *words)
+    file = config_file if config.DATASETS.CUSTOM else AUTOMATIC  # classes of one's own stand in the former alone
+    try:
+        named = load_config(file)
+    except UserError:  # it has changed, or gone, since the run began
+        return
+    words = [] if named.ADAPT.AUTO else ["ADAPT.AUTO", "True"]
+    for key in NETWORK:
+        if config.find(key) != named.find(key):
+            words += [key, config.find(key)]
+    if target != named.DATASETS.TARGET_TRAIN:
+        words += ["DATASETS.TARGET_TRAIN", target]
+    words += ["resume", model, "OUTPUT_DIR", folder.with_name(f"{folder.name}_adapted")]
+    log_next("adapt it to other images", "train_TCR_DTU.py", "-cfg", file, *words)
+    if given := [key for key in CHOSEN if named.gives(key)]:
+        LOGGER.info("take %s out of %s before, or an adaptation has them, too", shorten(given, len(given)), file)
 
 
-def compared(before: float, after: float, model: str) -> str:
-    """Two mIoU in percent, of the source model and of `model`, in words."""
+def compared(before: float, after: float) -> tuple[str, str]:
+    """Two mIoU in percent in words: what the second is, and both with their difference."""
     change = round(after - before, 2)
-    belief = "better than" if change > ALIKE else "worse than" if change < -ALIKE else "the same as"
     signed = f"{change:+.2f}".replace("-", "−")
-    return f"{before:.2f} → {after:.2f} ({signed}): {model} is {belief} the source model"
+    words = BETTER if change > ALIKE else WORSE if change < -ALIKE else SAME
+    return words, f"{before:.2f} → {after:.2f} ({signed})"
 
 
-def _worse(config: Config) -> str:
-    source = source_checkpoint(config)
-    if config.ADAPT.AUTO:
-        return f"use the source model, {source}, on such images"
-    return (
-        f"use the source model, {source}, or an earlier checkpoint; or let a run find its settings: "
-        "-cfg configs/adapt.yaml (ADAPT.AUTO True)"
-    )
-
-
-def _mean_iou(table: Path) -> float | None:
-    """Of the last row of a table of scores, in percent; None where there is none."""
-    rows = read_table(table)
-    return float(rows[-1]["mIoU"]) if rows else None
+def _mean_iou(table: Path, iteration: int) -> float | None:
+    """Of a table of scores, in percent, after that iteration; None where it has no row of it."""
+    row = row_of(table, iteration)
+    return None if row is None else float(row["mIoU"])

@@ -13,11 +13,11 @@ from core.utils.locks import check_unlocked, locked
 CONFIG, ENVIRONMENT, LOG = "config.yaml", "environment.json", "log.txt"
 IMAGES = "images.txt"  # names of the training images
 METRICS, EVALUATION = "metrics.csv", "evaluation.csv"  # every 20 iterations; of every checkpoint
-SOURCE_EVALUATION = "evaluation_source.csv"  # one row: the source model, evaluated before the first iteration
-ADAPTED_EVALUATION = "evaluation_adapted.csv"  # one row: the model that an automatic run hands over
+SOURCE_EVALUATION = "evaluation_source.csv"  # the source model, evaluated before the first iteration
+ADAPTED_EVALUATION = "evaluation_adapted.csv"  # the model that an automatic run hands over
 HISTORY, CANDIDATES = "dtu_history.csv", "candidates.csv"  # of adaptation: the teacher's decisions; every pass
 TABLES = (METRICS, EVALUATION, SOURCE_EVALUATION, ADAPTED_EVALUATION, HISTORY, CANDIDATES)
-CONFUSION = "confusion"  # .csv and .png, of the newest evaluation
+CONFUSION = "confusion"  # .csv and .png, of the newest checkpoint
 TENSORBOARD, PANELS = "tensorboard", "panels"  # folders
 SHOWN = {TENSORBOARD: "events.out.tfevents.*", PANELS: "iter*.png"}  # the files in them
 CHECKPOINTS = "model_iter*.pth"

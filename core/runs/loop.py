@@ -104,6 +104,7 @@ class Training(ABC):
             cls.choose(choices, images)
         config, evaluator = choices.config, None
         check_length(config.SOLVER)
+        check_division(config.SOLVER)
         if config.DATASETS.TEST and not skip_test:
             tests = find_test_images(config)
             if tests.label_path is None:
@@ -329,6 +330,21 @@ class Training(ABC):
         if not missing and self.DOMAIN == "target":
             advice += f", or go on with the old ones alone by DATASETS.TARGET_LIST {begun}"
         return f"{what}: {', '.join(changes) or 'they come in another order'}; {advice}"
+
+
+def check_division(solver: Config) -> None:
+    """Raise UserError unless every process's every part of a batch gets the same number of images.
+
+    Args:
+        solver: the config node SOLVER.
+    """
+    processes = distributed.count()
+    if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
+        several = f"{processes} processes × " if processes > 1 else ""
+        raise UserError(
+            f"SOLVER.BATCH_SIZE {solver.BATCH_SIZE} is the images of an iteration, which do not divide by {several}"
+            f"SOLVER.ACCUMULATE {solver.ACCUMULATE}: give a multiple of {processes * solver.ACCUMULATE}"
+        )
 
 
 def check_whole_batches(model: nn.Module, config: Config) -> None:

@@ -23,7 +23,7 @@ from core.utils import checkpoints, distributed, signals
 from core.utils.devices import peak_memory
 from core.utils.files import Table, write_json
 from core.utils.logging import LOGGER
-from core.utils.tables import read_table
+from core.utils.tables import row_of
 
 LOG_PERIOD = 20  # iterations
 FIRST_LINE, QUIET = 25.0, 600.0  # seconds of training without a line: at its start, and later
@@ -196,11 +196,11 @@ class RunOutput:
 
         Args:
             table: SOURCE_EVALUATION or ADAPTED_EVALUATION.
-            model: what it is, for the table and the log.
+            model: its file.
             iteration: after which it was made; 0 of the source model.
         """
         path = self.folder / table
-        if iteration in distributed.from_main(lambda: [int(row["iteration"]) for row in read_table(path)]):
+        if self.resumed is not None and distributed.from_main(lambda: row_of(path, iteration)):
             return
         LOGGER.info("evaluating %s", model)
         scores = evaluate()

@@ -30,6 +30,7 @@ from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
 AUTO, RANDOM = "auto", "random"
+SIZE_KEY = "INPUT.INPUT_SIZE_TEST"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
 
@@ -188,7 +189,9 @@ def find_run_source(config: Config) -> Path:
 def new_model(config: Config) -> Segmentor:
     """The model of a config, with random weights, and what its checkpoints will say of it."""
     model = build_model(config)
-    model.about = {CLASSES: list(class_names(config)), SIZE: list(config.INPUT.INPUT_SIZE_TEST)}
+    model.about = {CLASSES: list(class_names(config))}
+    if config.gives(SIZE_KEY) or config.find(SIZE_KEY) != defaults.find(SIZE_KEY):  # given, or chosen by a run
+        model.about[SIZE] = list(config.find(SIZE_KEY))
     return model
 
 
@@ -202,13 +205,12 @@ def known_size(config: Config) -> tuple[int, int] | None:
 
 def with_known_size(config: Config, checkpoint: Path) -> Config:
     """`config` with the size that a checkpoint's model is used to, where INPUT.INPUT_SIZE_TEST is not given."""
-    key = "INPUT.INPUT_SIZE_TEST"
-    size = None if config.gives(key) else known_size(config.changed({"resume": str(checkpoint)}))
+    size = None if config.gives(SIZE_KEY) else known_size(config.changed({"resume": str(checkpoint)}))
     if size is None:
         return config
-    if size != config.find(key):
-        LOGGER.info("%s is not given: %d×%d, as %s is used to", key, *size, checkpoint)
-    config = config.changed({key: size})
+    if size != config.find(SIZE_KEY):
+        LOGGER.info("%s is not given: %d×%d, as %s is used to", SIZE_KEY, *size, checkpoint)
+    config = config.changed({SIZE_KEY: size})
     config.freeze()
     return config
 

@@ -18,7 +18,6 @@ from core.runs.states import StateFolder, flat_config
 from core.utils import distributed
 from core.utils.devices import describe_device, describe_precision, device_errors
 from core.utils.environment import describe_environment, started_as
-from core.utils.errors import UserError
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
 from core.utils.logging import LOGGER, start_logging
@@ -42,7 +41,6 @@ def run_training(
     start_logging()
     config = load_config(config_file, options)
     kind = find_kind(config)
-    check_division(config, kind)
     config, continued, restart = distributed.from_main(lambda: find_start(config, default_output_dir(config_file)))
     test = ["--skip-test"] if skip_test else []
     command = shlex.join(map(str, [*started_as(kind.PROGRAM), "-cfg", config_file, *options, *test]))
@@ -65,7 +63,8 @@ def _begin_run(
             write_names(trainer)
         distributed.barrier()  # claimed
         _announce(trainer, f"writing to {trainer.output.folder}", skip_test, command)
-        trainer.run()
+        with device_errors(trainer.config, training=True, domain=trainer.DOMAIN):  # with what it has chosen
+            trainer.run()
 
 
 def _continue_run(kind: type[Training], config: Config, config_file: str, skip_test: bool, command: str) -> None:
@@ -88,7 +87,8 @@ def _continue_run(kind: type[Training], config: Config, config_file: str, skip_t
             write_names(trainer)  # that a run of an earlier version has not
         if trainer.iteration == trainer.stop:
             LOGGER.info("all %d iterations are done: nothing is left but what follows the last one", trainer.iteration)
-        trainer.run()
+        with device_errors(trainer.config, training=True, domain=trainer.DOMAIN):
+            trainer.run()
 
 
 def _by_main(context: AbstractContextManager) -> AbstractContextManager:
@@ -111,19 +111,6 @@ def _announce(trainer: Training, what: str, skip_test: bool, command: str) -> No
 def write_names(trainer: Training) -> None:
     """Of the training images, for a later start to be compared with."""
     write_text(trainer.output.folder / IMAGES, "".join(f"{name}\n" for name in trainer.images.names))
-
-
-def check_division(config: Config, kind: type[Training]) -> None:
-    """Raise UserError unless every process's every part of a batch gets the same number of images."""
-    solver, processes = config.SOLVER, distributed.count()
-    if "SOLVER.BATCH_SIZE" in kind.CHOSEN and not config.gives("SOLVER.BATCH_SIZE"):
-        return  # it is yet to be chosen, and so that it does
-    if solver.BATCH_SIZE % (processes * solver.ACCUMULATE):
-        several = f"{processes} processes × " if processes > 1 else ""
-        raise UserError(
-            f"SOLVER.BATCH_SIZE {solver.BATCH_SIZE} is the images of an iteration, which do not divide by {several}"
-            f"SOLVER.ACCUMULATE {solver.ACCUMULATE}: give a multiple of {processes * solver.ACCUMULATE}"
-        )
 
 
 def log_run(trainer: Training, skip_test: bool) -> None:

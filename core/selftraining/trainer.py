@@ -104,15 +104,18 @@ class Trainer(Training):
         source = source_checkpoint(self.config)
         if self.evaluator is None or source is None:
             return
+        if self.output.resumed is not None and not source.is_file():
+            LOGGER.info("the source model %s is not there any more, and not evaluated", source)
+            return
         with self.output.aside():
-            self.output.evaluate_once(SOURCE_EVALUATION, f"the source model {source}", 0, self._evaluate_source)
+            self.output.evaluate_once(SOURCE_EVALUATION, str(source), 0, self._evaluate_source)
 
     def _evaluate_source(self) -> Scores:
         return self.evaluator.run(load_model(self.config, self.device).requires_grad_(False))
 
     def say_farewell(self) -> None:
         if distributed.is_main():
-            say_adapted(self.config)
+            say_adapted(self.config, self.iteration)
 
     def describe(self) -> None:
         config = self.config

@@ -90,7 +90,7 @@ class SourceTrainer(Training):
 
     def say_farewell(self) -> None:
         if distributed.is_main():
-            say_trained(self.config, self.config_file)
+            say_trained(self.config, self.iteration, self.config_file)
 
     def train_step(self, batch: SourceBatch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped."""

@@ -130,11 +130,12 @@ def _why_no_cuda() -> str:
 
 
 @contextmanager
-def device_errors(config, training: bool) -> Iterator[None]:
+def device_errors(config, training: bool, domain: str = "") -> Iterator[None]:
     """Have what the device cannot do end in one line: memory that runs out, an operator that is not deterministic.
 
     Args:
         training: it is a run that trains; False: one that predicts.
+        domain: of a run's images, `source` or `target`; empty: as the config shows it.
     Raises:
         UserError: in the place of torch's own error.
     """
@@ -146,7 +147,7 @@ def device_errors(config, training: bool) -> Iterator[None]:
             raise UserError(f"SOLVER.DETERMINISTIC: {reason}; set it False, or use another network") from None
         if not isinstance(error, torch.cuda.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
-        raise UserError(f"{_memory_held()}; {_what_takes_less(config, training)}") from None
+        raise UserError(f"{_memory_held()}; {_what_takes_less(config, training, domain)}") from None
 
 
 def _memory_held() -> str:
@@ -160,7 +161,7 @@ def _memory_held() -> str:
     return f"cuda:{torch.cuda.current_device()} ran out of memory: {held}"
 
 
-def _what_takes_less(config, training: bool) -> str:
+def _what_takes_less(config, training: bool, domain: str) -> str:
     solver = config.SOLVER
     full = "×".join(map(str, config.INPUT.INPUT_SIZE_TEST))
     if not training:
@@ -168,7 +169,8 @@ def _what_takes_less(config, training: bool) -> str:
             f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, INPUT.INPUT_SIZE_TEST {full}, SOLVER.AMP {solver.AMP}: "
             f"a smaller batch or size{' or SOLVER.AMP bf16' if solver.AMP == 'off' else ''} takes less"
         )
-    key = f"{'TARGET' if config.DATASETS.TARGET_TRAIN else 'SOURCE'}_INPUT_SIZE_TRAIN"
+    domain = domain or ("target" if config.DATASETS.TARGET_TRAIN else "source")
+    key = f"{domain.upper()}_INPUT_SIZE_TRAIN"
     crop = "×".join(map(str, config.INPUT[key]))
     half = ", set SOLVER.AMP bf16 (now off)" if solver.AMP == "off" else f" (SOLVER.AMP is {solver.AMP})"
     return (

@@ -1,6 +1,8 @@
 """The one exception for what a user can mend; the programs print it as one line and exit with 1."""
 
-from collections.abc import Callable
+import os
+import shlex
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -55,3 +57,17 @@ def shown(value: object, length: int = 60) -> str:
     except ValueError:  # a number of thousands of digits
         text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def as_shell(words: Iterable[object]) -> str:
+    """A command as a shell takes it, in one line."""
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """A word of a command; with $'…', which bash and zsh know, where it would not be one line."""
+    if word.isprintable():
+        return shlex.quote(word)
+    special = (c for c in set(word) if not c.isprintable() or c in "\\'")
+    escaped = {ord(c): "".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in special}
+    return f"$'{word.translate(escaped)}'"

@@ -19,3 +19,8 @@ def last_iteration(path: Path) -> int:
     """Of the last row of a table over time, as far as the run has told; 0 before there is one."""
     rows = read_table(path)
     return int(rows[-1]["iteration"]) if rows else 0
+
+
+def row_of(path: Path, iteration: int) -> dict[str, str] | None:
+    """The last row of a table over time that is of that iteration; None where there is none."""
+    return next((row for row in reversed(read_table(path)) if int(row["iteration"]) == iteration), None)

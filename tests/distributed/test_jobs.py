@@ -16,10 +16,8 @@ from core.datasets.catalog import ImageSet
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.dsu import DSU
-from core.runs.loop import check_whole_batches
-from core.runs.start import check_division
+from core.runs.loop import check_division, check_whole_batches
 from core.selftraining.dynamic_teacher import DynamicTeacher, entropy_score
-from core.selftraining.trainer import Trainer
 from core.utils import distributed
 from core.utils.errors import UserError
 from tests.distributed.hooks import signal_second
@@ -223,12 +221,12 @@ def test_batches_divide_evenly(size, parts, fits):
     config = cfg.clone()
     config.SOLVER.BATCH_SIZE, config.SOLVER.ACCUMULATE = size, parts
     if fits:
-        check_division(config, Trainer)
+        check_division(config.SOLVER)
     else:
         with pytest.raises(
             UserError, match=f"^SOLVER.BATCH_SIZE {size} .* by 2 processes × SOLVER.ACCUMULATE {parts}: "
         ):
-            check_division(config, Trainer)
+            check_division(config.SOLVER)
 
 
 @pytest.mark.parametrize(("module", "hint"), [(nn.BatchNorm2d(4), "MODEL.FREEZE_BN True"), (DSU(0.5), "UNCERTAINTY 0")])

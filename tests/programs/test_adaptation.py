@@ -25,6 +25,7 @@ from core.selftraining import samples as samples_module
 from test import main as evaluate
 from tests.helpers import PROJECT, OpenWatch, events_of, read_checkpoint, rows_of, same_weights, start, without_details
 from tools.compare.__main__ import main as compare
+from tools.predict.__main__ import main as predict
 from tools.report.__main__ import main as report
 from train_TCR_DTU import main as adapt
 
@@ -311,12 +312,12 @@ def test_the_source_model_is_evaluated_too_and_the_end_compares(run, tmp_path, r
     assert evaluate(["-cfg", str(run.config), "resume", resnet18["resume"], "OUTPUT_DIR", str(tmp_path)]) == 0
     (expected,) = rows_of(tmp_path / "test_cityscapes_val.csv")
     (row,) = rows_of(run.out / "evaluation_source.csv")
-    assert (row.pop("iteration"), row.pop("checkpoint")) == ("0", f"the source model {resnet18['resume']}")
+    assert (row.pop("iteration"), row.pop("checkpoint")) == ("0", resnet18["resume"])
     del expected["checkpoint"]
     assert row == expected
     before, after = float(row["mIoU"]), float(rows_of(run.out / "evaluation.csv")[-1]["mIoU"])
     lines = run.process.stdout.splitlines()
-    assert any(f" mIoU {before:.2f} → {after:.2f} (" in line and "the source model" in line for line in lines[-4:])
+    assert any(f" mIoU {before:.2f} → {after:.2f} (" in line and "the source model" in line for line in lines[-5:])
     assert events_of(run.out / "tensorboard")["evaluation/mIoU"][0] == (0, pytest.approx(before, abs=0.01))
 
 
@@ -327,11 +328,14 @@ def test_the_last_lines_of_a_run_are_commands_that_work(adapted, write_png, draw
     overrides = {"DATASETS.TARGET_TRAIN": f"folder:{folder}/my frames", "OUTPUT_DIR": f"{folder}/second run"}
     out, log = adapted("--skip-test", "DATASETS.TEST", "", **QUICK, **overrides)
     commands = [shlex.split(line.partition(": ")[2]) for line in log if " next, " in line]
-    assert [words[:3] for words in commands] == [["python", "-m", name] for name in ("tools.report", "tools.compare")]
+    tools = ("tools.report", "tools.compare", "tools.predict")
+    assert [words[:3] for words in commands] == [["python", "-m", name] for name in tools]
     assert report(commands[0][3:]) == 0
     assert (out / "report.html").is_file()
     assert compare(commands[1][3:]) == 0
     assert len(list((out / "compared/comparison").glob("*.png"))) == 2
+    assert predict(commands[2][3:]) == 0
+    assert len(list((out / "pictures/overlay").glob("*.png"))) == 2
     (evaluation,) = [line for line in adapted("--skip-test", "OUTPUT_DIR", f"{folder}/third")[1] if "test.py" in line]
     assert evaluate(shlex.split(evaluation.partition(": ")[2])[2:]) == 0
     assert f"python -m tools.report {folder}/third" in capsys.readouterr().out

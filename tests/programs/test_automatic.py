@@ -91,11 +91,9 @@ def test_the_last_lines_are_the_verdict(run):
     lines = [said(line) for line in run.process.stdout.splitlines()]
     first = next(number for number, line in enumerate(lines) if line.startswith("verdict: "))
     assert f"{run.out}/model_adapted.pth" in lines[first]
-    assert [line.split(":")[0] for line in lines[-2:]] == [
-        "next, the run on one page",
-        "next, source beside adapted model on its images",
-    ]
-    lines = lines[:-2]
+    following = ["the run on one page", "source beside adapted model on its images", "what it sees"]
+    assert [line.split(":")[0] for line in lines[-3:]] == [f"next, {what}" for what in following]
+    lines = lines[:-3]
     assert len(lines) - first <= 3
     verdict = json.loads((run.out / "verdict.json").read_text(encoding="utf-8"))
     assert verdict.keys() == {"share", "better", "signs", "changed", "harm", "shifted"}
@@ -169,7 +167,7 @@ def test_a_run_that_its_guard_ends_is_whole_and_goes_on_to_nothing_more(write_au
     log = capsys.readouterr().out
     assert "after iteration 4: harm; the teacher is pulled back by 40% at every move now" in log
     assert "after iteration 9: harm; the run ends here" in log
-    last = log.splitlines()[-3]  # before what may follow
+    last = log.splitlines()[-4]  # before what may follow
     assert "model_iter000009.pth" in last or "the start itself" in last
     assert sorted(path.name for path in out.glob("model_iter*.pth"))[-1] == "model_iter000009.pth"
     first = {name: (out / name).read_bytes() for name in ("verdict.json", "config.yaml", "dtu_history.csv")}
@@ -196,7 +194,7 @@ def test_where_there_is_no_shift_the_source_model_is_handed_over(write_automatic
     assert any("there is no shift to mend" in line for line in log)
     adapted = Path(folder / "out/model_adapted.pth")
     end = f"the target looks like the source domain: {adapted} is the source model as it was"
-    assert said(log[-3]) == f"verdict: {end}"
+    assert said(log[-4]) == f"verdict: {end}"
     assert same_weights(tiny_checkpoint, adapted)
 
 

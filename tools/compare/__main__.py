@@ -121,11 +121,12 @@ def find_pair(args: argparse.Namespace) -> Pair:
                 f"{file.parent} is not a run's folder: it holds no {CONFIG}; give the OUTPUT_DIR of an adaptation "
                 "before the images, or -cfg, --source and --adapted"
             )
-    config, folder = load_config(file, options), Path(file).parent
+    config = load_config(file, options)
+    folder = Path(config.OUTPUT_DIR) if args.config_file else Path(file).parent
     source = Path(args.source) if args.source else source_checkpoint(config)
     if source is None:
         raise UserError(f"{file} names no source model that its run began with (resume): give --source FILE")
-    found = [Path(args.adapted)] if args.adapted else checkpoints_in(folder)
+    found = [Path(args.adapted)] if args.adapted else checkpoints_in(folder) if folder.is_dir() else []
     if not found:
         raise UserError(f"{folder} holds no checkpoint of an adapted model: give --adapted FILE")
     for path, option in ((source, "--source"), (found[-1], "--adapted")):
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__, "python -m tools.compare results/mine my_frames drive.mp4 -o comparison")
     words = "the run's OUTPUT_DIR (not with -cfg); images, folders, glob patterns, videos; and options of its config"
     parser.add_argument("words", nargs="*", metavar="RUN | INPUT | KEY VALUE", help=words)
-    parser.add_argument("-cfg", "--config-file", metavar="FILE", help="yaml file, instead of RUN (whose folder it is)")
+    parser.add_argument("-cfg", "--config-file", metavar="FILE", help="yaml file, instead of RUN: its OUTPUT_DIR")
     parser.add_argument("--source", metavar="FILE", help="source model (default: the one that the run started from)")
     adapted = "adapted model (default: the run's model_adapted.pth, or else its last checkpoint)"
     parser.add_argument("--adapted", metavar="FILE", help=adapted)

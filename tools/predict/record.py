@@ -16,7 +16,7 @@ from tools.predict.studio import Series
 
 RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
-_OPTIONS += ("INPUT.TO_BGR255", "VIS.COLOURS", "VIS.NAMES")
+_OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES")
 _REPLACES = "replaces what was there"
 # arguments that do not change how a picture looks
 _FREE = {"config_file", "words", "out", "save", "container", "fps", "overwrite", "go_on", "frames", "seconds"}
@@ -67,7 +67,7 @@ class Record:
 
     def begin(self) -> None:
         """Note the settings, unless the folder has the same: from now on what is made counts."""
-        if self._since is None:
+        if self._since is None or self._overwrite:  # what it replaces does not count as done
             write_json(self._path, self._wanted | {_REPLACES: self._overwrite})
 
     def left_of(self, planned: Sequence[Series]) -> tuple[list[Series], int]:

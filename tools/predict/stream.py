@@ -21,6 +21,7 @@ from tools.predict.video import Video
 
 PATIENCE = 10.0  # seconds without a frame, after which a stream has broken off
 TELL_EVERY = 60.0  # seconds
+_WHOLE = 0.9  # share of the frames that a film's header tells, below which it has broken off
 _PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
 _SCHEMES = (*_PORTS, "rtp", "srt", "tcp", "udp")
 _NOTICE = 0.1  # seconds until a signal is noticed
@@ -142,7 +143,7 @@ class Stream(Video):
                     self._changed.notify_all()
                     return frame
                 if self._end:
-                    self.broken = self._end if self.live else ""
+                    self.broken = self._end if self.live or self.taken < _WHOLE * self.count else ""
                     return None
         return None
 
