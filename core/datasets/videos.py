@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ FRAMES = 500  # at most of all videos, where VIDEO.EVERY leaves the choice
 # 0.5 grey levels, a step of one pixel in 480 by more than 1, and so does what covers 2 % of it and moves by its size
 _SMALL = (64, 36)
 _ABOUT = "video.json"  # beside the frames: what they were made from, and how
+_LEFT = re.compile(r".*-[0-9a-f]{8}(\.old)?\.partial")  # folders of frames that are not whole
 _LOST = 0.9  # share of the frames that a header tells; where fewer can be read, the log says so
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own lines; what cannot be read is told here
@@ -72,6 +74,9 @@ def _taken(config, name: str, where: str) -> tuple[Path, dict]:
         with _alone(make_folder(top, "VIDEO.FOLDER")):
             about = _read(folder, key)  # another run may have been faster
             if about is None:
+                for left in top.iterdir():  # by a process that was killed
+                    if _LEFT.fullmatch(left.name):
+                        shutil.rmtree(left, ignore_errors=True)
                 with replacing_folder(folder) as partial:
                     about = key | _take(videos, folder, partial, options, where)
                     write_json(partial / _ABOUT, about)

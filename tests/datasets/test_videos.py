@@ -142,7 +142,7 @@ def test_what_is_interrupted_leaves_nothing_behind(ramp, found, tmp_path, monkey
         with pytest.raises(Killed):
             found(ramp)
     assert [path.name for path in (tmp_path / "frames").iterdir()] == [".lock"]
-    (tmp_path / "frames/other-1234.partial").mkdir()  # of a process that could not clean up
+    (tmp_path / "frames/other-12345678.partial").mkdir()  # of a process that could not clean up
     assert len(found(ramp)) == 21
     assert not list((tmp_path / "frames").glob("*.partial"))
 
@@ -241,3 +241,11 @@ def test_frames_go_where_they_are_told_to(ramp, tmp_path):
     config.VIDEO.FOLDER = str(tmp_path / "file")
     with pytest.raises(UserError, match=r"^VIDEO\.FOLDER .*file cannot be written to"):
         find_images(config, "TARGET_TRAIN")
+
+
+def test_a_name_that_no_log_could_hold_is_one_line(ramp, found, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    os.link(ramp, os.fsencode(folder) + b"/caf\xe9.avi")
+    with pytest.raises(UserError, match=r"the name of .* is not UTF-8; rename it"):
+        found(folder)

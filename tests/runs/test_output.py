@@ -12,11 +12,12 @@ import torch
 
 from core.configs import cfg
 from core.datasets.taxonomy import CAMVID_11
+from core.evaluation.metrics import Scores
 from core.evaluation.pictures import Painter
-from core.runs.folder import claimed_folder
+from core.runs.folder import SOURCE_EVALUATION, claimed_folder
 from core.runs.monitor import Monitor
 from core.runs.output import RunOutput
-from tests.helpers import events_of
+from tests.helpers import events_of, rows_of
 
 
 def output_in(folder, **vis):
@@ -187,3 +188,18 @@ def test_a_first_step_longer_than_that_is_told_while_it_lasts(tmp_path, log_line
         output.completed(2, 0.1, {"loss": torch.tensor(1.0)})
         time.sleep(0.2)
     assert not any(line.startswith("the first iteration ") for line in log_lines)
+
+
+def test_a_new_run_in_a_folder_that_another_left_evaluates_its_own_source_model(tmp_path):
+    def scores(right):
+        return Scores.of(torch.diag(torch.full((11,), right)) + torch.ones(11, 11, dtype=torch.int64))
+
+    for right in (5, 50):  # the first one failed before it had trained
+        output_in(tmp_path).evaluate_once(SOURCE_EVALUATION, f"{right}.pth", 0, lambda right=right: scores(right))
+    (row,) = rows_of(tmp_path / SOURCE_EVALUATION)
+    assert row["checkpoint"] == "50.pth"
+    again = output_in(tmp_path)
+    again.load_state_dict({"sums": {}, "count": 0}, 10, -1)
+    again.evaluate_once(SOURCE_EVALUATION, "50.pth", 0, lambda: pytest.fail("it was evaluated"))
+    again.evaluate_once(SOURCE_EVALUATION, "60.pth", 20, lambda: scores(60))
+    assert [row["iteration"] for row in rows_of(tmp_path / SOURCE_EVALUATION)] == ["0", "20"]

@@ -129,6 +129,12 @@ def test_models_by_name_and_a_config(done, tmp_path, run, frames, tiny_checkpoin
     assert len(rows_of(tmp_path / "made/changes.csv")) == 1
 
 
+def test_a_config_whose_run_has_no_folder_yet_is_one_line(run, tmp_path, frames, tiny_checkpoint, capsys):
+    words = ["-cfg", tmp_path / "tiny.yaml", "OUTPUT_DIR", tmp_path / "nothing", "--source", tiny_checkpoint, frames]
+    assert compare(list(map(str, words))) == 1
+    assert "holds no checkpoint of an adapted model: give --adapted FILE" in capsys.readouterr().err
+
+
 def test_a_video_becomes_a_video_with_both(done, tmp_path, run, draw_scene):
     with movie(tmp_path / "drive.mp4", 10) as append:
         for number in range(5):

@@ -201,3 +201,16 @@ def test_both_words_at_once_are_one_line(run, images):
     assert done.code == 1
     assert done.err.count("\n") == 1
     assert "not allowed with" in done.err
+
+
+def test_what_was_to_be_overwritten_by_the_same_settings_does_not_count_as_done(run, images, tmp_path):
+    expected = whole_run(run, tmp_path, images)
+    assert run(images).code == 0
+    (images / "2.png").rename(tmp_path / "2.png")
+    (images / "2.png").write_bytes(b"no image")
+    for path in (tmp_path / "out/colour").glob("*.png"):
+        path.write_bytes(b"old")
+    assert run(images, "--overwrite").code == 1
+    (tmp_path / "2.png").replace(images / "2.png")
+    assert run(images, "--go-on").code == 0
+    assert same_content(pictures(tmp_path / "out"), expected)
