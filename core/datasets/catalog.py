@@ -16,12 +16,13 @@ from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.images import EXTENSIONS
 from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, walk_files
-from core.datasets.skipping import SkippedImages
+from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
+_LOOKED_AT = 200  # labels of a set, for whether they are masks of 0 and 255
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
@@ -72,14 +73,15 @@ def class_names(config) -> tuple[str, ...]:
 
 
 def find_label_values(config) -> np.ndarray:
-    """256 uint8, from class index to the value that label files hold for it, IGNORE elsewhere.
+    """256 uint8 (uint16, where a value needs it), from class index to what label files hold for it, IGNORE elsewhere.
 
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
     taxonomy = find_taxonomy(config)
     entry, _ = _find_entry(config, _named(config)[0])
-    table = np.full(256, IGNORE, np.uint8)
-    table[: len(taxonomy)] = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    values = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    table = np.full(256, IGNORE, np.min_scalar_type(max(values)))
+    table[: len(taxonomy)] = values
     return table
 
 
@@ -163,6 +165,7 @@ def find_test_images(config) -> ImageSet:
     images = find_images(config, "TEST")
     if images.label_path is not None:
         _require_labels(images, "TEST")
+        refuse_plain_masks(images, "DATASETS.TEST")
     return images
 
 
@@ -177,11 +180,36 @@ def find_source_images(config) -> ImageSet:
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
     if not config.DATALOADER.SKIP_BAD_IMAGES:
         _require_labels(images, "SOURCE_TRAIN")
+    refuse_plain_masks(images, "DATASETS.SOURCE_TRAIN")
     return replace(images, skipped=SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES))
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
     require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+
+
+def refuse_plain_masks(images: ImageSet, where: str) -> None:
+    """Raise UserError if labels hold 0 and 255 only, and nobody has said whether the latter is a class.
+
+    At most _LOOKED_AT labels are opened, mostly one.
+    """
+    if not images.guessed_void:
+        return
+    seen = False
+    for index in np.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).astype(int):
+        try:
+            values = images.read_values(images.label_path(images.paths[index]))
+        except BadImage:  # whoever trains or evaluates on it will say so
+            continue
+        void = values == IGNORE
+        if not (void | (values == 0)).all():
+            return
+        seen |= bool(void.any())
+    if seen:
+        raise UserError(
+            f"{where} {images.name}: its labels hold 0 and 255 only, and 255 is no class unless the config says "
+            "so; write `labels: {0: CLASS, 255: CLASS}`, or `ignore: [255]` if it is meant to be none"
+        )
 
 
 def require_files(paths: Sequence[Path], kind: str, where: str) -> None:

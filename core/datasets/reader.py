@@ -25,8 +25,11 @@ class ImageSet:
         paths: image files.
         names: a unique name per image: its path below the split's common folder, with forward slashes.
         label_path: gives the label file of an image file; None for a set without labels. Calling it opens nothing.
-        label_table: 256 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this set.
-        read_values: decodes a label file to H×W values.
+        label_table: 256 or 65536 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this
+            set.
+        read_values: decodes a label file to H×W values, uint8 or uint16.
+        decoding: what `read_values` depends on beside the file (colours, a channel), as a text.
+        guessed_void: nobody has said that 255 is no class.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced: source training draws class-balanced by default.
         left_out: names of label files that lay among the images.
@@ -42,6 +45,8 @@ class ImageSet:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
+    decoding: str = ""
+    guessed_void: bool = False
     left_out: tuple[str, ...] = ()
     note: str = ""
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
@@ -66,10 +71,11 @@ class ImageSet:
         """
         path = self.label_path(self.paths[index])
         values = self.read_values(path)
-        if values.dtype == np.uint8:
-            indices = self.label_table[values]
+        table = self.label_table
+        if len(table) > np.iinfo(values.dtype).max:
+            indices = table[values]
         else:
-            indices = np.append(self.label_table, np.uint8(UNKNOWN))[np.minimum(values, 256)]
+            indices = np.append(table, np.uint8(UNKNOWN))[np.minimum(values, len(table))]
         unknown = indices == UNKNOWN
         if unknown.any():
             found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
@@ -131,14 +137,14 @@ class Reader:
 
 
 def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequence[int] = ()) -> np.ndarray:
-    """256 uint8, from label value to class index (see :class:`ImageSet`).
+    """256 uint8, from label value to class index (see :class:`ImageSet`); 65536, where a value is above 255.
 
     Args:
         taxonomy: gives the indices; classes that it lacks are IGNORE.
         classes: the class of every value that has one.
-        no_class: further values that may occur.
+        no_class: further values that may occur; 255 is one, unless it is a class.
     """
-    table = np.full(256, UNKNOWN, np.uint8)
+    table = np.full(256 if max((*classes, *no_class), default=0) < 256 else 65536, UNKNOWN, np.uint8)
     table[[IGNORE, *no_class]] = IGNORE
     for value, name in classes.items():
         table[value] = taxonomy.index(name) if name in taxonomy.names else IGNORE

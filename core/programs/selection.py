@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import find_images, find_taxonomy
+from core.datasets.catalog import find_images, find_taxonomy, refuse_plain_masks
 from core.datasets.reader import ImageSet
 from core.evaluation.bootstrap import LEVEL, Comparison, ImageCounts, compare
 from core.evaluation.evaluator import Evaluator
@@ -93,7 +93,9 @@ def find_labelled_images(config) -> ImageSet:
         raise UserError(f"--select-with {images.name}: none of {len(images)} images is labelled, as by {first}")
     if len(labelled) < len(images):
         LOGGER.info("%d of %d images of %s are labelled", len(labelled), len(images), images.name)
-    return images.restricted(labelled)
+    images = images.restricted(labelled)
+    refuse_plain_masks(images, "--select-with")
+    return images
 
 
 def select_checkpoint(

@@ -161,7 +161,7 @@ def _fingerprint(images: ImageSet) -> str:
     for name, path in zip(images.names, images.paths, strict=True):
         stamps = (*stamp(images.label_path(path)), *stamp(path))
         digest.update("\0".join(map(str, (name, *stamps))).encode() + b"\n")
-    digest.update(images.label_table.tobytes())
+    digest.update(images.label_table.tobytes() + images.decoding.encode())
     return digest.hexdigest()
 
 
