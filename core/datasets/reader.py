@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from core.datasets.images import read_label
+from core.datasets.images import UPRIGHT, read_label, stored_size, turned, turned_size
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
 
 _TOOL_FOLDERS = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
+_LOOKED_AT = 200  # pairs of a set, for how their labels lie
 UNKNOWN = 254  # in a label table: a value that the data set does not have; class sets have at most 254 classes
 
 
@@ -64,10 +66,11 @@ class ImageSet:
         return replace(self, paths=tuple(self.paths[i] for i in indices), names=tuple(self.names[i] for i in indices))
 
     def read_label(self, index: int) -> np.ndarray:
-        """The label of image `index` as H×W uint8 class indices, 255 where it has none.
+        """The label of image `index` as H×W uint8 class indices, 255 where it has none; upright, as the image is read.
 
         Raises:
-            BadImage: the file is missing, cannot be decoded, or holds a value that the data set does not have.
+            BadImage: the file is missing, cannot be decoded, or holds a value that the data set does not have; or it
+                has neither the stored nor the upright size of an image that EXIF turns.
         """
         path = self.label_path(self.paths[index])
         values = self.read_values(path)
@@ -85,7 +88,39 @@ class ImageSet:
                 + "; mend the file, or (of a DATASETS.CUSTOM set) name them in `labels` or `ignore`",
                 path,
             )
-        return indices
+        return self._upright(self.paths[index], path, indices)
+
+    def _upright(self, image: Path, path: Path, label: np.ndarray) -> np.ndarray:
+        """A label, turned as its image is by EXIF, if it lies as that is stored."""
+        header = stored_size(image)
+        if header is None or header[1] == UPRIGHT:
+            return label
+        (stored, orientation), size = header, label.shape[::-1]
+        shown = turned_size(stored, orientation)
+        if size not in (stored, shown):
+            raise BadImage(
+                f"label {path} is {_times(size)}, but image {image} is {_times(stored)} as stored and "
+                f"{_times(shown)} as EXIF turns it; a label must have one of these sizes",
+                path,
+            )
+        lies = size == stored if stored != shown else self._labels_lie_as_stored
+        return np.ascontiguousarray(turned(label, orientation)) if lies else label
+
+    @cached_property
+    def _labels_lie_as_stored(self) -> bool:
+        """For images that EXIF turns into the same size: what other pairs' sizes say; yes, if they say nothing."""
+        for index in np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int):
+            header = stored_size(self.paths[index])
+            if header is None or header[0] == turned_size(*header):
+                continue
+            label = stored_size(self.label_path(self.paths[index]), "label")
+            if label is not None and label[0] in (header[0], turned_size(*header)):
+                return label[0] == header[0]
+        return True
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from core.utils.errors import UserError, shorten
 from core.utils.files import write_json
 from core.utils.logging import LOGGER, progress
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "label_statistics"  # below DATASETS.ROOT
 
 

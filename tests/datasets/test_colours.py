@@ -1,4 +1,4 @@
-"""Labels by colour, in one channel of several, as masks of 0 and 255."""
+"""Labels by colour, in one channel of several, as masks of 0 and 255, and of images that EXIF turns."""
 
 import pickle
 import subprocess
@@ -273,6 +273,57 @@ def test_values_of_16_bits(town, tmp_path):
         find_test_images(town()).read_label(0)
 
 
+# --- turned by EXIF --------------------------------------------------------------------------------------------------
+
+
+def turn(array, orientation):
+    """A stored array as EXIF shows it, by PIL."""
+    methods = [None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE"]
+    methods.append("ROTATE_90")
+    method = methods[orientation - 1]
+    return array if method is None else np.asarray(Image.fromarray(array).transpose(Image.Transpose[method]))
+
+
+def set_orientation(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.copy().save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_are_turned_as_their_images_are(town, tmp_path, orientation):
+    images = find_test_images(town(LABEL))
+    set_orientation(tmp_path / "images/0.png", orientation)
+    assert np.array_equal(images.read_label(0), turn(LABEL, orientation))
+    assert not label_statistics(images, 4, tmp_path, 0).mismatched
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+def test_labels_that_are_upright_stay(town, tmp_path, orientation):
+    images = find_test_images(town(turn(LABEL, orientation)))
+    set_orientation(tmp_path / "images/0.png", orientation)
+    assert np.array_equal(images.read_label(0), turn(LABEL, orientation))
+
+
+def test_other_pairs_say_how_labels_lie_where_their_size_does_not(town, tmp_path):
+    """An image upside down has one size, stored or upright: upright where labels of lying images are."""
+    for second, expected in ((turn(LABEL, 6), LABEL), (LABEL, LABEL[::-1, ::-1])):
+        config = town(LABEL, second)
+        for number, orientation in enumerate((3, 6)):
+            set_orientation(tmp_path / f"images/{number}.png", orientation)
+        images = find_test_images(config)
+        assert np.array_equal(images.read_label(0), expected)
+        assert np.array_equal(images.read_label(1), turn(LABEL, 6))
+
+
+def test_a_label_that_fits_neither_is_refused(town, tmp_path):
+    images = find_test_images(town(LABEL[::2]))
+    set_orientation(tmp_path / "images/0.png", 6)
+    with pytest.raises(UserError, match=r"masks/0\.png is 32×12, but .*0\.png is 32×24 as stored and 24×32 as EXIF"):
+        images.read_label(0)
+
+
 # --- files as people have them ---------------------------------------------------------------------------------------
 
 
@@ -281,7 +332,7 @@ def cases(tmp_path_factory):
     if not MAKE_CASES.exists():
         pytest.skip("the made cases are not at hand")
     out = tmp_path_factory.mktemp("cases")
-    names = ("colour_labels", "unknown_colour", "resized_colours", "red_channel", "mask_255")
+    names = ("colour_labels", "unknown_colour", "resized_colours", "red_channel", "mask_255", "exif")
     subprocess.run([sys.executable, MAKE_CASES, out, *names], check=True)
     return out
 
@@ -309,3 +360,5 @@ def test_the_made_cases_do_as_they_say(options, cases):
     assert np.array_equal([masks.read_label(i) for i in range(6)], np.array(plain) == 2)
     with pytest.raises(UserError, match="0 and 255 only"):
         found(options, cases / "mask_255", ["ground", "car"])
+    lying = found(options, cases / "exif", NAMES, ".jpg")
+    assert np.array_equal([lying.read_label(i) for i in range(6)], [turn(label, 6) for label in plain])
