@@ -57,11 +57,13 @@ class CustomReader:
         splits: by name.
         classes: the class of every label value that has one.
         no_class: further label values that may occur.
+        kind: see :class:`core.datasets.reader.Reader`.
     """
 
     splits: Mapping[str, Split]
     classes: Mapping[int, str]
     no_class: Sequence[int]
+    kind: str = ""
 
     @property
     def values(self) -> dict[str, int]:
@@ -88,14 +90,13 @@ class CustomReader:
         return ImageSet(name, tuple(paths), names, labels, table)
 
 
-def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) -> tuple[Taxonomy, CustomReader]:
+def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomReader]:
     """One entry of DATASETS.CUSTOM: its class set, and what reads it.
 
     Args:
         name: its key.
         tree: its fields, as yaml gives them.
         where: the key of the section, with the file before it; begins every message.
-        built_in: names that are taken.
 
     Raises:
         UserError: anything that is not as datasets/README.md describes it.
@@ -106,8 +107,6 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) 
             f"{key}: a data set's name is letters, digits and hyphens (after the first underscore begins the split), "
             f"not {name!r}"
         )
-    if name in built_in:
-        raise UserError(f"{key}: {name} is the name of a built-in data set; choose another")
     fields = _fields(tree, _FIELDS, ("classes", "splits"), key)
     taxonomy = _taxonomy(fields, key)
     classes, no_class = _label_values(fields, taxonomy.names, key)
@@ -116,6 +115,23 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) 
         raise UserError(f"{key}.splits must name at least one split")
     splits = {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}
     return taxonomy, CustomReader(splits, classes, no_class)
+
+
+def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -> str:
+    """Of an entry of DATASETS.CUSTOM by the name of a built-in data set: the kind of label values that its files hold.
+
+    Args:
+        tree, where: see :func:`parse_data_set`.
+        kinds: that it may be; none, where the data set has one of its own.
+    """
+    key = f"{where}.{name}"
+    fields = [str(field) for field in _mapping(tree, key)]
+    if not kinds or fields != ["labels"]:
+        given = "nothing of it can be given here" if not kinds else f"only `labels: {' or '.join(kinds)}` can be given"
+        raise UserError(f"{key}: {name} is a built-in data set; {given}; an own one needs another name")
+    if tree["labels"] not in tuple(kinds):
+        raise UserError(f"{key}.labels must be {' or '.join(kinds)}, not {shown(tree['labels'])}")
+    return tree["labels"]
 
 
 def _taxonomy(fields: Mapping, key: str) -> Taxonomy:

@@ -170,13 +170,13 @@ def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) 
         image.save(temporary, format="PNG")
 
 
-def image_size(path: str | Path) -> tuple[int, int] | None:
-    """(width, height) of the upright image, from the file's header; None where the header is not understood."""
+def image_size(path: str | Path, upright: bool = True) -> tuple[int, int] | None:
+    """(width, height) of the upright image, or as it is stored, by the file's header; None where that says nothing."""
     if not os.path.isfile(path):  # opening a pipe would wait
         return None
     try:
         with _opened(path) as image:
-            return image.size[::-1] if _is_turned(image) else image.size
+            return image.size[::-1] if upright and _is_turned(image) else image.size
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
         return None
 
