@@ -19,6 +19,8 @@ from core.utils.errors import UserError
 
 LOOKED_AT = 32  # label files: sky, vegetation, cars are in almost any street scene
 _STRAY = 1e-3  # share of pixels that may be no value of a kind which the set is taken for, and that a road has at least
+_ROAD = 0.1  # share of pixels that a road has, to tell by it alone
+_COMMON = ("road", "building", "pole")  # each more common than those that have the labelIds before and after it
 _PLAIN = 0.5  # share of classes that a kind must show where the labels cannot be what is expected
 
 
@@ -61,8 +63,8 @@ KINDS = {
 }
 _FOUND = KINDS | {
     "trainIds counted from 1": KINDS["trainIds"].shifted(1, 0.2),
-    "labelIds plus 1": KINDS["labelIds"].shifted(1, 0.01),
-    "labelIds minus 1": KINDS["labelIds"].shifted(-1, 0.01),
+    "labelIds plus 1": KINDS["labelIds"].shifted(1, 0),
+    "labelIds minus 1": KINDS["labelIds"].shifted(-1, 0),
 }
 
 
@@ -89,9 +91,13 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
             return False
         if counts[kind.values["road"]] < _STRAY * pixels:
             return False
-        if kind.of == expected and counts[kind.values["pole"]] < counts[own.values["pole"]]:
-            return False  # other values beside those of classes, which are rare, would have to be many
-        return shares[name] >= (shares[expected] + kind.margin if can_be else _PLAIN)
+        if kind.of == expected == "trainIds" and can_be:  # every number is a class by both: which of them is the road?
+            return counts[own.values["road"]] < _STRAY * pixels and counts[kind.values["road"]] > _ROAD * pixels
+        if kind.of == "labelIds" and name != "labelIds":
+            more = [counts[kind.values[one]] - counts[LABEL_IDS[one]] for one in _COMMON]
+            if min(more) < 0 or min(more) > 0:
+                return min(more) > 0
+        return shares[name] > (shares[expected] + kind.margin if can_be else _PLAIN)
 
     plain = [name for name, kind in _FOUND.items() if name != expected and is_plain(name, kind)]
     return max(plain, key=shares.get, default=None)

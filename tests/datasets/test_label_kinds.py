@@ -21,9 +21,9 @@ from train_src import main as train_source
 CASES = PROJECT.parent / "shared/cases/make.py"
 NAMES = CITYSCAPES_19.names
 TRAIN_IDS = {name: index for index, name in enumerate(NAMES)}
-VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)  # labelIds that are no class
 # percent of Cityscapes' pixels, about
 SHARES = (36.9, 6.1, 22.8, 0.7, 0.9, 1.2, 0.2, 0.6, 15.9, 1.2, 4.0, 1.2, 0.1, 7.0, 0.3, 0.2, 0.2, 0.1, 0.4)
+VOID = {0: 0.1, 1: 4.8, 2: 1.2, 3: 3.4, 4: 1.3, 5: 0.3, 6: 1.3, 9: 0.6, 10: 0.2, 14: 0.02, 15: 0.3, 16: 0.06, 18: 0.01}
 
 
 def draw_counts(seed):
@@ -34,10 +34,8 @@ def draw_counts(seed):
     rng = np.random.default_rng(seed)
     classes = np.array(SHARES) * np.exp(rng.normal(0, 0.7, 19))
     classes[(rng.random(19) < 0.3) & (np.array(SHARES) < 1)] = 0
-    share = rng.uniform(0, 0.3) * classes.sum()  # of what has no class, most of it 0 to 4, as in Cityscapes
-    weights = rng.dirichlet([2, 2, 2, 2, 2, 0.5, 0.5, *[0.05] * 8])
-    pixels = (classes * 1e5).astype(int)
-    return pixels, {value: int(1e5 * share * weight) for value, weight in zip(VOID, weights, strict=True)}
+    void = np.array([*VOID.values()]) * np.exp(rng.normal(0, 0.7, len(VOID))) * rng.uniform(0, 2)
+    return (classes * 1e5).astype(int), dict(zip(VOID, (void * 1e5).astype(int), strict=True))
 
 
 def as_label_ids(seed):
@@ -108,6 +106,24 @@ def test_sets_of_few_classes(values, found):
     counts = np.zeros(256, np.int64)
     counts[list(values)] = list(values.values())
     assert tell_kind(counts * 1000, "labelIds") == found
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({10: 50, 0: 40, 13: 8, 5: 2}, None),
+        ({23: 50, 7: 40, 26: 8, 17: 2}, "labelIds"),
+        ({11: 50, 1: 40, 14: 8, 6: 2}, "trainIds counted from 1"),  # no road anywhere, but sidewalk everywhere
+        ({24: 50, 8: 40, 27: 8, 18: 2}, "labelIds plus 1"),
+        ({0: 90, 1: 40, 19: 3}, "trainIds counted from 1"),
+        ({11: 50, 1: 4, 255: 40}, None),
+        ({10: 50, 0: 40, 19: 8, 200: 2}, None),
+    ],
+)
+def test_sets_of_few_classes_that_should_be_train_ids(values, found):
+    counts = np.zeros(256, np.int64)
+    counts[list(values)] = list(values.values())
+    assert tell_kind(counts * 1000, "trainIds") == found
 
 
 # --- in files --------------------------------------------------------------------------------------------------------

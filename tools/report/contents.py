@@ -205,7 +205,7 @@ class Report:
         held = {"mIoU_occurring": occurs, "mIoU_labelled": labelled}
         same = [name for name, classes in held.items() if classes.all()]  # as mIoU
         shown = {f"IoU_{n}": n + " (occurs nowhere)" * (not seen) for n, seen in zip(self.names, occurs, strict=True)}
-        for column in before:
+        for column in sorted(before, key=lambda name: not name.startswith("mIoU")):
             if not column.startswith(("IoU_", "accuracy_")) and column not in same:
                 name = column.replace("_occurring", " (occurring)").replace("_labelled", " (labelled)")
                 shown[column] = name.replace("mIoU_", "mIoU of ")
