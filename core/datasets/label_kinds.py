@@ -19,6 +19,7 @@ from core.utils.errors import UserError
 
 LOOKED_AT = 32  # label files: sky, vegetation, cars are in almost any street scene
 _STRAY = 1e-3  # share of pixels that may be no value of a kind which the set is taken for, and that a road has at least
+_EMPTY = 4  # what has no class is labelled below, as all of Cityscapes' test split
 _ROAD = 0.1  # share of pixels that a road has, to tell by it alone
 _COMMON = ("road", "building", "pole")  # each more common than those that have the labelIds before and after it
 _PLAIN = 0.5  # share of classes that a kind must show where the labels cannot be what is expected
@@ -80,7 +81,7 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
     evidence = counts.copy()
     evidence[[0, IGNORE]] = 0  # 0 is a road to one kind, and often no class to another
     pixels, labelled = counts.sum(), evidence.sum()
-    if not labelled:
+    if not labelled or (expected == "labelIds" and not counts[_EMPTY:IGNORE].any()):
         return None
     shares = {name: evidence[kind.classes].sum() / labelled for name, kind in _FOUND.items()}
     own = KINDS[expected]
@@ -91,8 +92,9 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
             return False
         if counts[kind.values["road"]] < _STRAY * pixels:
             return False
-        if kind.of == expected == "trainIds" and can_be:  # every number is a class by both: which of them is the road?
-            return counts[own.values["road"]] < _STRAY * pixels and counts[kind.values["road"]] > _ROAD * pixels
+        if expected == "trainIds" and can_be:  # every number is a class: which of them is the road?
+            road, other = counts[own.values["road"]], counts[kind.values["road"]]
+            return kind.of == expected and road < _STRAY * pixels and other > _ROAD * pixels
         if kind.of == "labelIds" and name != "labelIds":
             more = [counts[kind.values[one]] - counts[LABEL_IDS[one]] for one in _COMMON]
             if min(more) < 0 or min(more) > 0:
@@ -103,7 +105,7 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
     return max(plain, key=shares.get, default=None)
 
 
-def value_counts(images: ImageSet) -> np.ndarray:
+def count_values(images: ImageSet) -> np.ndarray:
     """How often each label value stands in at most :data:`LOOKED_AT` label files of a set, drawn evenly: 256 int64.
 
     Files that cannot be read are left to whoever needs them; values above 254 of 16-bit files count as 254.
@@ -126,7 +128,7 @@ def check_kind(images: ImageSet, expected: str, where: str) -> None:
         expected: one of KINDS.
         where: the option that names the set.
     """
-    found = tell_kind(value_counts(images), expected)
+    found = tell_kind(count_values(images), expected)
     if found is None:
         return
     data_set, first = images.name.partition("_")[0], images.label_path(images.paths[0])

@@ -32,9 +32,9 @@ def draw_counts(seed):
     Some classes are much more or less common than in Cityscapes, some of the rare ones are missing.
     """
     rng = np.random.default_rng(seed)
-    classes = np.array(SHARES) * np.exp(rng.normal(0, 0.7, 19))
+    classes = np.array(SHARES) * np.exp(rng.normal(0, 0.4, 19))
     classes[(rng.random(19) < 0.3) & (np.array(SHARES) < 1)] = 0
-    void = np.array([*VOID.values()]) * np.exp(rng.normal(0, 0.7, len(VOID))) * rng.uniform(0, 2)
+    void = np.array([*VOID.values()]) * np.exp(rng.normal(0, 0.4, len(VOID))) * rng.uniform(0, 2)
     return (classes * 1e5).astype(int), dict(zip(VOID, (void * 1e5).astype(int), strict=True))
 
 
