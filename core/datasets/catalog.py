@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
-from core.datasets.custom import CustomReader, parse_data_set
+from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
 from core.datasets.images import EXTENSIONS
+from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, walk_files
+from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
-_LOOKED_AT = 200  # labels of a set, for whether they are masks of 0 and 255
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
@@ -54,7 +55,7 @@ def find_taxonomy(config) -> Taxonomy:
     if not found:
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
-            f"model's classes come from, one of {', '.join((*ENTRIES, *config.DATASETS.CUSTOM))}"
+            f"model's classes come from, one of {', '.join(ENTRIES | config.DATASETS.CUSTOM)}"
         )
     (first, taxonomy), *others = found.items()
     for where, other in others:
@@ -160,12 +161,12 @@ def find_test_images(config) -> ImageSet:
     """The images of DATASETS.TEST, whose label files must be there if the set has labels.
 
     Raises:
-        UserError: as :func:`find_images`, or a label file is missing.
+        UserError: as :func:`find_images`, a label file is missing, or as :func:`check_test_labels`.
     """
     images = find_images(config, "TEST")
     if images.label_path is not None:
         _require_labels(images, "TEST")
-        refuse_plain_masks(images, "DATASETS.TEST")
+        check_test_labels(config, images)
     return images
 
 
@@ -173,30 +174,48 @@ def find_source_images(config) -> ImageSet:
     """The labelled images of DATASETS.SOURCE_TRAIN; a run may do without SKIP_BAD_IMAGES of them.
 
     Raises:
-        UserError: as :func:`find_images`, the set has no labels, or a label file is missing.
+        UserError: as :func:`find_images`, the set has no labels, a label file is missing, or they are of another kind
+            than the set's.
     """
     images = find_images(config, "SOURCE_TRAIN")
     if images.label_path is None:
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
     if not config.DATALOADER.SKIP_BAD_IMAGES:
         _require_labels(images, "SOURCE_TRAIN")
-    refuse_plain_masks(images, "DATASETS.SOURCE_TRAIN")
+    _check_kind(config, "SOURCE_TRAIN", images)
     return replace(images, skipped=SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES))
+
+
+def check_test_labels(config, images: ImageSet) -> None:
+    """Look at the labels of (some of) the images of DATASETS.TEST before anything is computed, rather than on the way.
+
+    Raises:
+        UserError: one has another size than its image, or they are of another kind than the set's.
+    """
+    check_label_sizes(images, f"DATASETS.TEST {images.name}")
+    _check_kind(config, "TEST", images)
+
+
+def _check_kind(config, key: str, images: ImageSet) -> None:
+    _refuse_plain_masks(images, f"DATASETS.{key}")
+    entry, _ = _find_entry(config, key)
+    if entry.reader.kind:
+        check_kind(images, entry.reader.kind, f"DATASETS.{key}")
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
     require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
 
 
-def refuse_plain_masks(images: ImageSet, where: str) -> None:
+def _refuse_plain_masks(images: ImageSet, where: str) -> None:
     """Raise UserError if labels hold 0 and 255 only, and nobody has said whether the latter is a class.
 
-    At most _LOOKED_AT labels are opened, mostly one.
+    Mostly one label is opened.
     """
     if not images.guessed_void:
         return
     seen = False
-    for index in np.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).astype(int):
+    for index in spread(len(images)):
         try:
             values = images.read_values(images.label_path(images.paths[index]))
         except BadImage:  # whoever trains or evaluates on it will say so
@@ -236,14 +255,27 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
     dataset, _, split = config.DATASETS[key].partition("_")
     entries = dict(ENTRIES)
     for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):  # a mistake in any is an error
-        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
-        entries[name] = Entry((taxonomy,), reader)
+        if name in ENTRIES:
+            entries[name] = _relabelled(name, fields, where)
+        else:
+            taxonomy, reader = parse_data_set(name, fields, where)
+            entries[name] = Entry((taxonomy,), reader)
     if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
             f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH, or {VIDEO_PREFIX}PATH"
         )
     return entries[dataset], split
+
+
+def _relabelled(name: str, fields, where: str) -> Entry:
+    """A built-in entry whose label files hold values of the kind that DATASETS.CUSTOM says."""
+    entry = ENTRIES[name]
+    reader = replace(entry.reader, kind="")  # the user has said what they hold: nothing is left to be found
+    kind = parse_label_kind(name, fields, where, KINDS if entry.reader.kind else ())
+    if kind != entry.reader.kind:
+        reader = replace(reader, values=KINDS[kind].values, no_class=KINDS[kind].no_class)
+    return replace(entry, reader=reader)
 
 
 def _find_folder(name: str, where: str) -> ImageSet:

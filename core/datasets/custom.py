@@ -63,6 +63,7 @@ class CustomReader:
         channel: of the label files, a key of CHANNELS; None: they have one.
         colours: what the colours of label files mean, in place of values; `classes` are then those in their order.
         plain: whether nothing but the order of the classes says what values are.
+        kind: see :class:`core.datasets.reader.Reader`.
     """
 
     splits: Mapping[str, Split]
@@ -71,6 +72,7 @@ class CustomReader:
     channel: str | None = None
     colours: ColourTable | None = None
     plain: bool = False
+    kind: str = ""
 
     @property
     def values(self) -> dict[str, int]:
@@ -105,14 +107,13 @@ class CustomReader:
         return ImageSet(name, tuple(paths), names, labels, table, read_values, **told)
 
 
-def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) -> tuple[Taxonomy, CustomReader]:
+def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomReader]:
     """One entry of DATASETS.CUSTOM: its class set, and what reads it.
 
     Args:
         name: its key.
         tree: its fields, as yaml gives them.
         where: the key of the section, with the file before it; begins every message.
-        built_in: names that are taken.
 
     Raises:
         UserError: anything that is not as datasets/README.md describes it.
@@ -123,8 +124,6 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) 
             f"{key}: a data set's name is letters, digits and hyphens (after the first underscore begins the split), "
             f"not {name!r}"
         )
-    if name in built_in:
-        raise UserError(f"{key}: {name} is the name of a built-in data set; choose another")
     fields = _fields(tree, _FIELDS, ("classes", "splits"), key)
     taxonomy = _taxonomy(fields, key)
     colours, channel = _colour_table(fields, taxonomy.names, key), fields.get("label_channel")
@@ -142,6 +141,23 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) 
     splits = {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}
     plain = colours is None and not {"labels", "ignore"} & fields.keys()
     return taxonomy, CustomReader(splits, classes, no_class, channel, colours, plain)
+
+
+def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -> str:
+    """Of an entry of DATASETS.CUSTOM by the name of a built-in data set: the kind of label values that its files hold.
+
+    Args:
+        tree, where: see :func:`parse_data_set`.
+        kinds: that it may be; none, where the data set has one of its own.
+    """
+    key = f"{where}.{name}"
+    fields = [str(field) for field in _mapping(tree, key)]
+    if not kinds or fields != ["labels"]:
+        given = "nothing of it can be given here" if not kinds else f"only `labels: {' or '.join(kinds)}` can be given"
+        raise UserError(f"{key}: {name} is a built-in data set; {given}; an own one needs another name")
+    if tree["labels"] not in tuple(kinds):
+        raise UserError(f"{key}.labels must be {' or '.join(kinds)}, not {shown(tree['labels'])}")
+    return tree["labels"]
 
 
 def _taxonomy(fields: Mapping, key: str) -> Taxonomy:

@@ -133,6 +133,7 @@ class Reader:
         label_path: gives the label file of an image file.
         values: the label value of every class.
         no_class: further values that labels may hold; 255 always is one.
+        kind: which of :data:`core.datasets.label_kinds.KINDS` these are; empty: none, or the user says what they are.
         read_values, skip_mismatched, balanced: see :class:`ImageSet`.
     """
 
@@ -144,6 +145,7 @@ class Reader:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
+    kind: str = ""
 
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`, found by looking below `root`.

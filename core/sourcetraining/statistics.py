@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, Dataset
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.loading import Loader
+from core.datasets.sizes import other_label_size
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
 from core.utils import distributed
@@ -68,8 +69,9 @@ def usable_pairs(
         names = shorten(images.names[index] for index in left_out)
         if not images.skip_mismatched:
             if not images.skipped.limit:
+                sizes = shorten(other_label_size(images, index) or images.names[index] for index in left_out)
                 raise UserError(
-                    f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
+                    f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {sizes}: "
                     "mend or remove these pairs"
                 )
             paths = [str(images.paths[index]) for index in left_out]

@@ -301,8 +301,9 @@ def test_labels_are_turned_as_their_images_are(town, tmp_path, orientation):
 
 @pytest.mark.parametrize("orientation", range(5, 9))
 def test_labels_that_are_upright_stay(town, tmp_path, orientation):
-    images = find_test_images(town(turn(LABEL, orientation)))
+    config = town(turn(LABEL, orientation))
     set_orientation(tmp_path / "images/0.png", orientation)
+    images = find_test_images(config)
     assert np.array_equal(images.read_label(0), turn(LABEL, orientation))
 
 
@@ -318,7 +319,7 @@ def test_other_pairs_say_how_labels_lie_where_their_size_does_not(town, tmp_path
 
 
 def test_a_label_that_fits_neither_is_refused(town, tmp_path):
-    images = find_test_images(town(LABEL[::2]))
+    images = find_source_images(town(LABEL[::2]))
     set_orientation(tmp_path / "images/0.png", 6)
     with pytest.raises(UserError, match=r"masks/0\.png is 32×12, but .*0\.png is 32×24 as stored and 24×32 as EXIF"):
         images.read_label(0)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from core.configs import cfg, load_config
 from core.configs.node import MAX_CHARACTERS, Config
-from core.datasets.catalog import ENTRIES
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.taxonomy import Taxonomy
 from core.utils.errors import UserError
@@ -324,7 +323,7 @@ def test_any_tree_loads_or_is_one_line(file, tree):
 
 @given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
 def test_custom_sets(name, tree):
-    parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
+    parsed, line = outcome(parse_data_set, name, tree, "here")
     if parsed is None:
         assert line.isprintable()
         return
