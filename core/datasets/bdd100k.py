@@ -16,4 +16,5 @@ READER = Reader(
     splits={split: (f"images/10k/{split}/*.jpg",) for split in ("train", "val")},
     label_path=label_path,
     values={name: index for index, name in enumerate(CITYSCAPES_19.names)},
+    kind="trainIds",
 )

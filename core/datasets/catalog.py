@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
-from core.datasets.custom import CustomReader, parse_data_set
+from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
 from core.datasets.images import EXTENSIONS
+from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
-from core.datasets.skipping import SkippedImages
+from core.datasets.sizes import check_label_sizes, spread
+from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
@@ -53,7 +55,7 @@ def find_taxonomy(config) -> Taxonomy:
     if not found:
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
-            f"model's classes come from, one of {', '.join((*ENTRIES, *config.DATASETS.CUSTOM))}"
+            f"model's classes come from, one of {', '.join(ENTRIES | config.DATASETS.CUSTOM)}"
         )
     (first, taxonomy), *others = found.items()
     for where, other in others:
@@ -72,14 +74,15 @@ def class_names(config) -> tuple[str, ...]:
 
 
 def find_label_values(config) -> np.ndarray:
-    """256 uint8, from class index to the value that label files hold for it, IGNORE elsewhere.
+    """256 uint8 (uint16, where a value needs it), from class index to what label files hold for it, IGNORE elsewhere.
 
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
     taxonomy = find_taxonomy(config)
     entry, _ = _find_entry(config, _named(config)[0])
-    table = np.full(256, IGNORE, np.uint8)
-    table[: len(taxonomy)] = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    values = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    table = np.full(256, IGNORE, np.min_scalar_type(max(values)))
+    table[: len(taxonomy)] = values
     return table
 
 
@@ -149,11 +152,12 @@ def find_test_images(config) -> ImageSet:
     """The images of DATASETS.TEST, whose label files must be there if the set has labels.
 
     Raises:
-        UserError: as :func:`find_images`, or a label file is missing.
+        UserError: as :func:`find_images`, a label file is missing, or as :func:`check_test_labels`.
     """
     images = find_images(config, "TEST")
     if images.label_path is not None:
         _require_labels(images, "TEST")
+        check_test_labels(config, images)
     return images
 
 
@@ -161,18 +165,61 @@ def find_source_images(config) -> ImageSet:
     """The labelled images of DATASETS.SOURCE_TRAIN; a run may do without SKIP_BAD_IMAGES of them.
 
     Raises:
-        UserError: as :func:`find_images`, the set has no labels, or a label file is missing.
+        UserError: as :func:`find_images`, the set has no labels, a label file is missing, or they are of another kind
+            than the set's.
     """
     images = find_images(config, "SOURCE_TRAIN")
     if images.label_path is None:
         raise UserError(f"DATASETS.SOURCE_TRAIN {images.name} has no labels; source training needs them")
     if not config.DATALOADER.SKIP_BAD_IMAGES:
         _require_labels(images, "SOURCE_TRAIN")
+    _check_kind(config, "SOURCE_TRAIN", images)
     return replace(images, skipped=SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES))
+
+
+def check_test_labels(config, images: ImageSet) -> None:
+    """Look at the labels of (some of) the images of DATASETS.TEST before anything is computed, rather than on the way.
+
+    Raises:
+        UserError: one has another size than its image, or they are of another kind than the set's.
+    """
+    check_label_sizes(images, f"DATASETS.TEST {images.name}")
+    _check_kind(config, "TEST", images)
+
+
+def _check_kind(config, key: str, images: ImageSet) -> None:
+    _refuse_plain_masks(images, f"DATASETS.{key}")
+    entry, _ = _find_entry(config, key)
+    if entry.reader.kind:
+        check_kind(images, entry.reader.kind, f"DATASETS.{key}")
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
     require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+
+
+def _refuse_plain_masks(images: ImageSet, where: str) -> None:
+    """Raise UserError if labels hold 0 and 255 only, and nobody has said whether the latter is a class.
+
+    Mostly one label is opened.
+    """
+    if not images.guessed_void:
+        return
+    seen = False
+    for index in spread(len(images)):
+        try:
+            values = images.read_values(images.label_path(images.paths[index]))
+        except BadImage:  # whoever trains or evaluates on it will say so
+            continue
+        void = values == IGNORE
+        if not (void | (values == 0)).all():
+            return
+        seen |= bool(void.any())
+    if seen:
+        raise UserError(
+            f"{where} {images.name}: its labels hold 0 and 255 only, and 255 is no class unless the config says "
+            "so; write `labels: {0: CLASS, 255: CLASS}`, or `ignore: [255]` if it is meant to be none"
+        )
 
 
 def require_files(paths: Sequence[Path], kind: str, where: str) -> None:
@@ -199,14 +246,27 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
     dataset, _, split = config.DATASETS[key].partition("_")
     entries = dict(ENTRIES)
     for name, fields, where in config.DATASETS.CUSTOM.written("DATASETS.CUSTOM"):  # a mistake in any is an error
-        taxonomy, reader = parse_data_set(name, fields, where, ENTRIES)
-        entries[name] = Entry((taxonomy,), reader)
+        if name in ENTRIES:
+            entries[name] = _relabelled(name, fields, where)
+        else:
+            taxonomy, reader = parse_data_set(name, fields, where)
+            entries[name] = Entry((taxonomy,), reader)
     if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
             f"{', '.join(entries)}, or {FOLDER_PREFIX}PATH, or {VIDEO_PREFIX}PATH"
         )
     return entries[dataset], split
+
+
+def _relabelled(name: str, fields, where: str) -> Entry:
+    """A built-in entry whose label files hold values of the kind that DATASETS.CUSTOM says."""
+    entry = ENTRIES[name]
+    reader = replace(entry.reader, kind="")  # the user has said what they hold: nothing is left to be found
+    kind = parse_label_kind(name, fields, where, KINDS if entry.reader.kind else ())
+    if kind != entry.reader.kind:
+        reader = replace(reader, values=KINDS[kind].values, no_class=KINDS[kind].no_class)
+    return replace(entry, reader=reader)
 
 
 def _find_folder(name: str, where: str) -> ImageSet:

@@ -43,4 +43,5 @@ READER = Reader(
     label_path=label_path,
     values=LABEL_IDS,
     no_class=NO_CLASS,
+    kind="labelIds",
 )

@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.datasets.images import EXTENSIONS
+from core.datasets.colours import OFFICIAL, ColourTable
+from core.datasets.images import CHANNELS, EXTENSIONS, read_channel, read_label
 from core.datasets.reader import ImageSet, label_table, walk_files
-from core.datasets.taxonomy import COLOURS, IGNORE, STREET_SCENES, Taxonomy
+from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
 from core.utils.errors import UserError, shown
 
 MAX_CLASSES = 254
+MAX_VALUE = 65535  # of 16-bit labels
 REST = "rest"  # as `ignore`: every value that `labels` does not name
 _FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
+_FIELDS += ("by_colour", "palette", "label_channel")
 _SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -57,11 +60,19 @@ class CustomReader:
         splits: by name.
         classes: the class of every label value that has one.
         no_class: further label values that may occur.
+        channel: of the label files, a key of CHANNELS; None: they have one.
+        colours: what the colours of label files mean, in place of values; `classes` are then those in their order.
+        plain: whether nothing but the order of the classes says what values are.
+        kind: see :class:`core.datasets.reader.Reader`.
     """
 
     splits: Mapping[str, Split]
     classes: Mapping[int, str]
     no_class: Sequence[int]
+    channel: str | None = None
+    colours: ColourTable | None = None
+    plain: bool = False
+    kind: str = ""
 
     @property
     def values(self) -> dict[str, int]:
@@ -84,18 +95,25 @@ class CustomReader:
             wanted = f"image ({', '.join(EXTENSIONS)})" if files.pattern is None else files.pattern
             raise UserError(f"{where}: no {wanted} below {folder}")
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
-        table = None if labels is None else label_table(taxonomy, self.classes, self.no_class)
-        return ImageSet(name, tuple(paths), names, labels, table)
+        if labels is None:
+            return ImageSet(name, tuple(paths), names)
+        table, read_values, decoding = label_table(taxonomy, self.classes, self.no_class), read_label, ""
+        if self.colours is not None:
+            read_values = self.colours.decoder(root)
+            decoding = repr(read_values)
+        elif self.channel is not None:
+            read_values, decoding = partial(read_channel, channel=self.channel), self.channel
+        told = {"decoding": decoding, "guessed_void": self.plain}
+        return ImageSet(name, tuple(paths), names, labels, table, read_values, **told)
 
 
-def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) -> tuple[Taxonomy, CustomReader]:
+def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomReader]:
     """One entry of DATASETS.CUSTOM: its class set, and what reads it.
 
     Args:
         name: its key.
         tree: its fields, as yaml gives them.
         where: the key of the section, with the file before it; begins every message.
-        built_in: names that are taken.
 
     Raises:
         UserError: anything that is not as datasets/README.md describes it.
@@ -106,16 +124,40 @@ def parse_data_set(name: Any, tree: Any, where: str, built_in: Collection[str]) 
             f"{key}: a data set's name is letters, digits and hyphens (after the first underscore begins the split), "
             f"not {name!r}"
         )
-    if name in built_in:
-        raise UserError(f"{key}: {name} is the name of a built-in data set; choose another")
     fields = _fields(tree, _FIELDS, ("classes", "splits"), key)
     taxonomy = _taxonomy(fields, key)
-    classes, no_class = _label_values(fields, taxonomy.names, key)
+    colours, channel = _colour_table(fields, taxonomy.names, key), fields.get("label_channel")
+    if channel is not None and channel not in list(CHANNELS):  # which compares what has no hash, too
+        raise UserError(f"{key}.label_channel must be one of {', '.join(CHANNELS)}, not {shown(channel)}")
+    if colours is not None and channel is not None:
+        raise UserError(f"{key}.label_channel has class numbers in one channel, by_colour or palette have colours")
+    if colours is None:
+        classes, no_class = _label_values(fields, taxonomy.names, key)
+    else:
+        classes, no_class = dict(enumerate(taxonomy.names)), []
     splits = _mapping(fields["splits"], f"{key}.splits")
     if not splits:
         raise UserError(f"{key}.splits must name at least one split")
     splits = {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}
-    return taxonomy, CustomReader(splits, classes, no_class)
+    plain = colours is None and not {"labels", "ignore"} & fields.keys()
+    return taxonomy, CustomReader(splits, classes, no_class, channel, colours, plain)
+
+
+def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -> str:
+    """Of an entry of DATASETS.CUSTOM by the name of a built-in data set: the kind of label values that its files hold.
+
+    Args:
+        tree, where: see :func:`parse_data_set`.
+        kinds: that it may be; none, where the data set has one of its own.
+    """
+    key = f"{where}.{name}"
+    fields = [str(field) for field in _mapping(tree, key)]
+    if not kinds or fields != ["labels"]:
+        given = "nothing of it can be given here" if not kinds else f"only `labels: {' or '.join(kinds)}` can be given"
+        raise UserError(f"{key}: {name} is a built-in data set; {given}; an own one needs another name")
+    if tree["labels"] not in tuple(kinds):
+        raise UserError(f"{key}.labels must be {' or '.join(kinds)}, not {shown(tree['labels'])}")
+    return tree["labels"]
 
 
 def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
@@ -124,7 +166,7 @@ def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
         raise UserError(f"{key}.classes must be 2 to {MAX_CLASSES} names, not {len(names)}")
     colours = _by_class(fields, "colours", names, key)
     for name, colour in colours.items():
-        if not isinstance(colour, list) or len(colour) != 3 or not all(map(_is_byte, colour)):
+        if not _is_colour(colour):
             raise UserError(f"{key}.colours.{name} must be [red, green, blue], each 0 to 255, not {shown(colour)}")
         colours[name] = tuple(colour)
     usual = {name: COLOURS[name] for name in names if name in COLOURS and COLOURS[name] not in colours.values()}
@@ -149,20 +191,56 @@ def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict
         if not classes:
             raise UserError(f"{key}.labels must give the class of at least one label value")
         for value, name in classes.items():
-            if not _is_byte(value):
-                raise UserError(f"{key}.labels.{value}: a label value is a whole number from 0 to 255")
-            if value == IGNORE:
-                raise UserError(f"{key}.labels.{value}: {IGNORE} always means no class")
+            if not _is_value(value):
+                raise UserError(f"{key}.labels.{value}: a label value is a whole number from 0 to {MAX_VALUE}")
             _require_class(name, names, f"{key}.labels.{value}")
     ignored = fields.get("ignore", [])
     if ignored == REST:
-        return classes, [value for value in range(256) if value not in classes]
-    if not isinstance(ignored, list) or not all(map(_is_byte, ignored)):
-        raise UserError(f"{key}.ignore must be a list of values from 0 to 255, or {REST}, not {shown(ignored)}")
+        return classes, [value for value in range(MAX_VALUE + 1) if value not in classes]
+    if not isinstance(ignored, list) or not all(map(_is_value, ignored)):
+        raise UserError(f"{key}.ignore must be a list of values from 0 to {MAX_VALUE}, or {REST}, not {shown(ignored)}")
     for value in ignored:
         if value in classes:
             raise UserError(f"{key}.ignore: {value} is the label value of {classes[value]!r}")
     return classes, ignored
+
+
+def _colour_table(fields: Mapping, names: Sequence[str], key: str) -> ColourTable | None:
+    """What `by_colour` or `palette` say of the label files; None where they hold numbers."""
+    by_colour, palette = fields.get("by_colour", "palette" in fields), fields.get("palette", "")
+    if not isinstance(by_colour, bool):
+        raise UserError(f"{key}.by_colour must be true or false, not {shown(by_colour)}")
+    if not isinstance(palette, str) or (by_colour and palette == "" and "palette" in fields):
+        known = ", ".join(OFFICIAL)
+        raise UserError(
+            f"{key}.palette must be a file of lines `red green blue name`, or {known}, not {shown(palette)}"
+        )
+    if not by_colour:
+        if palette:
+            raise UserError(f"{key}.palette gives the labels' colours, but by_colour is false")
+        return None
+    labels, ignored = fields.get("labels", {}), fields.get("ignore", [])
+    if labels and not palette:
+        raise UserError(f"{key}.labels gives classes of numbers; with by_colour, `colours` gives those of colours")
+    for name, label in _mapping(labels, f"{key}.labels").items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"{key}.labels.{name}: with a palette, a label is one of its names, in quotes if it is a number"
+            )
+        _require_class(label, names, f"{key}.labels.{name}")
+    rest = ignored == REST
+    if rest:
+        ignored = []
+    names_too = isinstance(ignored, list) and all(_is_colour(entry) or isinstance(entry, str) for entry in ignored)
+    if not names_too or not (palette or all(map(_is_colour, ignored))):
+        kinds = "[red, green, blue] or names of the palette" if palette else "[red, green, blue]"
+        raise UserError(f"{key}.ignore must be a list of {kinds}, or {REST}, not {shown(ignored)}")
+    for entry in ignored:
+        if isinstance(entry, str) and entry in labels:
+            raise UserError(f"{key}.ignore: {entry!r} is {labels[entry]!r} under labels")
+    ignored = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in ignored)
+    given = {name: tuple(colour) for name, colour in fields.get("colours", {}).items()}
+    return ColourTable(names, {} if palette else given, palette, labels, ignored, rest, key)
 
 
 def _split(name: Any, tree: Any, key: str) -> Split:
@@ -232,6 +310,14 @@ def _require_class(name: Any, names: Sequence[str], key: str) -> None:
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{key}: {shown(name)} is not one of the classes{hint}")
+
+
+def _is_value(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_VALUE
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
 
 
 def _is_byte(value: Any) -> bool:

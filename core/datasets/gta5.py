@@ -21,4 +21,5 @@ READER = Reader(
     no_class=(*NO_CLASS, LICENCE_PLATE),
     skip_mismatched=True,
     balanced=True,
+    kind="labelIds",
 )

@@ -18,9 +18,13 @@ from core.utils.files import open_regular, replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_PIXELS = 2**28  # of one image: a wider one is a mistake, or made to exhaust the memory
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_FORMATS = {"image": ("PNG", "JPEG", "BMP", "WEBP"), "label": ("PNG", "JPEG", "BMP", "WEBP", "TIFF")}
+CHANNELS = {"red": 2, "green": 1, "blue": 0, "alpha": 3}  # of an RGB(A) file, in OpenCV's order
+_TIFF_DATA = ((273, 279), (324, 325))  # tags: where strips or tiles begin, and their bytes
+_TIFF_BITS, _TIFF_MODES = 258, ("L", "RGB", "RGBA")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1  # the orientation that leaves an image as it is stored
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"\0\0\0\0IEND"  # and four bytes of checksum
 _PNG_DEPTH, _PNG_COLOURS, _PNG_PALETTE = 24, 25, 3  # two positions in a PNG file, and the colour type with a palette
@@ -37,11 +41,11 @@ Image.MAX_IMAGE_PIXELS = None  # PIL's own bound, below ours: it opens files for
 
 
 @contextmanager
-def _opened(file: IO[bytes] | str | Path) -> Iterator[Image.Image]:
-    """The file as PIL sees it before anything is decoded."""
+def _opened(file: IO[bytes] | str | Path, kind: str = "image") -> Iterator[Image.Image]:
+    """The file as PIL sees it before anything is decoded; `kind`: image or label."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS[kind]) as image:
             yield image
 
 
@@ -57,11 +61,12 @@ def _read_bytes(path: str | Path, kind: str) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise BadImage(f"{kind} {path} cannot be read: {reason}", path) from None
     try:
-        with _opened(io.BytesIO(data)) as image:
+        with _opened(io.BytesIO(data), kind) as image:
             width, height = image.size
             whole = _has_its_end(data, image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-        raise _undecodable(path, kind, data, "which begin as no sound PNG, JPEG, BMP or WebP file does") from None
+        known = "PNG, JPEG, BMP, WebP or TIFF" if kind == "label" else "PNG, JPEG, BMP or WebP"
+        raise _undecodable(path, kind, data, f"which begin as no sound {known} file does") from None
     if width * height > MAX_PIXELS:
         raise BadImage(
             f"{kind} {path} claims to be {width}×{height}: images of more than {MAX_PIXELS} pixels are refused", path
@@ -80,6 +85,9 @@ def _has_its_end(data: bytes, image: Image.Image) -> bool:
         return decoder != "raw" or start + height * arguments[1] <= len(data)  # bytes of a row
     if image.format == "WEBP":
         return 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    if image.format == "TIFF":
+        parts = [zip(image.tag_v2.get(at, ()), image.tag_v2.get(size, ()), strict=True) for at, size in _TIFF_DATA]
+        return all(start + size <= len(data) for part in parts for start, size in part)
     pixels = JpegImageFile(io.BytesIO(data)).fp.tell()  # a thumbnail, which has an end of its own, stands before them
     return data.rfind(_JPEG_END, pixels) >= 0
 
@@ -109,25 +117,39 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """An 8-bit label file of one channel, H×W uint8, values as they stand in the file; of a palette PNG the indices.
+    """The values of a label file as they stand in it, H×W uint8, or uint16 where it has 16 bits.
+
+    Of a palette file the indices; of RGB with three equal channels one of them; bits are 0 and 1.
 
     Raises:
-        BadImage: as :func:`read_image`, or not 8-bit single-channel.
+        BadImage: as :func:`read_image`, or channels that differ, or numbers of other than 1 to 16 bits.
     """
     data = _read_bytes(path, "label")
-    is_png = data.startswith(b"\x89PNG")
-    if is_png and data[_PNG_COLOURS] == _PNG_PALETTE:  # OpenCV would turn the indices into colours
-        try:
-            with _opened(io.BytesIO(data)) as image:
-                return np.array(image)
-        except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-            raise _undecodable(path, "label", data) from None
-    label = _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
-    depth = data[_PNG_DEPTH] if is_png else 8 * label.itemsize  # OpenCV makes 8 bits of fewer
-    if label.ndim != 2 or depth != 8:
-        found = f"{depth}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
-        raise BadImage(f"label {path} is {found}; it must be an 8-bit single-channel image, or a palette PNG", path)
+    label = _stored_label(path, data, indices=True)
+    if label.ndim == 3 and _is_grey(label):
+        label = label[..., 0].copy()
+    if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
+        raise BadImage(
+            f"label {path} is {_kind_of(label)}; it must hold the class numbers in one channel, in three equal ones or "
+            "as a palette file's indices, of 8 or 16 bits (a DATASETS.CUSTOM set may say by_colour, palette or "
+            "label_channel)",
+            path,
+        )
+    if data.startswith(b"\x89PNG") and data[_PNG_DEPTH] in (2, 4) and data[_PNG_COLOURS] != _PNG_PALETTE:
+        label //= np.uint8(255 // (2 ** data[_PNG_DEPTH] - 1))  # OpenCV has stretched them to 8 bits
     return label
+
+
+def read_channel(path: str | Path, channel: str) -> np.ndarray:
+    """One channel of an RGB(A) label file (a key of CHANNELS), H×W uint8, or uint16 where it has 16 bits.
+
+    Raises:
+        BadImage: as :func:`read_image`, or the file does not have the channel.
+    """
+    label, index = _stored_label(path, _read_bytes(path, "label")), CHANNELS[channel]
+    if label.ndim != 3 or index >= label.shape[2] or label.dtype not in (np.uint8, np.uint16):
+        raise BadImage(f"label {path} is {_kind_of(label)}; it has no {channel} channel of 8 or 16 bits", path)
+    return label[..., index]
 
 
 def read_red_channel(path: str | Path) -> np.ndarray:
@@ -136,11 +158,54 @@ def read_red_channel(path: str | Path) -> np.ndarray:
     Raises:
         BadImage: as :func:`read_image`, or not 16-bit RGB.
     """
-    label = _decode(path, _read_bytes(path, "label"), cv2.IMREAD_UNCHANGED, "label")
+    label = _stored_label(path, _read_bytes(path, "label"))
     if label.ndim != 3 or label.dtype != np.uint16:
-        found = f"{8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
-        raise BadImage(f"label {path} is {found}; it must be 16-bit RGB, values in the red channel", path)
-    return label[..., 2]  # OpenCV's order is BGR
+        raise BadImage(f"label {path} is {_kind_of(label)}; it must be 16-bit RGB, values in the red channel", path)
+    return label[..., CHANNELS["red"]]
+
+
+def read_colours(path: str | Path) -> np.ndarray:
+    """The colours of a label file as they stand in it, H×W uint32, each 0xRRGGBB; alpha plays no part.
+
+    Raises:
+        BadImage: as :func:`read_image`, or not of 8 bits.
+    """
+    label = _stored_label(path, _read_bytes(path, "label"))
+    if label.dtype != np.uint8:
+        raise BadImage(f"label {path} is {_kind_of(label)}; colours must have 8 bits a channel", path)
+    to_four = {2: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}
+    four = label if label[0, 0].size == 4 else cv2.cvtColor(label, to_four[label.ndim])
+    return np.ascontiguousarray(four).view("<u4")[..., 0] & 0xFFFFFF
+
+
+def _stored_label(path: str | Path, data: bytes, indices: bool = False) -> np.ndarray:
+    """What a label file stores, not turned by EXIF: H×W, or H×W×C in OpenCV's order BGR(A).
+
+    Args:
+        data: of the file.
+        indices: a palette's indices instead of its colours, and bits as 0 and 1 instead of 0 and 255.
+    """
+    try:
+        with _opened(io.BytesIO(data), "label") as image:
+            if indices and image.mode in ("P", "1"):
+                return np.array(image).astype(np.uint8)
+            if image.format == "TIFF" and set(image.tag_v2[_TIFF_BITS]) == {8} and image.mode in _TIFF_MODES:
+                found = np.array(image)  # OpenCV would multiply colours by alpha
+                return found if found.ndim == 2 else found[..., [2, 1, 0, 3][: found.shape[2]]]
+    except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
+        raise _undecodable(path, "label", data) from None
+    return _decode(path, data, cv2.IMREAD_UNCHANGED, "label")
+
+
+def _is_grey(label: np.ndarray) -> bool:
+    """Whether the colours of BGR(A) are equal, and nothing is transparent."""
+    blue = label[..., 0]
+    equal = all(np.array_equal(blue, label[..., index]) for index in range(1, min(label.shape[2], 3)))
+    return equal and (label.shape[2] < 4 or bool((label[..., 3] == np.iinfo(label.dtype).max).all()))
+
+
+def _kind_of(label: np.ndarray) -> str:
+    return f"{8 * label.itemsize}-bit with {label[0, 0].size} channel{'s' * (label.ndim > 2)}"
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:
@@ -172,20 +237,45 @@ def write_palette_png(path: str | Path, label: np.ndarray, palette: np.ndarray) 
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
     """(width, height) of the upright image, from the file's header; None where the header is not understood."""
+    header = stored_size(path)
+    return None if header is None else turned_size(*header)
+
+
+def stored_size(path: str | Path, kind: str = "image") -> tuple[tuple[int, int], int] | None:
+    """(width, height) as stored, and EXIF's orientation (1 to 8), from the file's header; None: it is not understood.
+
+    Args:
+        kind: image or label.
+    """
     if not os.path.isfile(path):  # opening a pipe would wait
         return None
     try:
-        with _opened(path) as image:
-            return image.size[::-1] if _is_turned(image) else image.size
+        with _opened(path, kind) as image:
+            return image.size, _orientation(image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
         return None
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says that width and height swap; broken EXIF says nothing."""
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says of it; broken EXIF says nothing."""
     if image.format == "PNG" and "exif" not in image.info:
-        return False  # getexif would decode the whole image to look for it at the end of the file
+        return UPRIGHT  # getexif would decode the whole image to look for it at the end of the file
     try:
-        return image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSING_ORIENTATIONS
+        found = image.getexif().get(_EXIF_ORIENTATION, UPRIGHT)
+        return found if found in range(1, 9) else UPRIGHT
     except Exception:
-        return False
+        return UPRIGHT
+
+
+def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) of what :func:`turned` gives."""
+    return size[::-1] if orientation in _TRANSPOSING_ORIENTATIONS else size
+
+
+def turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """A stored H×W array, upright: turned and mirrored as EXIF's orientation (1 to 8) says."""
+    if orientation in _TRANSPOSING_ORIENTATIONS:
+        array = array.T
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array[::-1] if orientation in (3, 4, 7, 8) else array

@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from core.datasets.images import read_label
+from core.datasets.images import UPRIGHT, read_label, stored_size, turned, turned_size
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
 
 _TOOL_FOLDERS = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
+_LOOKED_AT = 200  # pairs of a set, for how their labels lie
 UNKNOWN = 254  # in a label table: a value that the data set does not have; class sets have at most 254 classes
 
 
@@ -25,8 +27,11 @@ class ImageSet:
         paths: image files.
         names: a unique name per image: its path below the split's common folder, with forward slashes.
         label_path: gives the label file of an image file; None for a set without labels. Calling it opens nothing.
-        label_table: 256 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this set.
-        read_values: decodes a label file to H×W values.
+        label_table: 256 or 65536 uint8, from label value to class index; IGNORE: no class, UNKNOWN: not a value of this
+            set.
+        read_values: decodes a label file to H×W values, uint8 or uint16.
+        decoding: what `read_values` depends on beside the file (colours, a channel), as a text.
+        guessed_void: nobody has said that 255 is no class.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced: source training draws class-balanced by default.
         left_out: names of label files that lay among the images.
@@ -42,6 +47,8 @@ class ImageSet:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
+    decoding: str = ""
+    guessed_void: bool = False
     left_out: tuple[str, ...] = ()
     note: str = ""
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
@@ -59,17 +66,19 @@ class ImageSet:
         return replace(self, paths=tuple(self.paths[i] for i in indices), names=tuple(self.names[i] for i in indices))
 
     def read_label(self, index: int) -> np.ndarray:
-        """The label of image `index` as H×W uint8 class indices, 255 where it has none.
+        """The label of image `index` as H×W uint8 class indices, 255 where it has none; upright, as the image is read.
 
         Raises:
-            BadImage: the file is missing, cannot be decoded, or holds a value that the data set does not have.
+            BadImage: the file is missing, cannot be decoded, or holds a value that the data set does not have; or it
+                has neither the stored nor the upright size of an image that EXIF turns.
         """
         path = self.label_path(self.paths[index])
         values = self.read_values(path)
-        if values.dtype == np.uint8:
-            indices = self.label_table[values]
+        table = self.label_table
+        if len(table) > np.iinfo(values.dtype).max:
+            indices = table[values]
         else:
-            indices = np.append(self.label_table, np.uint8(UNKNOWN))[np.minimum(values, 256)]
+            indices = np.append(table, np.uint8(UNKNOWN))[np.minimum(values, len(table))]
         unknown = indices == UNKNOWN
         if unknown.any():
             found = zip(*np.unique(values[unknown], return_counts=True), strict=True)
@@ -79,7 +88,39 @@ class ImageSet:
                 + "; mend the file, or (of a DATASETS.CUSTOM set) name them in `labels` or `ignore`",
                 path,
             )
-        return indices
+        return self._upright(self.paths[index], path, indices)
+
+    def _upright(self, image: Path, path: Path, label: np.ndarray) -> np.ndarray:
+        """A label, turned as its image is by EXIF, if it lies as that is stored."""
+        header = stored_size(image)
+        if header is None or header[1] == UPRIGHT:
+            return label
+        (stored, orientation), size = header, label.shape[::-1]
+        shown = turned_size(stored, orientation)
+        if size not in (stored, shown):
+            raise BadImage(
+                f"label {path} is {_times(size)}, but image {image} is {_times(stored)} as stored and "
+                f"{_times(shown)} as EXIF turns it; a label must have one of these sizes",
+                path,
+            )
+        lies = size == stored if stored != shown else self._labels_lie_as_stored
+        return np.ascontiguousarray(turned(label, orientation)) if lies else label
+
+    @cached_property
+    def _labels_lie_as_stored(self) -> bool:
+        """For images that EXIF turns into the same size: what other pairs' sizes say; yes, if they say nothing."""
+        for index in np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int):
+            header = stored_size(self.paths[index])
+            if header is None or header[0] == turned_size(*header):
+                continue
+            label = stored_size(self.label_path(self.paths[index]), "label")
+            if label is not None and label[0] in (header[0], turned_size(*header)):
+                return label[0] == header[0]
+        return True
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +133,7 @@ class Reader:
         label_path: gives the label file of an image file.
         values: the label value of every class.
         no_class: further values that labels may hold; 255 always is one.
+        kind: which of :data:`core.datasets.label_kinds.KINDS` these are; empty: none, or the user says what they are.
         read_values, skip_mismatched, balanced: see :class:`ImageSet`.
     """
 
@@ -103,6 +145,7 @@ class Reader:
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
+    kind: str = ""
 
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`, found by looking below `root`.
@@ -131,14 +174,14 @@ class Reader:
 
 
 def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequence[int] = ()) -> np.ndarray:
-    """256 uint8, from label value to class index (see :class:`ImageSet`).
+    """256 uint8, from label value to class index (see :class:`ImageSet`); 65536, where a value is above 255.
 
     Args:
         taxonomy: gives the indices; classes that it lacks are IGNORE.
         classes: the class of every value that has one.
-        no_class: further values that may occur.
+        no_class: further values that may occur; 255 is one, unless it is a class.
     """
-    table = np.full(256, UNKNOWN, np.uint8)
+    table = np.full(256 if max((*classes, *no_class), default=0) < 256 else 65536, UNKNOWN, np.uint8)
     table[[IGNORE, *no_class]] = IGNORE
     for value, name in classes.items():
         table[value] = taxonomy.index(name) if name in taxonomy.names else IGNORE

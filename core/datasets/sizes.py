@@ -4,8 +4,9 @@ from collections import Counter
 
 import numpy as np
 
-from core.datasets.images import image_size
+from core.datasets.images import image_size, stored_size, turned_size
 from core.datasets.reader import ImageSet
+from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
 
 ASPECT_TOLERANCE = 0.10
@@ -20,7 +21,7 @@ def warn_of_sizes(images: ImageSet, options) -> None:
     Args:
         options: the config node INPUT.
     """
-    looked_at = [(images.names[index], image_size(images.paths[index])) for index in _spread(len(images))]
+    looked_at = [(images.names[index], image_size(images.paths[index])) for index in spread(len(images))]
     sizes = {name: size for name, size in looked_at if size is not None}
     width, height = options.INPUT_SIZE_TEST
     squeezed = {
@@ -49,6 +50,28 @@ def warn_of_sizes(images: ImageSet, options) -> None:
         )  # fmt: skip
 
 
+def check_label_sizes(images: ImageSet, where: str) -> None:
+    """Raise UserError if labels have another size than their image; opens the headers of all files.
+
+    Args:
+        where: what messages call the set.
+    """
+    found = [words for index in range(len(images)) if (words := other_label_size(images, index))]
+    if found:
+        raise UserError(f"{where}: image and label differ in size for {shorten(found)}: mend or remove these pairs")
+
+
+def other_label_size(images: ImageSet, index: int) -> str:
+    """The files of an image and its label with their sizes, where these differ by the headers; else empty."""
+    path, label_path = images.files(index, label=True)
+    image, label = stored_size(path), stored_size(label_path, "label")
+    # a label of an image that EXIF turns may lie as that is stored
+    if image is None or label is None or label[0] in (image[0], turned_size(*image)):
+        return ""
+    size, label_size = turned_size(*image), label[0]
+    return f"{path} ({size[0]}×{size[1]}) and {label_path} ({label_size[0]}×{label_size[1]})"
+
+
 def _with_size(item: tuple[str, tuple[int, int]]) -> str:
     return "{0} ({1[0]}×{1[1]})".format(*item)
 
@@ -67,18 +90,18 @@ def view_size(size: tuple[int, int], most: int) -> tuple[int, int]:
 
 def common_size(images: ImageSet) -> tuple[int, int] | None:
     """The (width, height) that most images have; None where no header says a size."""
-    sizes = [image_size(images.paths[index]) for index in _spread(len(images))]
+    sizes = [image_size(images.paths[index]) for index in spread(len(images))]
     known = Counter(filter(None, sizes))
     return known.most_common(1)[0][0] if known else None
 
 
 def mean_pixels(images: ImageSet) -> float:
     """Mean pixel count of the images; 0 where no header says a size."""
-    sizes = [image_size(images.paths[index]) for index in _spread(len(images))]
+    sizes = [image_size(images.paths[index]) for index in spread(len(images))]
     known = [width * height for width, height in filter(None, sizes)]
     return float(np.mean(known)) if known else 0.0
 
 
-def _spread(count: int) -> np.ndarray:
-    """At most :data:`LOOKED_AT` of `count` indices, evenly."""
-    return np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)
+def spread(count: int, most: int = LOOKED_AT) -> np.ndarray:
+    """At most so many of `count` indices, evenly."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)

@@ -92,20 +92,47 @@ class Evaluator:
         self._predictor.sweep(model, self.images, title, read, take, self._sizes, count is not None)
 
 
-def report_lines(scores: Scores, taxonomy: Taxonomy) -> list[str]:
-    """The scores as lines of text: per class, then the means."""
+def report_lines(scores: Scores, taxonomy: Taxonomy, images: str) -> list[str]:
+    """The scores on a set (`images`: its name) as lines of text: per class, the means, and what to beware of."""
     lines = [
-        f"{name:<12} IoU {iou:6.2f}  accuracy {acc:6.2f}{'' if occurs else '  (occurs nowhere)'}"
-        for name, iou, acc, occurs in zip(taxonomy.names, scores.iou, scores.accuracy, scores.occurs, strict=True)
+        f"{name:<12} IoU {iou:6.2f}  accuracy {accuracy:6.2f}{_where(labelled, occurs)}"
+        for name, iou, accuracy, labelled, occurs in zip(
+            taxonomy.names, scores.iou, scores.accuracy, scores.labelled, scores.occurs, strict=True
+        )
     ]
     lines.append(
         f"mIoU {scores.mean_iou:.2f}  mAcc {scores.mean_accuracy:.2f}  allAcc {scores.all_accuracy:.2f}  "
         f"({len(taxonomy)} classes)"
     )
-    if not scores.occurs.all():
-        lines.append(f"mIoU {scores.mean_iou_occurring:.2f} over the {scores.occurs.sum()} classes that occur")
+    labelled, occurring = int(scores.labelled.sum()), int(scores.occurs.sum())
+    if labelled < len(taxonomy):
+        many = f"the {labelled} classes that occur" if labelled != 1 else "the 1 class that occurs"
+        lines.append(f"mIoU {scores.mean_iou_labelled:.2f} over {many} in the labels (mIoU_labelled)")
+    if labelled < occurring < len(taxonomy):
+        lines.append(f"mIoU {scores.mean_iou_occurring:.2f} over the {occurring} that occur in labels or predictions")
     for title, names in taxonomy.subsets:
         lines.append(f"mIoU {scores.mean_iou_over(map(taxonomy.index, names)):.2f} over {title}")
+    return lines + _warnings(scores, taxonomy, images)
+
+
+def _where(labelled: bool, occurs: bool) -> str:
+    """What to add to the line of a class that the labels do not hold."""
+    if labelled:
+        return ""
+    return "  (in predictions only)" if occurs else "  (occurs nowhere)"
+
+
+def _warnings(scores: Scores, taxonomy: Taxonomy, images: str) -> list[str]:
+    """What the labels of a set lack."""
+    names = np.array(taxonomy.names)
+    held, missing = names[scores.labelled], names[~scores.labelled]
+    if not len(held):
+        return [f"warning: no label of {images} holds a pixel of any class: the scores say nothing"]
+    lines = []
+    if len(missing):
+        lines.append(f"no pixel of {', '.join(missing)} in the labels of {images}: mIoU counts what is missing as 0")
+    if len(held) == 1:
+        lines.append(f"warning: {held[0]} is the only class in the labels of {images}: a mIoU over it says little")
     return lines
 
 
@@ -116,4 +143,5 @@ def table_row(scores: Scores, taxonomy: Taxonomy) -> dict[str, str]:
     row |= {"mAcc": scores.mean_accuracy, "allAcc": scores.all_accuracy}
     row |= {f"IoU_{name}": iou for name, iou in zip(taxonomy.names, scores.iou, strict=True)}
     row |= {f"accuracy_{name}": accuracy for name, accuracy in zip(taxonomy.names, scores.accuracy, strict=True)}
+    row |= {"mIoU_labelled": scores.mean_iou_labelled}  # columns of a later version come last
     return {column: f"{value:.4f}" for column, value in row.items()}

@@ -96,6 +96,7 @@ class Scores:
     iou: np.ndarray  # per class
     accuracy: np.ndarray  # per class
     occurs: np.ndarray  # bool per class: in the labels or the predictions of the set
+    labelled: np.ndarray  # bool per class: in the labels
     mean_accuracy: float
     all_accuracy: float
 
@@ -109,6 +110,7 @@ class Scores:
             iou=100 * iou(confusion).numpy(),
             accuracy=accuracies,
             occurs=(confusion.sum(0) + confusion.sum(1) > 0).numpy(),
+            labelled=(confusion.sum(1) > 0).numpy(),
             mean_accuracy=float(accuracies.mean()),
             all_accuracy=100 * int(confusion.diagonal().sum()) / total,
         )
@@ -122,6 +124,11 @@ class Scores:
     def mean_iou_occurring(self) -> float:
         """Mean over the classes that occur in labels or predictions."""
         return float(self.iou[self.occurs].mean()) if self.occurs.any() else 0.0
+
+    @property
+    def mean_iou_labelled(self) -> float:
+        """Mean over the classes that occur in the labels: the same classes whatever is predicted; 0 if none does."""
+        return float(self.iou[self.labelled].mean()) if self.labelled.any() else 0.0
 
     def mean_iou_over(self, classes) -> float:
         """Mean over the given class indices."""

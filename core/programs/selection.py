@@ -1,7 +1,8 @@
 """The selection program: checkpoints, their source model and models between, judged by a few labelled images."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import find_images, find_taxonomy
+from core.datasets.catalog import check_test_labels, find_images, find_taxonomy
 from core.datasets.reader import ImageSet
 from core.evaluation.bootstrap import LEVEL, Comparison, ImageCounts, compare
 from core.evaluation.evaluator import Evaluator
@@ -79,12 +80,11 @@ def find_labelled_images(config) -> ImageSet:
     """The images of DATASETS.TEST whose label files are there.
 
     Raises:
-        UserError: as :func:`find_images`, by the name of the program's option; none is labelled.
+        UserError: as :func:`core.datasets.catalog.find_test_images`, by the name of the program's option; none is
+            labelled.
     """
-    try:
+    with _by_own_name():
         images = find_images(config, "TEST")
-    except UserError as error:
-        raise UserError(str(error).replace("DATASETS.TEST", "--select-with")) from None
     if images.label_path is None:
         raise UserError(f"--select-with {images.name} has no labels: give a data set that has, and {ADVICE} images")
     labelled = [i for i, path in enumerate(images.paths) if os.path.isfile(images.label_path(path))]
@@ -93,7 +93,19 @@ def find_labelled_images(config) -> ImageSet:
         raise UserError(f"--select-with {images.name}: none of {len(images)} images is labelled, as by {first}")
     if len(labelled) < len(images):
         LOGGER.info("%d of %d images of %s are labelled", len(labelled), len(images), images.name)
-    return images.restricted(labelled)
+    images = images.restricted(labelled)
+    with _by_own_name():
+        check_test_labels(config, images)
+    return images
+
+
+@contextmanager
+def _by_own_name() -> Iterator[None]:
+    """Context of what takes the images for those of DATASETS.TEST."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("DATASETS.TEST", "--select-with")) from None
 
 
 def select_checkpoint(

@@ -100,7 +100,7 @@ def evaluate_checkpoints(
         scores = evaluator.run(model, partial(save_prediction, savers[path]) if savers[path] else None)
         if scores is None:
             continue
-        for line in report_lines(scores, taxonomy):
+        for line in report_lines(scores, taxonomy, images.name):
             LOGGER.info(line)
         if not distributed.is_main():
             continue

@@ -180,7 +180,7 @@ class RunOutput:
 
     def evaluation(self, iteration: int, scores: Scores) -> None:
         """Log the scores of a checkpoint, write its confusion matrix, and add both to tables and TensorBoard."""
-        for line in report_lines(scores, self._taxonomy):
+        for line in report_lines(scores, self._taxonomy, self._test_images):
             LOGGER.info(line)
         if distributed.is_main():
             title = f"{self._test_images}, iteration {iteration}: mIoU {scores.mean_iou:.2f}"
@@ -205,7 +205,7 @@ class RunOutput:
         LOGGER.info("evaluating %s", model)
         scores = evaluate()
         with signals.deferred():
-            for line in report_lines(scores, self._taxonomy):
+            for line in report_lines(scores, self._taxonomy, self._test_images):
                 LOGGER.info(line)
             row = table_row(scores, self._taxonomy)
             self.append(table, {"iteration": iteration, "checkpoint": model, **row})

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, Dataset
 from core.datasets.catalog import ImageSet
 from core.datasets.images import image_size
 from core.datasets.loading import Loader
+from core.datasets.sizes import other_label_size
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import Taxonomy
 from core.utils import distributed
@@ -18,7 +19,7 @@ from core.utils.errors import UserError, shorten
 from core.utils.files import write_json
 from core.utils.logging import LOGGER, progress
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "label_statistics"  # below DATASETS.ROOT
 
 
@@ -68,8 +69,9 @@ def usable_pairs(
         names = shorten(images.names[index] for index in left_out)
         if not images.skip_mismatched:
             if not images.skipped.limit:
+                sizes = shorten(other_label_size(images, index) or images.names[index] for index in left_out)
                 raise UserError(
-                    f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {names}: "
+                    f"DATASETS.SOURCE_TRAIN {images.name}: image and label differ in size for {sizes}: "
                     "mend or remove these pairs"
                 )
             paths = [str(images.paths[index]) for index in left_out]
@@ -161,7 +163,7 @@ def _fingerprint(images: ImageSet) -> str:
     for name, path in zip(images.names, images.paths, strict=True):
         stamps = (*stamp(images.label_path(path)), *stamp(path))
         digest.update("\0".join(map(str, (name, *stamps))).encode() + b"\n")
-    digest.update(images.label_table.tobytes())
+    digest.update(images.label_table.tobytes() + images.decoding.encode())
     return digest.hexdigest()
 
 

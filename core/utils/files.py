@@ -151,13 +151,20 @@ class Table:
     Args:
         path: of the file.
         columns: its header.
-        keep: go on with the rows of a file that is there already, after :func:`keep_rows`; False: begin it anew.
+        keep: go on with the rows of a file that is there already, after :func:`keep_rows`; False: begin it anew. Where
+            an earlier version wrote it, with fewer columns, its rows stay empty in the new ones, which come last.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str], keep: bool = False):
         self.path, self.columns = Path(path), tuple(columns)
         if not (keep and self.path.exists()):
             write_text(self.path, _csv_line(self.columns))
+            return
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            header, *rows = [*csv.reader(file)] or [()]
+        if 0 < len(header) < len(self.columns) and tuple(header) == self.columns[: len(header)]:
+            new = [""] * (len(self.columns) - len(header))
+            write_text(self.path, "".join(map(_csv_line, (self.columns, *(row + new for row in rows)))))
 
     def append(self, row: dict) -> None:
         """Add one row; a column that is missing from it stays empty. Raises ValueError for an unknown column."""

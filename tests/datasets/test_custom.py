@@ -123,6 +123,8 @@ def test_labels_missing_and_values_unknown_are_named(load, warehouse):
         (None, [4, 255], [0, 1, 2, 3, 4], [0, 1, 2, 3, 255]),
         (None, "rest", [0, 3, 4, 99, 254], [0, 3, 255, 255, 255]),
         ({7: "robot", 20: "floor", 21: "floor", 254: "shelf"}, [0], [7, 20, 21, 254, 0, 255], [3, 0, 0, 1, 255, 255]),
+        ({0: "floor", 255: "shelf"}, None, [0, 255], [0, 1]),
+        ({0: "floor", 255: "shelf"}, "rest", [0, 255, 9], [0, 1, 255]),
     ],
 )
 def test_label_values(load, warehouse, labels, ignore, values, indices):
@@ -252,6 +254,14 @@ MISTAKES = {
     "number": ({7: WAREHOUSE}, r"DATASETS\.CUSTOM\.7: .*letters, digits and hyphens.*not 7"),
     "slash": ({"a/b": WAREHOUSE}, r"DATASETS\.CUSTOM\.a/b: "),
     "built in": ({"gta5": WAREHOUSE}, r"DATASETS\.CUSTOM\.gta5: .*built-in"),
+    "another kind": ({"gta5": {"labels": "color"}}, r"CUSTOM\.gta5\.labels must be labelIds or trainIds, not 'color'"),
+    "a table": ({"toy": {"labels": {0: "road"}}}, r"CUSTOM\.toy\.labels must be labelIds or trainIds, not \{0: "),
+    "kind and more": (
+        {"gta5": {"labels": "trainIds", "ignore": [3]}},
+        r"CUSTOM\.gta5: .*only `labels: labelIds or tra",
+    ),
+    "kind of one kind": ({"camvid": {"labels": "trainIds"}}, r"CUSTOM\.camvid: camvid is a built-in data set; nothing"),
+    "built in, empty": ({"gta5": None}, r"CUSTOM\.gta5 must hold NAME: VALUE pairs, not None"),
     "no fields": ({"warehouse": None}, rf"{W} must hold NAME: VALUE pairs, not None"),
     "list": ({"warehouse": ["a"]}, rf"{W} must hold NAME: VALUE pairs"),
     "unknown field": (changed(colors={}), rf"{W}\.colors is unknown; did you mean colours\?"),
@@ -287,10 +297,10 @@ MISTAKES = {
     "label of none": (changed(labels={0: "flor"}), rf"{W}\.labels\.0: 'flor' is not .*did you mean 'floor'\?"),
     "label of a list": (changed(labels={0: ["floor"]}), rf"{W}\.labels\.0: \['floor'\] is not"),
     **{
-        f"label {value!r}": (changed(labels={value: "floor"}), rf"{W}\.labels\.{value}: .*whole number from 0 to 255")
-        for value in (256, -1, "0", True, "floor")  # the last: the wrong way round
+        f"label {value!r}": (changed(labels={value: "floor"}), rf"{W}\.labels\.{value}: .*whole number from 0 to 65535")
+        for value in (65536, -1, "0", True, "floor")  # the last: the wrong way round
     },
-    "label 255": (changed(labels={255: "floor"}), rf"{W}\.labels\.255: 255 always means no class"),
+    "label 255": (changed(labels={255: "floor"}, ignore=[255]), rf"{W}\.ignore: 255 is the label value of 'floor'"),
     "labels in a row": (changed(labels=["floor"]), rf"{W}\.labels must hold"),
     "no label": (changed(labels={}), rf"{W}\.labels must give the class"),
     **{
@@ -298,9 +308,33 @@ MISTAKES = {
             changed(ignore=value),
             rf"{W}\.ignore must be a list .*or rest, not {re.escape(repr(value))}",
         )
-        for value in ([256], 4, "others")
+        for value in ([65536], 4, "others", ["void"], [[0, 0, 0]])
     },
     "ignore a class": (changed(ignore=[255, 3]), rf"{W}\.ignore: 3 is the label value of 'robot'"),
+    # labels by colour, in one channel
+    "by colour perhaps": (changed(by_colour="yes"), rf"{W}\.by_colour must be true or false, not 'yes'"),
+    "palette without": (changed(by_colour=False, palette="p.txt"), rf"{W}\.palette gives .* by_colour is false"),
+    **{
+        f"palette {value!r}": (changed(palette=value), rf"{W}\.palette must be a file .*, or camvid, cityscapes, not ")
+        for value in ("", 3, ["p.txt"])
+    },
+    "numbers by colour": (changed(by_colour=True, labels={0: "floor"}), rf"{W}\.labels gives classes of numbers"),
+    "numbers of a palette": (changed(palette="p", labels={0: "floor"}), rf"{W}\.labels\.0: .* one of its names"),
+    "palette of none": (changed(palette="p", labels={"x": "flor"}), rf"{W}\.labels\.x: 'flor' is not .*'floor'"),
+    "names without a palette": (
+        changed(by_colour=True, ignore=["void"]),
+        rf"{W}\.ignore must be .* \[red, green, blue\],",
+    ),
+    "ignore by value": (changed(palette="p", ignore=[0]), rf"{W}\.ignore must be .*names of the palette, or rest"),
+    "ignore a name": (changed(palette="p", labels={"x": "floor"}, ignore=["x"]), rf"{W}\.ignore: 'x' is 'floor'"),
+    **{
+        f"channel {value!r}": (
+            changed(label_channel=value),
+            rf"{W}\.label_channel must be one of red, green, blue, alpha",
+        )
+        for value in ("r", 0, ["red"], {})
+    },
+    "channel by colour": (changed(label_channel="red", by_colour=True), rf"{W}\.label_channel has class numbers"),
     # splits
     "no splits": (changed(splits=None), rf"{W}\.splits is missing"),
     "empty splits": (changed(splits={}), rf"{W}\.splits must name at least one"),
@@ -341,6 +375,15 @@ def test_every_mistake_is_one_line_with_file_and_key(load, custom, message):
 # --- in the programs --------------------------------------------------------------------------------------------------
 
 
+def paint_labels(folder, out):
+    """Cityscapes' label ids as pictures in its official colours, black where they are no class."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[list(LABEL_IDS.values())] = [CITYSCAPES_19.colours[name] for name in LABEL_IDS]
+    for path in folder.rglob("*_gtFine_labelIds.png"):
+        name = path.relative_to(folder).as_posix().removesuffix("_gtFine_labelIds.png")
+        write(out / f"{name}.png", colours[np.asarray(Image.open(path))])
+
+
 def test_cityscapes_described_by_the_config_adapts_and_evaluates_as_cityscapes_does(cityscapes_root, write_config):
     files = {"images": "cityscapes/leftImg8bit", "labels": "cityscapes/gtFine"}
     town = {
@@ -352,19 +395,29 @@ def test_cityscapes_described_by_the_config_adapts_and_evaluates_as_cityscapes_d
             for part in ("train", "val")
         },
     }
+    painted = town | {"palette": "cityscapes"}
+    del painted["labels"], painted["ignore"]
+    painted["splits"] = {"train": files | town["splits"]["train"], "val": files | {"labels": "painted"}}
+    painted["splits"]["val"] |= {"pattern": "val/*_leftImg8bit.png", "label_pattern": "*.png"}
+    paint_labels(cityscapes_root / "cityscapes/gtFine/val", cityscapes_root / "painted")
     scores = []
-    for name in ("cityscapes", "town"):
+    for name in ("cityscapes", "town", "painted"):
         config = write_config(
             cityscapes_root,
-            **{"DATASETS.CUSTOM": {"town": town}, "DATASETS.SOURCE_TRAIN": f"{name}_train", "SOLVER.STOP_ITER": 1},
+            **{
+                "DATASETS.CUSTOM": {"town": town, "painted": painted},
+                "DATASETS.SOURCE_TRAIN": f"{name}_train",
+                "SOLVER.STOP_ITER": 1,
+            },
             **{"DATASETS.TARGET_TRAIN": f"{name}_train", "DATASETS.TEST": f"{name}_val"},
         )
         out = cityscapes_root / name
         assert adapt(["-cfg", str(config), "OUTPUT_DIR", str(out)]) == 0
         scores.append((out / "evaluation.csv").read_text())
         assert load_config(out / "config.yaml").DATASETS == load_config(config).DATASETS
-    assert scores[0] == scores[1]
-    assert same_weights(*(cityscapes_root / name / "model_iter000001.pth" for name in ("cityscapes", "town")))
+    assert scores[0] == scores[1] == scores[2]
+    for name in ("town", "painted"):
+        assert same_weights(*(cityscapes_root / part / "model_iter000001.pth" for part in ("cityscapes", name)))
 
 
 # --- as a part of the config -----------------------------------------------------------------------------------------

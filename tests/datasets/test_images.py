@@ -1,15 +1,30 @@
 """Image files of every kind come in as upright RGB, label files as they stand, and broken ones as a named error."""
 
 import io
+import re
 import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from core.datasets.images import image_size, read_image, read_label, read_red_channel, write_label, write_palette_png
+from core.datasets.images import (
+    CHANNELS,
+    image_size,
+    read_channel,
+    read_colours,
+    read_image,
+    read_label,
+    read_red_channel,
+    turned,
+    turned_size,
+    write_label,
+    write_palette_png,
+)
 from core.utils.errors import UserError
+from tests.helpers import outcome
 
 
 @pytest.fixture
@@ -182,25 +197,130 @@ def test_labels_of_palette_files_are_the_indices(tmp_path, bits, transparent):
     assert np.array_equal(found, label)
 
 
+def store(path, label, mode, **options):
+    """Write H×W values as an image of another mode of PIL's, each value kept."""
+    if mode == "I;16":
+        Image.fromarray(label.astype(np.uint16)).save(path, **options)
+    elif mode == "1":
+        Image.fromarray(label.astype(bool)).save(path, **options)
+    else:
+        Image.fromarray(label).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16", "1"])
+def test_labels_in_every_way_that_keeps_one_number_a_pixel(tmp_path, ending, mode):
+    if ending == "bmp" and mode in ("LA", "I;16"):
+        pytest.skip("no such BMP")
+    most = {"1": 2, "I;16": 65536}.get(mode, 256)
+    label = np.random.default_rng(0).integers(0, most, (5, 13)).astype(np.uint16 if most > 256 else np.uint8)
+    found = read_label(store(tmp_path / f"label.{ending}", label, mode))
+    assert found.dtype == label.dtype
+    assert np.array_equal(found, label)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_labels_as_opencv_writes_tiff(tmp_path, bits):
+    label = np.random.default_rng(0).integers(0, 2**bits, (50, 70)).astype(f"uint{bits}")
+    assert cv2.imwrite(str(tmp_path / "label.tif"), label)
+    assert np.array_equal(read_label(tmp_path / "label.tif"), label)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_labels_of_few_bits_hold_small_numbers(tmp_path, bits):
+    """Written by hand, as PIL writes such files of one bit only."""
+    label = np.random.default_rng(0).integers(0, 2**bits, (5, 16), dtype=np.uint8)
+    packed = np.packbits(np.unpackbits(label[..., None], axis=2)[..., -bits:].reshape(5, -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 16, 5, bits, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(read_label(tmp_path / "label.png"), label)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("mode", ["L", "I;16", "1", "RGB"])
+def test_a_tiff_that_was_cut_off_is_an_error(tmp_path, compression, mode):
+    label = np.random.default_rng(0).integers(0, 2, (40, 50), dtype=np.uint8)
+    path = store(tmp_path / "label.tif", label, mode, compression=compression)
+    data = path.read_bytes()
+    assert np.array_equal(read_label(path), label)
+    for length in (*range(0, len(data), 41), *range(len(data) - 12, len(data))):
+        path.write_bytes(data[:length])
+        found, line = outcome(read_label, path)  # the last bytes say that there is no second picture
+        if line is None and length > len(data) - 12:
+            assert np.array_equal(found, label)
+        else:
+            assert re.search(r"label\.tif cannot be decoded", line)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_channel_holds_the_labels(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 13, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"label.{ending}")
+    for index, channel in enumerate(("red", "green", "blue", "alpha")):
+        assert np.array_equal(read_channel(tmp_path / f"label.{ending}", channel), pixels[..., index])
+    assert cv2.imwrite(str(tmp_path / "deep.png"), pixels[..., 2::-1].astype(np.uint16) * 256)
+    assert np.array_equal(read_channel(tmp_path / "deep.png", "red"), pixels[..., 0].astype(np.uint16) * 256)
+    with pytest.raises(UserError, match=r"deep\.png is 16-bit with 3 channels; it has no alpha channel"):
+        read_channel(tmp_path / "deep.png", "alpha")
+    assert cv2.imwrite(str(tmp_path / "deep.tif"), pixels[..., [2, 1, 0, 3]].astype(np.uint16) * 256)
+    for index, channel in enumerate(("red", "green", "blue", "alpha")):
+        assert np.array_equal(read_channel(tmp_path / "deep.tif", channel), pixels[..., index].astype(np.uint16) * 256)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    for channel in CHANNELS:
+        with pytest.raises(UserError, match=rf"grey\.png is 8-bit with 1 channel; it has no {channel} channel"):
+            read_channel(tmp_path / "grey.png", channel)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "tif"), ("L", "png")]
+)
+def test_the_colours_of_a_label(tmp_path, mode, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 13, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / f"label.{ending}")
+    colours = read_colours(tmp_path / f"label.{ending}")
+    assert np.array_equal(colours, np.asarray(image.convert("RGB")).astype(np.uint32) @ [65536, 256, 1])
+    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png is 16-bit with 1 channel; colours must have 8 bits"):
+        read_colours(tmp_path / "deep.png")
+
+
 @pytest.mark.parametrize(
     ("make", "found", "readers"),
-    [  # either of the two readers of labels would make sense of the other's files
-        (np.zeros((4, 4, 3), np.uint8), "8-bit with 3 channels", (read_label, read_red_channel)),
-        (np.zeros((4, 4, 4), np.uint8), "8-bit with 4 channels", (read_label,)),
-        (np.zeros((4, 4), np.uint16), "16-bit with 1 channel", (read_label, read_red_channel)),
-        (np.zeros((4, 4, 3), np.uint16), "16-bit with 3 channels", (read_label,)),
+    [
+        (np.full((4, 4, 3), (1, 2, 3), np.uint8), "8-bit with 3 channels", (read_label, read_red_channel)),
+        (np.full((4, 4, 4), (7, 7, 7, 9), np.uint8), "8-bit with 4 channels", (read_label,)),
+        (np.full((4, 4, 3), (0, 0, 1), np.uint16), "16-bit with 3 channels", (read_label,)),
+        (np.zeros((4, 4), np.uint16), "16-bit with 1 channel", (read_red_channel,)),
         (np.zeros((4, 4), np.uint8), "8-bit with 1 channel", (read_red_channel,)),
-        ("LA", "8-bit with 4 channels", (read_label,)),
-        ("1", "1-bit with 1 channel", (read_label,)),
+        (np.zeros((4, 4), np.float32), "32-bit with 1 channel", (read_label,)),
     ],
 )
 def test_labels_of_another_kind_are_refused(tmp_path, make, found, readers):
-    path = tmp_path / "label.png"
-    Image.new(make, (4, 4)).save(path) if isinstance(make, str) else cv2.imwrite(str(path), make)
+    path = tmp_path / ("label.tif" if make.dtype == np.float32 else "label.png")
+    assert cv2.imwrite(str(path), make)
     for read in readers:
-        wanted = "8-bit single-channel" if read is read_label else "16-bit RGB"
-        with pytest.raises(UserError, match=rf"label\.png is {found};.*{wanted}"):
+        wanted = "class numbers in one channel.* by_colour" if read is read_label else "16-bit RGB"
+        with pytest.raises(UserError, match=rf"label\.(png|tif) is {found};.*{wanted}"):
             read(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_array_is_turned_as_the_image_is(tmp_path, orientation):
+    stored = np.random.default_rng(0).integers(0, 256, (5, 13), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")[..., 0]
+    assert np.array_equal(turned(stored, orientation), upright)
+    assert turned_size((13, 5), orientation) == upright.shape[::-1]
 
 
 def test_values_in_a_red_channel_of_16_bits(tmp_path):

@@ -6,7 +6,8 @@ from PIL import Image
 
 from core.configs import cfg
 from core.datasets.reader import ImageSet
-from core.datasets.sizes import warn_of_sizes
+from core.datasets.sizes import check_label_sizes, warn_of_sizes
+from core.utils.errors import UserError
 from tests.helpers import changed
 
 
@@ -51,3 +52,51 @@ def test_large_images_lose_what_is_small(say):
     (line,) = say([(160, 90), (1600, 900)])
     assert "size: 1.png (1600×900) has 100 times the pixels of INPUT.INPUT_SIZE_TEST 160×90" in line
     assert "smaller than some 80 pixels" in line  # a cell of 8 by 8 of 160×90
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """pairs([(size, label's size, EXIF orientation), …]): labelled images of these (width, height)."""
+
+    def make(sizes):
+        names = [f"{number:03d}.jpg" for number in range(len(sizes))]
+        for name, (size, label_size, orientation) in zip(names, sizes, strict=True):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            Image.new("RGB", size).save(tmp_path / name, exif=exif)
+            Image.new("L", label_size).save(tmp_path / f"{name}.png")
+        paths = tuple(tmp_path / name for name in names)
+        return ImageSet("town_val", paths, tuple(names), label_path=lambda path: path.with_name(f"{path.name}.png"))
+
+    return make
+
+
+def test_every_label_of_another_size_is_found_by_its_header(pairs, tmp_path):
+    fitting = ((96, 64), (96, 64), 1)
+    images = pairs([fitting] * 230 + [((96, 64), (48, 32), 1)])
+    label = tmp_path / "230.jpg.png"
+    label.write_bytes(label.read_bytes()[:45])  # of the file there is nothing but the header
+    with pytest.raises(UserError) as caught:
+        check_label_sizes(images, "DATASETS.TEST town_val")
+    assert str(caught.value) == (
+        f"DATASETS.TEST town_val: image and label differ in size for {tmp_path}/230.jpg (96×64) and {label} (48×32): "
+        "mend or remove these pairs"
+    )
+    check_label_sizes(images.restricted(range(230)), "DATASETS.TEST town_val")
+
+
+def test_the_size_that_counts_is_the_upright_image_s(pairs):
+    """Labels of photographs that lie in their files: upright, or as they lie."""
+    check_label_sizes(pairs([((96, 64), (64, 96), 6), ((96, 64), (96, 64), 8), ((96, 64), (96, 64), 3)]), "x")
+    with pytest.raises(UserError, match=r"000\.jpg \(96×64\) and .* \(64×96\)"):
+        check_label_sizes(pairs([((96, 64), (64, 96), 3)]), "x")
+
+
+def test_files_whose_header_says_no_size_are_left_to_whoever_reads_them(pairs, tmp_path):
+    images = pairs([((96, 64), (96, 64), 1)] * 2)
+    (tmp_path / "000.jpg").write_bytes(b"no image")
+    (tmp_path / "001.jpg.png").write_bytes(b"")
+    check_label_sizes(images, "x")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from core.configs import cfg
 from core.datasets.catalog import ImageSet
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.metrics import Scores
 from core.evaluation.predictor import Predictor
@@ -220,7 +220,7 @@ def hand_scores(num_classes, absent=()):
 
 def test_report_of_16_classes_has_the_mean_over_13():
     scores, iou = hand_scores(16)
-    lines = report_lines(scores, CITYSCAPES_16)
+    lines = report_lines(scores, CITYSCAPES_16, "town_val")
     assert len(lines) == 16 + 2
     thirteen = [iou[k] for k, name in enumerate(CITYSCAPES_16.names) if name not in ("wall", "fence", "pole")]
     assert len(thirteen) == 13
@@ -238,7 +238,7 @@ def test_report_of_16_classes_has_the_mean_over_13():
 
 def test_report_of_19_classes_has_one_mean():
     scores, iou = hand_scores(19)
-    lines = report_lines(scores, CITYSCAPES_19)
+    lines = report_lines(scores, CITYSCAPES_19, "town_val")
     assert len(lines) == 20
     assert f"mIoU {np.mean(iou):.2f}" in lines[-1]
     assert not any("occur" in line for line in lines)
@@ -247,15 +247,16 @@ def test_report_of_19_classes_has_one_mean():
 @pytest.mark.parametrize(("taxonomy", "absent"), [(CAMVID_11, (6,)), (CITYSCAPES_19, (16, 14)), (CITYSCAPES_16, (3,))])
 def test_absent_classes_are_said_and_a_second_mean_leaves_them_out(taxonomy, absent):
     scores, iou = hand_scores(len(taxonomy), absent)
-    lines = report_lines(scores, taxonomy)
+    lines = report_lines(scores, taxonomy, "town_val")
     here = [c for c in range(len(taxonomy)) if c not in absent]
     overall, occurring = f"mIoU {iou.sum() / len(taxonomy):.2f}", f"mIoU {iou[here].mean():.2f}"
     assert overall != occurring
     (line,) = [line for line in lines if overall in line]
     assert f"{len(taxonomy)} classes" in line
     (line,) = [line for line in lines if occurring in line]
-    assert "occur" in line
-    assert str(len(here)) in line
+    assert line == f"{occurring} over the {len(here)} classes that occur in the labels (mIoU_labelled)"
+    names = ", ".join(taxonomy.names[c] for c in sorted(absent))
+    assert lines[-1] == f"no pixel of {names} in the labels of town_val: mIoU counts what is missing as 0"
     for c in range(len(taxonomy)):
         assert ("occurs nowhere" in lines[c]) == (c in absent)
 
@@ -265,6 +266,40 @@ def test_a_class_that_is_only_predicted_counts_as_occurring():
     assert scores.occurs.tolist() == [True, True, False]
     assert scores.mean_iou == pytest.approx(75 / 3)
     assert scores.mean_iou_occurring == pytest.approx(75 / 2)
+    assert scores.labelled.tolist() == [True, False, False]
+    assert scores.mean_iou_labelled == pytest.approx(75)
+    lines = report_lines(scores, Taxonomy(("road", "sky", "car")), "town_val")
+    assert [line.partition("  (")[2] for line in lines[:3]] == ["", "in predictions only)", "occurs nowhere)"]
+    assert lines[3].startswith("mIoU 25.00")
+    assert lines[4] == "mIoU 75.00 over the 1 class that occurs in the labels (mIoU_labelled)"
+    assert lines[5] == "mIoU 37.50 over the 2 that occur in labels or predictions"
+
+
+def test_the_mean_over_labelled_classes_has_one_denominator_whatever_is_predicted():
+    """The second model makes a mistake less, but one of its own is a class that no label holds."""
+    first = Scores.of(np.array([[8, 2, 0], [2, 8, 0], [0, 0, 0]]))
+    second = Scores.of(np.array([[8, 2, 0], [0, 9, 1], [0, 0, 0]]))
+    assert first.labelled.tolist() == second.labelled.tolist()
+    assert second.mean_iou_labelled == pytest.approx(100 * (8 / 10 + 9 / 12) / 2)
+    assert first.mean_iou_labelled == pytest.approx(100 * 8 / 12)
+    assert first.mean_iou_labelled - second.mean_iou_labelled < 0 < first.mean_iou_occurring - second.mean_iou_occurring
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ((5, 0, 0), "warning: road is the only class in the labels of town_val"),
+        ((0, 0, 0), "warning: no label of town_val holds a pixel of any class"),
+        ((5, 5, 0), ""),
+    ],
+)
+def test_labels_that_hold_next_to_nothing_are_a_warning(labels, message):
+    scores = Scores.of(np.diag(labels))
+    lines = report_lines(scores, Taxonomy(("road", "sky", "car")), "town_val")
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert len(warnings) == bool(message)
+    assert all(line.startswith(message) for line in warnings)
+    assert scores.mean_iou_labelled == (100 if any(labels) else 0)
 
 
 @pytest.mark.parametrize("taxonomy", [CITYSCAPES_16, CITYSCAPES_19, CAMVID_11])
@@ -272,6 +307,8 @@ def test_a_row_of_the_table_has_the_means_and_then_every_class(taxonomy):
     scores, iou = hand_scores(len(taxonomy), absent=(2,))
     row = table_row(scores, taxonomy)
     means = ["mIoU", "mIoU_occurring", *(["mIoU_13"] if len(taxonomy) == 16 else []), "mAcc", "allAcc"]
-    assert list(row) == means + [f"{score}_{name}" for score in ("IoU", "accuracy") for name in taxonomy.names]
+    classes = [f"{score}_{name}" for score in ("IoU", "accuracy") for name in taxonomy.names]
+    assert list(row) == [*means, *classes, "mIoU_labelled"]
+    assert float(row["mIoU_labelled"]) == pytest.approx(np.delete(iou, 2).mean(), abs=1e-4)
     assert float(row["mIoU"]) == pytest.approx(iou.mean(), abs=1e-4)
     assert [float(row[f"IoU_{name}"]) for name in taxonomy.names] == pytest.approx(iou, abs=1e-4)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from core.configs import cfg, load_config
 from core.configs.node import MAX_CHARACTERS, Config
-from core.datasets.catalog import ENTRIES
 from core.datasets.custom import CustomReader, parse_data_set
 from core.datasets.taxonomy import Taxonomy
 from core.utils.errors import UserError
@@ -280,15 +279,17 @@ def custom_sets(draw):
         "classes": draw(names),
         "splits": {draw(words): draw(st.one_of(trees, st.just({"images": "a", "pattern": "*.png"})))},
         "paste": draw(names),
-        "labels": draw(st.dictionaries(st.integers(-1, 300), st.sampled_from(["road", "person"]), max_size=3)),
-        "ignore": draw(st.one_of(st.lists(st.integers(-1, 300), max_size=3), st.just("rest"))),
+        "labels": draw(st.dictionaries(st.integers(-1, 70_000), st.sampled_from(["road", "person"]), max_size=3)),
+        "ignore": draw(st.one_of(st.lists(st.integers(-1, 70_000), max_size=3), st.just("rest"))),
         "partners": draw(st.dictionaries(st.sampled_from(["road", "robot"]), names, max_size=2)),
         "colours": draw(st.dictionaries(st.sampled_from(["road", "robot"]), trees, max_size=2)),
     }
     for key in draw(st.lists(st.sampled_from(sorted(tree)), max_size=4)):
         tree.pop(key, None)
+    decoding = {"by_colour": draw(st.booleans()), "palette": draw(words), "label_channel": "red"}
+    tree |= {key: decoding[key] for key in draw(st.lists(st.sampled_from(sorted(decoding)), max_size=2))}
     if draw(st.booleans()):
-        tree[draw(st.sampled_from(["classes", "splits", "labels", "ignore", "y"]))] = draw(trees)
+        tree[draw(st.sampled_from(["classes", "splits", "labels", "ignore", "y", *decoding]))] = draw(trees)
     return tree
 
 
@@ -322,7 +323,7 @@ def test_any_tree_loads_or_is_one_line(file, tree):
 
 @given(name=SET_NAMES, tree=st.one_of(custom_sets(), trees))
 def test_custom_sets(name, tree):
-    parsed, line = outcome(parse_data_set, name, tree, "here", tuple(ENTRIES))
+    parsed, line = outcome(parse_data_set, name, tree, "here")
     if parsed is None:
         assert line.isprintable()
         return

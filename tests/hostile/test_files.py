@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import partial
 
 import cv2
 import numpy as np
@@ -21,7 +22,16 @@ from PIL import Image
 
 from core.configs import cfg
 from core.datasets.catalog import find_source_images, find_target_images, find_test_images
-from core.datasets.images import MAX_PIXELS, image_size, read_image, read_label, read_red_channel
+from core.datasets.images import (
+    MAX_PIXELS,
+    image_size,
+    read_channel,
+    read_colours,
+    read_image,
+    read_label,
+    read_red_channel,
+    stored_size,
+)
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import walk_files
 from core.datasets.skipping import BadImage
@@ -315,9 +325,9 @@ SMALL = [
 
 
 @st.composite
-def damaged(draw):
+def damaged(draw, files=SMALL):
     """A small image with bytes changed, removed or put in, early ones more often, or cut off."""
-    data = bytearray(draw(st.sampled_from(SMALL)))
+    data = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(0, 4))):
         if not data:
             break
@@ -334,7 +344,15 @@ def damaged(draw):
     return bytes(data)
 
 
-CONTENTS = st.one_of(damaged(), st.binary(max_size=64))
+LABELS = [encode("TIFF", mode) for mode in ("RGB", "L", "P", "1", "I;16")]
+CONTENTS = st.one_of(damaged(), damaged(LABELS), st.binary(max_size=64))
+READS = {  # and the types that they give
+    read_image: ("uint8",),
+    read_label: ("uint8", "uint16"),
+    read_red_channel: ("uint16",),
+    read_colours: ("uint32",),
+    partial(read_channel, channel="alpha"): ("uint8", "uint16"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -345,15 +363,16 @@ def path(tmp_path_factory):
 @given(data=CONTENTS)
 def test_readers(path, data):
     path.write_bytes(data)
-    size = image_size(path)
-    for read, dtype, last in ((read_image, "uint8", (3,)), (read_label, "uint8", ()), (read_red_channel, "uint16", ())):
+    size, label_header = image_size(path), stored_size(path, "label")
+    for read, dtypes in READS.items():
         array, line = outcome(read, path)
         if array is None:
             assert line.isprintable()
             assert str(path) in line
             continue
-        assert (array.dtype, array.ndim, array.shape[2:]) == (np.dtype(dtype), 2 + len(last), last)
-        assert array.shape[0] * array.shape[1] == size[0] * size[1]  # which the limit is held against
+        assert (str(array.dtype) in dtypes, array.shape[2:]) == (True, (3,) if read is read_image else ())
+        width, height = size if read is read_image else label_header[0]
+        assert array.shape[0] * array.shape[1] == width * height  # which the limit is held against
     assert size is None or (len(size) == 2 and all(type(n) is int and n > 0 for n in size))
 
 

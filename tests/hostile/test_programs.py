@@ -318,21 +318,33 @@ def test_an_undecodable_image_in_training(refused, root, workers):
     [
         (VAL, "text", ["cannot be decoded"]),
         (VAL_LABEL, "half", ["cannot be decoded"]),
-        (VAL_LABEL, np.full((60, 128), 7, np.uint8), ["128×60", "128×64", VAL]),
         (VAL_LABEL, np.full((64, 128, 3), 7, np.uint8), ["single-channel"]),
     ],
-    ids=["image", "label", "sizes differ", "coloured label"],
+    ids=["image", "label", "coloured label"],
 )
 def test_a_broken_pair_in_evaluation(refused, root, write_png, workers, path, how, parts):
     spoil(root / path, how) if isinstance(how, str) else write_png(root / path, how)
     refused(["DATALOADER.NUM_WORKERS", workers], [path, *parts], "evaluate", left=["out"])
 
 
-def test_a_broken_label_ends_a_run_at_its_first_evaluation(refused, root, write_png):
+@pytest.mark.parametrize("program", ["adapt", "train", "evaluate"])
+def test_a_label_of_another_size_is_found_before_anything_runs(refused, root, write_png, program):
     write_png(root / VAL_LABEL, np.full((60, 128), 7, np.uint8))
-    refused([], [VAL_LABEL, "128×60"], left=["out"], **QUICK)
+    refused([], ["DATASETS.TEST cityscapes_val", f"{VAL} (128×64)", f"{VAL_LABEL} (128×60)"], program)
+
+
+@pytest.mark.parametrize("program", ["adapt", "train", "evaluate"])
+def test_labels_of_another_kind_are_found_before_anything_runs(refused, root, write_png, program):
+    for path in (root / "cityscapes/gtFine/val").rglob("*.png"):
+        write_png(path, np.repeat(np.uint8([0, 0, 1, 2, 8, 10, 13, 255]), 16)[None].repeat(64, 0))
+    refused([], ["DATASETS.TEST cityscapes_val", "those of trainIds", "labels: trainIds"], program)
+
+
+def test_a_broken_label_ends_a_run_at_its_first_evaluation(refused, root, write_png):
+    write_png(root / VAL_LABEL, np.full((64, 128), 99, np.uint8))
+    refused([], [VAL_LABEL, "99 (8192 pixels)"], left=["out"], **QUICK)
     assert not (root / "out/metrics.csv").exists()  # that of the source model, before a step is made
-    refused([], [VAL_LABEL, "128×60"], left=["out"], **QUICK | {"resume": "random"})
+    refused([], [VAL_LABEL, "99 (8192 pixels)"], left=["out"], **QUICK | {"resume": "random"})
     assert (root / "out/model_iter000001.pth").exists()  # the weights are safe
 
 

@@ -168,7 +168,8 @@ def test_checkpoints_are_evaluated_as_test_py_does_it(run, tmp_path, capsys):
     assert (tmp_path / "test/confusion_cityscapes_val.csv").read_text() == newest.read_text()
     log = capsys.readouterr().out
     assert f"mIoU {float(row['mIoU']):.2f}" in log
-    assert "over the 8 classes that occur" in log
+    assert "over the 8 classes that occur in the labels (mIoU_labelled)" in log
+    assert "in the labels of cityscapes_val: mIoU counts" in (run.out / "log.txt").read_text()
 
 
 def test_tensorboard_shows_what_the_tables_hold(run):

@@ -121,7 +121,17 @@ def test_a_folder_of_checkpoints_is_evaluated_in_order_and_the_best_named(
     (best,) = [line for line in log.splitlines() if "best" in line]
     assert f"model_iter999999.pth with mIoU {float(rows[1]['mIoU']):.2f}" in best
     assert list(rows[0])[:6] == ["checkpoint", "mIoU", "mIoU_occurring", "mAcc", "allAcc", "IoU_road"]
-    assert len(rows[0]) == 5 + 19 + 19  # IoU and accuracy of each class
+    assert len(rows[0]) == 5 + 19 + 19 + 1  # IoU and accuracy of each class
+    assert list(rows[0])[-1] == "mIoU_labelled"
+    truth = {value for name in SAVED for value in np.unique(truth_of(cityscapes_root, name)).tolist()}
+    held = [name for name, (_, value, _) in CLASSES.items() if value in truth]
+    assert len(held) == 8
+    for row in rows:
+        ious = [float(row[f"IoU_{name}"]) for name in held]
+        assert float(row["mIoU_labelled"]) == pytest.approx(np.mean(ious), abs=1e-3)
+    missing = ["sidewalk", "wall", "fence", "light", "terrain", "person", "car", "truck", "bus", "train", "motorcycle"]
+    said = f"no pixel of {', '.join(missing)} in the labels of cityscapes_val: mIoU counts what is missing as 0"
+    assert log.count(said) == len(rows)
     matrices = {path.name for path in (out / "confusion_cityscapes_val").iterdir()}
     assert matrices == {Path(name).with_suffix(end).name for name in names for end in (".csv", ".png")}
     assert len(list(out.iterdir())) == 2  # they lie in a folder of their own

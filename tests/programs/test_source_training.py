@@ -177,7 +177,8 @@ def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
     positions = [log.find(event) for event in events]
     assert -1 not in positions, events[positions.index(-1)]
     assert positions == sorted(positions)
-    assert log.count("skipped") == log.count("no pixel of") == 1
+    assert log.count("skipped") == log.count("motorcycle in gta5_train") == 1
+    assert log.count("motorcycle in the labels of cityscapes_val: mIoU counts") == log.count("(mIoU_labelled)") == 2
 
 
 def test_the_tables(run):

@@ -111,6 +111,7 @@ def test_source_and_adapted_are_what_test_py_finds(page, run, tmp_path):
         evaluate_checkpoints(load_config(folder.parent / "tiny.yaml", options))
         (row,) = rows_of(tmp_path / "test_cityscapes_val.csv")
         assert cells(page, "mIoU")[place] == f"{float(row['mIoU']):.2f}"
+        assert cells(page, "mIoU (labelled)")[place] == f"{float(row['mIoU_labelled']):.2f}"
         assert cells(page, "building")[place] == f"{float(row['IoU_building']):.2f}"
     taken = page[page.index("What is taken for what") :]  # by the adapted model, which came last
     assert float(cells(taken, "building")[1]) == pytest.approx(float(row["accuracy_building"]), abs=0.051)

@@ -237,6 +237,18 @@ def test_a_disk_with_room_for_half_a_row_leaves_none_of_it(tmp_path, monkeypatch
     assert (tmp_path / "metrics.csv").read_bytes() == ROWS.encode()
 
 
+def test_the_table_of_an_earlier_version_takes_the_columns_that_came_later(tmp_path):
+    path = tmp_path / "evaluation.csv"
+    path.write_text(ROWS, newline="")
+    columns = ("iteration", "loss", "new")
+    Table(path, columns, keep=True).append({"iteration": 160, "loss": 1, "new": 2})
+    assert path.read_text() == "iteration,loss,new\n20,0.5,\n140,0.25,\n160,1,2\n"
+    assert keep_rows(path, lambda row: row["new"] == "") == [
+        {"iteration": "20", "loss": "0.5", "new": ""},
+        {"iteration": "140", "loss": "0.25", "new": ""},
+    ]
+
+
 def test_an_unknown_column_is_refused(tmp_path):
     table = Table(tmp_path / "t.csv", ("a", "b"))
     table.append({"a": 1})

@@ -201,11 +201,14 @@ class Report:
     def changes(self) -> list[tuple[str, float, float]]:
         """(name, source's, adapted) IoU of every class, and means, in percent."""
         before, after = (table_row(seen.scores, self.run.taxonomy) for seen in (self.source, self.adapted))
-        occurs = self.source.scores.occurs | self.adapted.scores.occurs
+        occurs, labelled = self.source.scores.occurs | self.adapted.scores.occurs, self.adapted.scores.labelled
+        held = {"mIoU_occurring": occurs, "mIoU_labelled": labelled}
+        same = [name for name, classes in held.items() if classes.all()]  # as mIoU
         shown = {f"IoU_{n}": n + " (occurs nowhere)" * (not seen) for n, seen in zip(self.names, occurs, strict=True)}
-        for column in before:
-            if not column.startswith(("IoU_", "accuracy_")) and not (column == "mIoU_occurring" and occurs.all()):
-                shown[column] = column.replace("_occurring", " (occurring)").replace("mIoU_", "mIoU of ")
+        for column in sorted(before, key=lambda name: not name.startswith("mIoU")):
+            if not column.startswith(("IoU_", "accuracy_")) and column not in same:
+                name = column.replace("_occurring", " (occurring)").replace("_labelled", " (labelled)")
+                shown[column] = name.replace("mIoU_", "mIoU of ")
         return [(name, float(before[column]), float(after[column])) for column, name in shown.items()]
 
     def training(self) -> dict[str, bytes]:
