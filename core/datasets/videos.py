@@ -58,7 +58,7 @@ def find_frames(config, name: str, where: str) -> ImageSet:
 
 def _taken(config, name: str, where: str) -> tuple[Path, dict]:
     """The folder of the frames, and what it is said to hold."""
-    given = Path(os.path.expanduser(name.removeprefix(VIDEO_PREFIX)))
+    given = Path(name.removeprefix(VIDEO_PREFIX))
     videos, options = _find_videos(given, where), config.VIDEO
     top = Path(options.FOLDER or os.path.join(config.DATASETS.ROOT, "frames"))
     status = {video: path.stat() for video, path in videos.items()}
