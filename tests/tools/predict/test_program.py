@@ -286,17 +286,6 @@ def test_mistakes(refused, tmp_path, frames, tiny_checkpoint, argv, parts):
     assert not [part for part in parts if part not in line], line
 
 
-@pytest.mark.parametrize(
-    ("name", "left"), [("day/b.png", ["a.png"]), ("broken.mp4", ["a.png", "day/b.png", "day/c.png"])]
-)
-def test_a_broken_file_ends_it_with_its_path_and_what_is_done_stays(refused, tmp_path, frames, name, left):
-    (frames / name).write_bytes(b"neither image nor video")
-    line = refused(frames, begun=True)
-    assert name in line
-    assert "cannot be" in line
-    assert files_below(tmp_path / "out/overlay") == left
-
-
 def test_without_imageio_ffmpeg_pictures_are_made_and_videos_are_one_line(refused, done, frames, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     for words in ([frames / "a.png", "--as", "gif"], [frames, "{root}/drive.mp4"]):
