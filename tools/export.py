@@ -35,7 +35,7 @@ from core.datasets.transforms import Normalise
 from core.evaluation.predictor import evaluating
 from core.models import log_dead_channels
 from core.models.backbone import plain_copy
-from core.programs.frame import config_parser, run_program
+from core.programs.frame import config_parser, path_argument, run_program
 from core.runs.resume import find_checkpoint, new_model, with_known_size
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
@@ -292,7 +292,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--normalise", action="store_true", help="put the normalisation inside: uint8 RGB in")
     parser.add_argument("--output", choices=tuple(OUTPUTS), default="logits", help="what it gives (default: logits)")
     parser.add_argument("--half", action="store_true", help="compute in float16: half the size; logits stay float32")
-    parser.add_argument("-o", "--out", metavar="FILE", help="default: OUTPUT_DIR/<checkpoint> with the format's ending")
+    out = "default: OUTPUT_DIR/<checkpoint> with the format's ending"
+    parser.add_argument("-o", "--out", type=path_argument, metavar="FILE", help=out)
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     return run_program(export, parser, argv)
 

@@ -2,6 +2,7 @@
 
 The keys, spelling included, are those of the DT-ST release, so that its yaml files work as they are. An option that is
 `free` may have another value where a run goes on: it does not change what is computed, but for a device's rounding.
+In one that is a `path`, `~` and `$NAME` are what a shell makes of them.
 """
 
 from typing import Any, NamedTuple
@@ -16,51 +17,59 @@ class Facts(NamedTuple):
 
     rule: Rule | None
     free: bool
+    path: bool
 
 
 cfg = Config()
 OPTIONS: dict[str, Facts] = {}  # by full name
 
 
-def option(key: str, default: Any, rule: Rule | None = None, free: bool = False) -> None:
+def option(key: str, default: Any, rule: Rule | None = None, free: bool = False, path: bool = False) -> None:
     """Add an option to :data:`cfg` and :data:`OPTIONS`; its values have the type of its default."""
     section, _, name = key.rpartition(".")
     node = cfg.setdefault(section, Config()) if section else cfg
     node[name] = default
-    OPTIONS[key] = Facts(rule, free)
+    OPTIONS[key] = Facts(rule, free, path)
 
 
-option("OUTPUT_DIR", "", free=True)  # where a run writes; empty: results/<config name>
+option("OUTPUT_DIR", "", free=True, path=True)  # where a run writes; empty: results/<config name>
 # checkpoint to start from; random: none; auto, auto:FILE, a run's folder: go on; in evaluation a checkpoint or a folder
-option("resume", "", free=True)
+option("resume", "", free=True, path=True)
 option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
 option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own
 option("MODEL.NUM_CLASSES", 19, within(2, 254))
-option("MODEL.WEIGHTS", "", free=True)  # ImageNet weights (torchvision's), used without `resume`; empty: random
+option(
+    "MODEL.WEIGHTS", "", free=True, path=True
+)  # ImageNet weights (torchvision's), used without `resume`; empty: random
 option("MODEL.FREEZE_BN", False)  # batch norm as a fixed affine map, in a network of your own, too
-option("MODEL.DEVICE", "auto", free=True)  # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 …
+# auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 … | mps: a Mac's GPU, predictions only, untried
+option("MODEL.DEVICE", "auto", free=True)
 option("MODEL.COMPILE", False, free=True)  # networks compiled by torch; needs a C++ compiler, on a GPU Triton
 option("MODEL.UNCERTAINTY", 0.0, within(0, 1))  # probability of DSU (Li et al., 2022) at each of POS; source training
 option("MODEL.POS", (), rules.POSITIONS)  # 0 after conv1, 1 after maxpool, 2 … 5 after layer1 … layer4
 
-option("DATASETS.ROOT", "datasets", free=True)  # the folder that holds the data sets' folders
+option("DATASETS.ROOT", "datasets", free=True, path=True)  # the folder that holds the data sets' folders
 option("DATASETS.SOURCE_TRAIN", "")  # <data set>_<split>; in adaptation only its class names are used
 # balanced: images drawn class-balanced | uniform | auto: balanced for gta5
 option("DATASETS.SOURCE_SAMPLING", "auto", one_of("auto", "balanced", "uniform"))
-option("DATASETS.TARGET_TRAIN", "")  # unlabelled images to adapt to: <data set>_<split>, folder:PATH, video:PATH
-option("DATASETS.TEST", "")  # labelled images to evaluate on; empty: no evaluation
+# unlabelled images to adapt to: <data set>_<split>, folder:PATH, video:PATH
+option("DATASETS.TARGET_TRAIN", "", path=True)
+option("DATASETS.TEST", "", path=True)  # labelled images to evaluate on; empty: no evaluation
 option("DATASETS.TT", "", free=True)  # of the release; means TARGET_TRAIN
 option("DATASETS.II", "", free=True)  # of the release; means TARGET_TRAIN
-option("DATASETS.TARGET_LIST", "", free=True)  # text file of the images to use, which must stay the same; empty: all
+# text file of the images to use, which must stay the same; empty: all
+option("DATASETS.TARGET_LIST", "", free=True, path=True)
 option("DATASETS.CUSTOM", OpenConfig())  # own data sets by name, as datasets/README.md describes them
 
 option("VIDEO.EVERY", 0, at_least(0))  # of `video:PATH` every so manieth frame; 0: such that there are at most 500
 option("VIDEO.MIN_CHANGE", 1.0, at_least(0))  # grey levels, on average, by which a frame differs from the last one kept
-option("VIDEO.FOLDER", "", free=True)  # takes the frames, which later runs use again; empty: DATASETS.ROOT/frames
+# takes the frames, which later runs use again; empty: DATASETS.ROOT/frames
+option("VIDEO.FOLDER", "", free=True, path=True)
 
 option("DATALOADER.NUM_WORKERS", 4, at_least(0), free=True)  # processes that prepare samples; 0: in the main process
-option("DATALOADER.CACHE", "", free=True)  # folder for decoded training images, then mapped into memory; empty: none
+# folder for decoded training images, then mapped into memory; empty: none
+option("DATALOADER.CACHE", "", free=True, path=True)
 option("DATALOADER.CACHE_GB", 50.0, at_least(0), free=True)  # what it may hold, in 2^30 bytes; the rest is decoded
 option("DATALOADER.SKIP_BAD_IMAGES", 0, at_least(0), free=True)  # bad image or label files to do without
 

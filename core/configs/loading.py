@@ -3,26 +3,33 @@
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.node import OBSOLETE_KEYS, Config
 from core.utils.environment import PROJECT
 from core.utils.errors import Correctable, UserError, one_line, replaced, shown
+from core.utils.files import expanded
 from core.utils.logging import LOGGER
+
+_PREFIX = re.compile("[a-z]+:")  # before a path: folder:, video:, auto:
+_CUSTOM = "DATASETS.CUSTOM"
+_CUSTOM_PATHS = ("images", "labels", "list", "palette")  # wherever they stand in it
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """Defaults, overwritten by a yaml file, overwritten by KEY VALUE options; checked, and frozen.
 
-    A file below `configs/` that this folder does not have is the project's own.
+    A file below `configs/` that this folder does not have is the project's own. Paths have no `~` and no `$NAME` any
+    more: what a run writes of its config, and compares it with, does not depend on who reads it where.
 
     Raises:
-        UserError: unreadable file, unknown key, value of the wrong type or outside its range.
+        UserError: unreadable file, unknown key, value of the wrong type or outside its range, unknown variable.
     """
     config = defaults.clone()
     config.merge_from_file(str(_find_file(Path(path))))
@@ -30,12 +37,35 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config.merge_from_list(list(options))
     if not config.OUTPUT_DIR:
         config.OUTPUT_DIR = default_output_dir(path)
-    for key, (rule, _) in OPTIONS.items():
+    for key, facts in OPTIONS.items():
         value = config.find(key)
-        if rule is not None and not rule.holds(value):
-            raise UserError(f"{key} must be {rule.words}, not {value!r}")
+        if facts.rule is not None and not facts.rule.holds(value):
+            raise UserError(f"{key} must be {facts.rule.words}, not {value!r}")
+    paths = {key: _expanded(config.find(key), key) for key, facts in OPTIONS.items() if facts.path}
+    config = config.changed(paths)
+    _expand_custom(config.find(_CUSTOM), _CUSTOM)
     config.freeze()
     return config
+
+
+def _expanded(value: Any, key: str) -> Any:
+    """A path, or several, with `~` and variables replaced; what may stand before one, and what is none, stays."""
+    if isinstance(value, tuple):
+        return tuple(_expanded(one, key) for one in value)
+    if not isinstance(value, str):
+        return value
+    prefix = _PREFIX.match(value)
+    start = prefix.end() if prefix else 0
+    return value[:start] + expanded(value[start:], key)
+
+
+def _expand_custom(section: Any, key: str) -> None:
+    """The same of all paths in own data sets, in place."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            _expand_custom(value, f"{key}.{name}")
+        elif name in _CUSTOM_PATHS:
+            section[name] = _expanded(value, f"{key}.{name}")
 
 
 def _find_file(path: Path) -> Path:

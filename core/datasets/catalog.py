@@ -270,7 +270,7 @@ def _relabelled(name: str, fields, where: str) -> Entry:
 
 
 def _find_folder(name: str, where: str) -> ImageSet:
-    folder = Path(os.path.expanduser(name.removeprefix(FOLDER_PREFIX)))
+    folder = Path(name.removeprefix(FOLDER_PREFIX))
     if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
         raise UserError(f"{where}: {folder} is not a folder")
     found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))

@@ -82,13 +82,13 @@ class CustomReader:
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
         files = self.splits[split]
-        folder = root / os.path.expanduser(files.images)
+        folder = root / files.images
         if not os.path.isdir(folder):
             raise UserError(f"{where}: its folder of images {folder} does not exist")
         paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
         labels = None
         if files.labels is not None:
-            labels = partial(_label_file, files, folder, root / os.path.expanduser(files.labels))
+            labels = partial(_label_file, files, folder, root / files.labels)
             masks = set(map(labels, paths))  # where images and labels share a folder
             paths = [path for path in paths if path not in masks]
         if not paths:

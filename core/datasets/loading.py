@@ -282,7 +282,7 @@ class FullViews(Dataset):
     A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad`; with
     labels also `label` (H×W uint8 class indices, a tensor: a worker hands it over in shared memory, not through a
     pipe), with `keep` also `image` (H×W×3 uint8 array, as it is in the file). Where the set allows for bad images
-    (DATALOADER.SKIP_BAD_IMAGES), the sample of one is `bad`, with black views and the first view's size.
+    (DATALOADER.SKIP_BAD_IMAGES), the sample of one is `bad`, with black views, the first view's size and no image.
 
     Args:
         images: the set.
@@ -309,7 +309,8 @@ class FullViews(Dataset):
                 raise
             self.skipped.tolerate(error)
         views = [torch.zeros((3, height, width), dtype=torch.uint8) for width, height in self.sizes]
-        return {"index": index, "views": views, "size": self.sizes[0][::-1], "bad": True}
+        sample = {"index": index, "views": views, "size": self.sizes[0][::-1], "bad": True}
+        return sample | ({"image": None} if self.keep else {})
 
     def _make(self, index: int) -> dict:
         path = self.images.paths[index]

@@ -9,7 +9,7 @@ from core.utils.logging import LOGGER
 
 
 class BadImage(UserError):
-    """An image or label file that is missing, broken, or not what its data set says.
+    """An image, label or video file that is missing, broken, or not what its data set says.
 
     Args:
         message: the one line.

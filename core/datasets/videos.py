@@ -60,7 +60,7 @@ def find_frames(config, name: str, where: str) -> ImageSet:
 
 def _taken(config, name: str, where: str) -> tuple[Path, dict]:
     """The folder of the frames, and what it is said to hold."""
-    given = Path(os.path.expanduser(name.removeprefix(VIDEO_PREFIX)))
+    given = Path(name.removeprefix(VIDEO_PREFIX))
     videos, options = _find_videos(given, where), config.VIDEO
     require_utf_8(videos.values(), where)  # of others, OpenCV ends the process
     top = Path(options.FOLDER or os.path.join(config.DATASETS.ROOT, "frames"))

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from core.configs import load_config
-from core.programs.frame import config_parser, run_program
+from core.programs.frame import config_parser, path_argument, run_program
 from core.programs.ranking import rank_checkpoints
 from core.programs.selection import select_checkpoint
 from core.programs.testing import evaluate_checkpoints
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--save-label-ids",
+        type=path_argument,
         metavar="DIR",
         help="save predictions as PNGs of the data set's own label values (Cityscapes' labelIds, as its official "
         "evaluation reads them) in DIR",
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="select among the checkpoints of a folder, their source model and models between the two by the labels of "
         "a few images, a data set as DATASETS.TEST names it; writes OUTPUT_DIR/selection_*.csv",
     )
-    parser.add_argument("--source", metavar="FILE", help="with --select-with: the source model, where it has moved")
-    parser.add_argument("--save", metavar="FILE", help="with --select-with: write the selected model as a checkpoint")
+    source, save = "the source model, where it has moved", "write the selected model as a checkpoint"
+    parser.add_argument("--source", type=path_argument, metavar="FILE", help=f"with --select-with: {source}")
+    parser.add_argument("--save", type=path_argument, metavar="FILE", help=f"with --select-with: {save}")
     parser.add_argument("--overwrite", action="store_true", help="replace label ids, or FILE, that are there already")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")
     parser.add_argument("--multi-scale", action="store_true", help="average over 0.7, 1.0 and 1.3 times the size")

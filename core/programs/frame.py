@@ -10,6 +10,7 @@ from core.runs.resume import going_on
 from core.utils import distributed, signals
 from core.utils.environment import started_as
 from core.utils.errors import Correctable, UserError, as_shell, one_line
+from core.utils.files import expanded
 from core.utils.logging import stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
@@ -45,6 +46,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; try --help")
 
 
+def path_argument(text: str) -> str:
+    """The type of an argument that is a path: `~` and variables, which a shell leaves in `--out=~/x`, are replaced."""
+    try:
+        return expanded(text, "")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None
+
+
 def config_parser(
     description: str,
     example: str,
@@ -60,7 +69,8 @@ def config_parser(
         name: the attribute that they land in.
     """
     parser = Parser(description, example)
-    parser.add_argument("-cfg", "--config-file", required=True, metavar="FILE", help="yaml file of the experiment")
+    experiment = "yaml file of the experiment"
+    parser.add_argument("-cfg", "--config-file", required=True, type=path_argument, metavar="FILE", help=experiment)
     parser.add_argument(name, nargs="*", metavar=words, help=words_help)
     return parser
 

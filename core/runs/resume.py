@@ -6,6 +6,7 @@ go on with; auto goes on with the run in OUTPUT_DIR; auto:FILE does so where tha
 where it has none. In evaluation and tools, FILE is a checkpoint, FOLDER one that holds several.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -292,6 +293,6 @@ def going_on(argv: Sequence[str]) -> list[str]:
     if "resume" not in argv[:-1]:
         return [*argv, "resume", AUTO]
     last = len(argv) - 2 - argv[:-1][::-1].index("resume")
-    given = argv[last + 1]
+    given = os.path.expandvars(os.path.expanduser(argv[last + 1]))
     goes_on = given == AUTO or given.startswith(f"{AUTO}:") or Path(given).is_dir()
     return argv if goes_on else [*argv[: last + 1], AUTO, *argv[last + 2 :]]

@@ -1,5 +1,6 @@
 """Checkpoints in the format of FADA and DT-ST: {iteration, feature_extractor, classifier}."""
 
+import math
 import os
 import re
 import warnings
@@ -97,8 +98,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     Keys may carry the prefix `module.`; num_batches_tracked may be present or not; half precision is widened.
 
     Raises:
-        UserError: not such a file, weights that do not fit (which keys, which shapes), or that are of the same classes
-            in another order, where the file names them.
+        UserError: not such a file, weights that do not fit (which keys, which shapes), that are not numbers (the first
+            tensor), or that are of the same classes in another order, where the file names them.
     """
     content = read_tensors(path)
     lacking = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
@@ -118,6 +119,11 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
         raise UserError(
             f"{path} does not fit the model: {'; '.join(problems)}. Set MODEL.NAME and MODEL.NUM_CLASSES to the "
             "checkpoint's"
+        )
+    ruined = [words for part in PARTS for words in _not_finite(getattr(model, part), states[part], f"{part}.")]
+    if ruined:
+        raise UserError(
+            f"{path} is ruined: {_first_of(ruined)}; the training that wrote it diverged: give an earlier checkpoint"
         )
     for part in PARTS:
         getattr(model, part).load_state_dict(states[part], strict=False)
@@ -159,6 +165,8 @@ def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> Non
     problems = _misfits(feature_extractor, state)
     if problems:
         raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {'; '.join(problems)}. Set MODEL.NAME")
+    if ruined := _not_finite(feature_extractor, state):
+        raise UserError(f"MODEL.WEIGHTS {path} is ruined: {_first_of(ruined)}; download it again, or give another file")
     feature_extractor.load_state_dict(state, strict=False)
 
 
@@ -193,6 +201,31 @@ def _misfits(module: nn.Module, state: Mapping) -> list[str]:
     ]
     found = (("missing", missing), ("unexpected", extra), ("not a tensor of numbers", no_tensor))
     return [f"{what}: {shorten(keys)}" for what, keys in found if keys] + ([shorten(shapes, 2)] if shapes else [])
+
+
+def _not_finite(module: nn.Module, state: Mapping, prefix: str = "") -> list[str]:
+    """In words, the tensors that `module` would take from `state` with numbers that are NaN or infinite.
+
+    But for those where the module has such numbers as it was built (a mask of -inf, say).
+    """
+    found = []
+    for key, built in module.state_dict().items():
+        if key in state and not _is_finite(value := state[key].to(built.dtype)) and _is_finite(built):
+            bad = value.numel() - int(value.isfinite().sum())
+            found.append(f"{prefix}{key} has {bad} of its {value.numel()} numbers NaN or infinite")
+    return found
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """In one pass; what is not floating point is."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    return all(map(math.isfinite, value.aminmax()))  # a NaN is both
+
+
+def _first_of(found: list[str]) -> str:
+    others = len(found) - 1
+    return found[0] + (f", and so {'has 1 other' if others == 1 else f'have {others} others'}" if others else "")
 
 
 def _is_plain(value: object) -> bool:

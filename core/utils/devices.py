@@ -6,7 +6,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -47,7 +47,9 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError:
         raise UserError(f"MODEL.DEVICE {wanted!r} is not a device; use auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type == "mps":  # a Mac's GPU, never `auto`: nothing here was tried on one
+        _check_mps(wanted)
+    elif device.type not in ("cpu", "cuda"):
         raise UserError(f"MODEL.DEVICE {wanted!r} is not supported; use auto, cpu, cuda or cuda:0")
     try:
         if device.type == "cuda":
@@ -63,6 +65,13 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def _check_mps(wanted: str) -> None:
+    if not torch.backends.mps.is_available():
+        raise UserError(f"MODEL.DEVICE {wanted} is not available here (torch finds no GPU of a Mac); use auto or cpu")
+    if distributed.count() > 1:
+        raise UserError(f"MODEL.DEVICE is {wanted!r}, which one process can use alone: give cpu")
+
+
 def configure_backends(device: torch.device, solver) -> None:
     """Have torch compute on a GPU as SOLVER.TF32, DETERMINISTIC and CUDNN_BENCHMARK say; the CPU knows none of them.
 
@@ -71,8 +80,10 @@ def configure_backends(device: torch.device, solver) -> None:
     Args:
         solver: the config node SOLVER.
     Raises:
-        UserError: SOLVER.AMP asks for bfloat16, which the device lacks.
+        UserError: SOLVER.AMP asks for what the device lacks: bfloat16, or on a Mac's GPU any mixed precision.
     """
+    if device.type == "mps" and solver.AMP != "off":
+        raise UserError(f"SOLVER.AMP {solver.AMP}: not on MODEL.DEVICE mps; use off")
     on_gpu = device.type == "cuda"
     if on_gpu and solver.AMP == "bf16" and torch.cuda.get_device_capability(device) < _HAS_BF16_AND_TF32:
         name = torch.cuda.get_device_name(device)
@@ -137,15 +148,21 @@ def device_errors(config, training: bool, domain: str = "") -> Iterator[None]:
         training: it is a run that trains; False: one that predicts.
         domain: of a run's images, `source` or `target`; empty: as the config shows it.
     Raises:
-        UserError: in the place of torch's own error.
+        UserError: in the place of torch's own error; at once where it trains and the device cannot.
     """
+    on_mps = config.MODEL.DEVICE.startswith("mps")
+    if on_mps and training:
+        raise UserError("MODEL.DEVICE mps: training sums in float64, which it lacks; use cpu (mps is for predictions)")
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; cuDNN and the driver have messages only
+    except (RuntimeError, TypeError) as error:  # torch.OutOfMemoryError is one; cuDNN and the driver have messages only
         if "deterministic" in str(error) and config.SOLVER.DETERMINISTIC:
             reason = str(error).split(". ")[0]
             raise UserError(f"SOLVER.DETERMINISTIC: {reason}; set it False, or use another network") from None
         if not isinstance(error, torch.cuda.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            if on_mps and "MPS" in str(error):  # an operator or a type that torch does not have there
+                reason = str(error).split("\n")[0].split(". ")[0]
+                raise UserError(f"MODEL.DEVICE mps cannot do this ({reason}); use cpu") from None
             raise
         raise UserError(f"{_memory_held()}; {_what_takes_less(config, training, domain)}") from None
 
@@ -181,14 +198,16 @@ def _what_takes_less(config, training: bool, domain: str) -> str:
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """Mixed precision as SOLVER.AMP says: `off`, `bf16` or `fp16`."""
+    if device.type == "mps":  # before torch 2.5 it knows none there
+        return nullcontext()
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
 
 
 def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Start a copy to the CPU; the function returned waits for it, so that a later reader never stalls the queue."""
-    if tensor.device.type == "cpu":
-        copy = tensor.detach().clone()
+    if tensor.device.type != "cuda":
+        copy = tensor.detach().to("cpu", copy=True)
         return lambda: copy
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor.detach(), non_blocking=True)
@@ -204,8 +223,8 @@ def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in bytes that torch held on the device; on the CPU that the process held."""
-    if device.type == "cpu":
+    """Largest memory in bytes that torch held on the device; on the CPU, and a Mac, that the process held."""
+    if device.type != "cuda":
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return torch.cuda.max_memory_allocated(device)
@@ -235,7 +254,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy to the device without waiting for it, through page-locked memory where that matters."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @contextmanager

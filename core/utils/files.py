@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,25 @@ from typing import BinaryIO
 from core.utils.errors import UserError, shorten
 
 _LINE_END = "\r\n"  # of the csv module
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)  # as os.path.expandvars sees them
+
+
+def expanded(path: str, where: str) -> str:
+    """A path with `~`, `$NAME` and `${NAME}` replaced as a shell does it.
+
+    Args:
+        where: the option that it comes from.
+    Raises:
+        UserError: a variable is not set, and nothing has that very name, `$` included.
+    """
+    try:
+        found = os.path.expandvars(os.path.expanduser(path))
+        unknown = [name for name in _VARIABLE.findall(path) if name.strip("{}") not in os.environ]
+    except ValueError:  # no user and no variable can have such a name
+        return path
+    if unknown and not os.path.lexists(found):
+        raise UserError(f"{where} {path}: the variable ${unknown[0]} is not set; `export` it, or write the path out")
+    return found
 
 
 @contextmanager

@@ -223,6 +223,15 @@ def test_a_checkpoint_of_another_number_of_classes(refused, tiny_checkpoint, pro
     refused(["MODEL.NUM_CLASSES", "16"], parts, program)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_checkpoint_that_holds_nan(refused, root, tiny_checkpoint, program):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["classifier"]["conv2d_list.2.bias"][3] = float("nan")
+    torch.save(content, root / "nan.pth")
+    parts = ["nan.pth is ruined", "classifier.conv2d_list.2.bias has 1 of its 19"]
+    refused(["resume", "{root}/nan.pth"], parts, program)
+
+
 def test_a_checkpoint_of_another_backbone(refused, resnet18):
     parts = [Path(resnet18["resume"]).name, "missing", "backbone.layer1.2.conv1.weight", "MODEL.NAME"]
     refused(["MODEL.NAME", "deeplab_resnet34"], parts, resume=resnet18["resume"])

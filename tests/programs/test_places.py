@@ -1,4 +1,4 @@
-"""Where people run the programs: into pipes that close, in terminals of any encoding."""
+"""Where people run the programs: into pipes that close, in terminals of any encoding, on systems that lack POSIX."""
 
 import importlib
 import io
@@ -30,6 +30,37 @@ TINY_RUN = {
     "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
     "VIS.PERIOD": 0,
 }
+
+
+ON_WINDOWS = """
+import runpy, sys
+{fake}
+for program in sys.argv[1:]:
+    try:
+        (runpy.run_path if program.endswith(".py") else runpy.run_module)(program, run_name="__main__")
+    except SystemExit as end:
+        print(program, end.code, sep=": ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fake", "programs"),
+    [
+        ("sys.modules['fcntl'] = sys.modules['resource'] = None", PROGRAMS),  # which Windows does not have
+        ("sys.platform = 'win32'", PROGRAMS[:3]),  # the others import what would take it for true
+    ],
+)
+def test_on_windows_every_program_ends_with_one_line_that_names_wsl(fake, programs):
+    programs = [f"{name}.py" if "." not in name else name.removesuffix(".__main__") for name in programs]
+    programs = ["tools.gpu_check" if name == "tools.gpu_check.runner" else name for name in programs]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_WINDOWS.format(fake=fake), *programs], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == programs
+    (told,) = {line.partition(": ")[2] for line in lines}
+    assert told.startswith("error: this project runs on Linux and macOS, not on Windows itself: install WSL (")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -403,6 +403,61 @@ def test_tensors_that_hold_no_numbers_of_their_own_are_named_and_never_filled_in
         load_checkpoint(make_tiny(seed=2), tmp_path / "odd.pth")
 
 
+# --- weights that are no numbers
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_refused_with_file_and_first_tensor(tmp_path, value, half):
+    content = published(make_tiny(seed=1), half=half, tracked=True)
+    content["classifier"]["conv2d_list.1.bias"][4:6] = value
+    content["classifier"]["conv2d_list.3.weight"][0, 1, 2, 2] = value
+    torch.save(content, tmp_path / "bad.pth")
+    target = make_tiny(seed=2)
+    before = logits(target)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(target, tmp_path / "bad.pth")
+    found = "classifier.conv2d_list.1.bias has 2 of its 19 numbers NaN or infinite, and so has 1 other"
+    assert f"{tmp_path / 'bad.pth'} is ruined: {found}; " in str(caught.value)
+    assert torch.equal(logits(target), before)  # nothing of it was taken
+    content["feature_extractor"]["backbone.bn1.running_var"][0] = value  # which stands first in the model
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"feature_extractor\.backbone\.bn1\.running_var has 1 .* have 2 others"):
+        load_checkpoint(target, tmp_path / "bad.pth")
+
+
+def test_a_number_that_only_a_wider_format_holds_is_refused(tmp_path):
+    content = published(make_tiny(seed=1))
+    content["classifier"]["conv2d_list.0.bias"] = content["classifier"]["conv2d_list.0.bias"].double()
+    torch.save(content, tmp_path / "wide.pth")
+    load_checkpoint(make_tiny(seed=2), tmp_path / "wide.pth")
+    content["classifier"]["conv2d_list.0.bias"][7] = 1e300
+    torch.save(content, tmp_path / "wide.pth")
+    with pytest.raises(UserError, match=r"wide\.pth is ruined: .*conv2d_list\.0\.bias has 1 of its 19"):
+        load_checkpoint(make_tiny(seed=2), tmp_path / "wide.pth")
+
+
+def test_the_largest_numbers_and_what_no_network_takes_are_no_matter(tmp_path):
+    model = make_tiny(seed=1)
+    model.classifier.conv2d_list[0].bias.data[:2] = torch.tensor([torch.finfo().max, torch.finfo().min])
+    torch.save(published(model) | {"running_conf": torch.full((19,), float("nan"))}, tmp_path / "a.pth")
+    load_checkpoint(target := make_tiny(seed=2), tmp_path / "a.pth")
+    assert torch.equal(target.classifier.conv2d_list[0].bias, model.classifier.conv2d_list[0].bias)
+
+
+def test_a_mask_of_infinities_that_a_network_is_built_with_is_no_fault(tmp_path):
+    first, second = (make_tiny(seed) for seed in (1, 2))
+    for model in (first, second):
+        model.feature_extractor.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    save_checkpoint(first, tmp_path / "a.pth", 3)
+    assert load_checkpoint(second, tmp_path / "a.pth") == 3
+    with torch.no_grad():
+        first.classifier.conv2d_list[0].bias[0] = float("nan")
+    save_checkpoint(first, tmp_path / "a.pth", 3)
+    with pytest.raises(UserError, match=r"conv2d_list\.0\.bias has 1 of its 19"):
+        load_checkpoint(second, tmp_path / "a.pth")
+
+
 # --- where the weights of a run come from
 
 
@@ -420,6 +475,14 @@ def test_imagenet_weights_load_without_their_last_layer(tmp_path):
     )
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS .*resnet18\.pth"):
         load_imagenet_weights(make_model("resnet34").feature_extractor, tmp_path / "resnet18.pth")
+    state = network.state_dict()
+    state["fc.bias"][0] = float("nan")  # which is not used
+    torch.save(state, tmp_path / "resnet18.pth")
+    load_imagenet_weights(model.feature_extractor, tmp_path / "resnet18.pth")
+    state["layer1.0.bn1.weight"][0] = float("inf")
+    torch.save(state, tmp_path / "resnet18.pth")
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS .*resnet18\.pth is ruined: backbone\.layer1\.0\.bn1\.weight"):
+        load_imagenet_weights(model.feature_extractor, tmp_path / "resnet18.pth")
 
 
 def test_resume_needs_no_imagenet_weights(tmp_path):

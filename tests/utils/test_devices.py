@@ -11,6 +11,7 @@ from core.configs import cfg
 from core.utils import devices, distributed
 from core.utils.errors import UserError
 from test import main as evaluate
+from train_src import main as train
 from train_TCR_DTU import main as adapt
 
 
@@ -121,7 +122,8 @@ def test_of_several_processes_each_has_its_own(two_gpus, monkeypatch, wanted, lo
 @pytest.mark.parametrize(
     ("gpus", "processes", "wanted", "message"),
     [
-        *((2, 1, name, f"MODEL.DEVICE {name!r}") for name in ("gpu", "cuda:x", "", "mps", "meta", "xpu:0")),
+        *((2, 1, name, f"MODEL.DEVICE {name!r}") for name in ("gpu", "cuda:x", "", "meta", "xpu:0")),
+        (0, 1, "mps", "MODEL.DEVICE mps is not available here (torch finds no GPU of a Mac); use auto or cpu"),
         (2, 1, "cuda:2", "MODEL.DEVICE cuda:2 is not available here (CUDA error: invalid device ordinal); use auto or"),
         (0, 1, "cuda:0", "MODEL.DEVICE cuda:0 is not available here (CUDA error: invalid device ordinal); use auto or"),
         (2, 2, "cuda:1", "MODEL.DEVICE is 'cuda:1', but of several processes each has"),
@@ -142,6 +144,60 @@ def test_a_device_that_cannot_be_is_one_line(monkeypatch, gpus, processes, wante
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     Cuda(0).patch(monkeypatch)
     assert devices.choose_device("auto") == torch.device("cpu")
+
+
+# --- a Mac's GPU: what can be said of it without one ------------------------------------------------------------------
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    Cuda(0).patch(monkeypatch)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_mps_is_taken_where_it_is_asked_for_and_there(mac, monkeypatch):
+    assert devices.choose_device("auto") == torch.device("cpu")  # as it is untried
+    device = devices.choose_device("mps")
+    assert device == torch.device("mps")
+    devices.configure_backends(device, solver())
+    with devices.autocast(device, "off"):
+        assert not torch.is_autocast_enabled("cpu")
+    assert devices.peak_memory(device) > 1e6  # of the process, whose memory it shares
+    with pytest.raises(UserError, match=r"^SOLVER\.AMP bf16: not on MODEL\.DEVICE mps; use off$"):
+        devices.configure_backends(device, solver(AMP="bf16"))
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"^MODEL\.DEVICE is 'mps', which one process can use alone: give cpu$"):
+        devices.choose_device("mps")
+
+
+NO_MPS = (
+    NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device. If you want\nmore"),
+    TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use"),
+)
+
+
+@pytest.mark.parametrize("error", NO_MPS, ids=lambda error: type(error).__name__)
+def test_what_torch_does_not_do_on_mps_is_one_line(error):
+    config = cfg.clone()
+    with pytest.raises(type(error)), devices.device_errors(config, training=False):
+        raise error
+    config.MODEL.DEVICE = "mps"
+    first = str(error).split(". ")[0]
+    with pytest.raises(UserError) as caught, devices.device_errors(config, training=False):
+        raise error
+    assert str(caught.value) == f"MODEL.DEVICE mps cannot do this ({first}); use cpu"
+    with pytest.raises(TypeError, match=r"^x$"), devices.device_errors(config, training=False):
+        raise TypeError("x")
+
+
+@pytest.mark.parametrize("program", [adapt, train])
+def test_trainings_refuse_mps_before_anything_is_written(program, write_config, tmp_path, capsys):
+    config = write_config(tmp_path, **{"MODEL.DEVICE": "mps"})
+    before = sorted(tmp_path.rglob("*"))
+    assert program(["-cfg", str(config)]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: MODEL.DEVICE mps: training sums in float64, which it lacks; use cpu")
+    assert (line.count("\n"), sorted(tmp_path.rglob("*"))) == (1, before)
 
 
 # --- precision -------------------------------------------------------------------------------------------------------

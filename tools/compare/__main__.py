@@ -23,13 +23,13 @@ from torch import nn
 from core.configs import load_config
 from core.configs.loading import split_options
 from core.configs.node import Config
-from core.datasets.catalog import find_taxonomy
+from core.datasets.catalog import find_taxonomy, require_files
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.sizes import warn_of_sizes
 from core.evaluation.pictures import Painter
 from core.models import log_dead_channels
-from core.programs.frame import Parser, run_program
+from core.programs.frame import Parser, path_argument, run_program
 from core.programs.ranking import find_unlabelled_images
 from core.runs.folder import CONFIG
 from core.runs.resume import checkpoints_in, new_model, source_checkpoint, with_known_size
@@ -140,7 +140,9 @@ def find_pair(args: argparse.Namespace) -> Pair:
 def _find_images(pair: Pair, out: Path) -> tuple[ImageSet, ImageSet]:
     """Images and videos: those given, or else some of the run's own images."""
     if pair.inputs:
-        return find_inputs(pair.inputs, leave_out=[out / KIND])
+        found = find_inputs(pair.inputs, leave_out=[out / KIND])
+        require_files([path for some in found for path in some.paths], "input", "inputs")
+        return found
     images = find_unlabelled_images(pair.config)
     chosen = even_subsample(len(images), OWN_IMAGES, np.random.default_rng(pair.config.SEED))
     LOGGER.info("images: %d of the run's %d (%s)", len(chosen), len(images), images.name)
@@ -212,11 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__, "python -m tools.compare results/mine my_frames drive.mp4 -o comparison")
     words = "the run's OUTPUT_DIR (not with -cfg); images, folders, glob patterns, videos; and options of its config"
     parser.add_argument("words", nargs="*", metavar="RUN | INPUT | KEY VALUE", help=words)
-    parser.add_argument("-cfg", "--config-file", metavar="FILE", help="yaml file, instead of RUN: its OUTPUT_DIR")
-    parser.add_argument("--source", metavar="FILE", help="source model (default: the one that the run started from)")
+    file = "yaml file, instead of RUN: its OUTPUT_DIR"
+    parser.add_argument("-cfg", "--config-file", type=path_argument, metavar="FILE", help=file)
+    source = "source model (default: the one that the run started from)"
+    parser.add_argument("--source", type=path_argument, metavar="FILE", help=source)
     adapted = "adapted model (default: the run's model_adapted.pth, or else its last checkpoint)"
-    parser.add_argument("--adapted", metavar="FILE", help=adapted)
-    parser.add_argument("-o", "--out", metavar="OUT", help=f"folder for what is made (default: RUN/{FOLDER})")
+    parser.add_argument("--adapted", type=path_argument, metavar="FILE", help=adapted)
+    out = f"folder for what is made (default: RUN/{FOLDER})"
+    parser.add_argument("-o", "--out", type=path_argument, metavar="OUT", help=out)
     containers = "PNG files, or movies of them (default: png of images, mp4 of videos)"
     parser.add_argument("--as", dest="container", choices=("png", *CONTAINERS), help=containers)
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT already")

@@ -5,7 +5,8 @@ An image becomes PNG files OUT/<what>/<name>.png, a video one MP4 file for each 
 makes a movie of all images with gif or mp4. OUT/legend.png shows the classes' colours and names. A camera (0,
 /dev/video0) or stream (rtsp://…, http://…) ends at Ctrl-C, after --frames or --seconds; what was made until then is
 kept, and frames that come while one is predicted are dropped. Of the options, INPUT.INPUT_SIZE_TEST is the size that
-the network sees, TEST.BATCH_SIZE how many images at a time, MODEL.DEVICE where it runs.
+the network sees, TEST.BATCH_SIZE how many images at a time, MODEL.DEVICE where it runs. A bad file is one line, and
+the work goes on; the exit code is 1 in the end, unless at most DATALOADER.SKIP_BAD_IMAGES files were bad.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # started by its path, from any folder
@@ -27,9 +29,10 @@ from core.datasets.catalog import find_taxonomy
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
 from core.datasets.sizes import warn_of_sizes
+from core.datasets.skipping import BadImage
 from core.evaluation.pictures import Painter
 from core.models import log_dead_channels
-from core.programs.frame import config_parser, run_program
+from core.programs.frame import config_parser, path_argument, run_program
 from core.runs.resume import find_checkpoint, new_model, with_known_size
 from core.utils import signals
 from core.utils.checkpoints import load_checkpoint
@@ -37,7 +40,7 @@ from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, start_logging
-from tools.predict.inputs import common_folder, find_inputs
+from tools.predict.inputs import BadFiles, common_folder, find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
 from tools.predict.record import Record, settings
 from tools.predict.stream import Stream, open_stream, split_addresses
@@ -76,6 +79,8 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     config = with_known_size(config, checkpoint)
     stream = _stream(words, args, stack)
     images, videos = find_inputs([] if stream else words, leave_out=[out / kind for kind in KINDS])
+    bad = BadFiles()
+    images = replace(images, skipped=bad)
     planned = plan_series(images, videos, out, args.container, args.save, stream)
     if any(series.container != "png" for series in planned) or len(videos):
         load_ffmpeg("a video")
@@ -95,16 +100,28 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
             raise UserError(f"{other}: choose another -o, or give --overwrite")
     made = "nothing new"
     if planned:
-        studio = Studio(config, _load(config, checkpoint), painter, args.flip, args.multi_scale, args.fps)
+        studio = Studio(config, _load(config, checkpoint), painter, args.flip, args.multi_scale, args.fps, bad)
         warn_of_sizes(images, config.INPUT)
         make_folder(out, "-o")
         with replacing(out / LEGEND) as temporary:
             temporary.write_bytes(legend)
         if record:
             record.begin()
-        made = ", ".join(_make(studio, series, config) for series in planned)
+        made = ", ".join(filter(None, (_make(studio, series, config, record) for series in planned))) or "nothing"
     there = f" ({skipped} were there already)" if skipped else ""
     LOGGER.info("made pictures of %s%s: %s", made, there, shlex.quote(str(out)))
+    _tell_of_bad(bad, len(images) + len(videos), config.DATALOADER.SKIP_BAD_IMAGES)
+
+
+def _tell_of_bad(bad: BadFiles, inputs: int, most: int) -> None:
+    """Raise UserError where more of the inputs were bad than may be."""
+    count = len(bad.lines)
+    if count > most:
+        words = f"1 of {inputs} inputs is bad" if count == 1 else f"{count} of {inputs} inputs are bad, each told above"
+        raise UserError(
+            f"{words} (DATALOADER.SKIP_BAD_IMAGES {most}); {'the first: ' if count > 1 else ''}"
+            f"{next(iter(bad.lines.values()))}; the others are done, and --go-on makes what is mended"
+        )
 
 
 def _load(config, checkpoint: Path) -> nn.Module:
@@ -130,16 +147,26 @@ def _stream(words: Sequence[str], args: argparse.Namespace, stack: ExitStack) ->
     return stack.enter_context(open_stream(addresses[0], args.frames, args.seconds))
 
 
-def _make(studio: Studio, series: Series, config) -> str:
-    """Make a series' pictures and log it; returns what they are of. What there is of a stream that ends is kept."""
+def _make(studio: Studio, series: Series, config, record: Record | None) -> str:
+    """Make a series' pictures and log it; returns what they are of, nothing of a video that cannot be read.
+
+    What there is of a stream that ends is kept.
+    """
     stream = series.source if isinstance(series.source, Stream) else None
     of = "images" if isinstance(series.source, ImageSet) else f"frames of {stream.name if stream else series.source}"
     start, places = time.monotonic(), ", ".join(map(one_line, series.places.values()))
+    bad_before = len(studio.bad.lines)
     try:
         with signals.deferred() if stream else nullcontext(), device_errors(config, training=False):
-            what = one_line(f"{studio.run(series)} {of}")
+            count = studio.run(series)
+            what = one_line(f"{count} {of}")
             told = stream.describe() if stream else f"{what} in {time.monotonic() - start:.1f} s"
-            LOGGER.info("%s; wrote %s", told, "nothing" if stream and not stream.taken else places)
+            LOGGER.info("%s; wrote %s", told, places if count else "nothing")
+        if record and count:
+            record.note(series, whole=len(studio.bad.lines) == bad_before)
+    except BadImage as error:
+        studio.bad.count([(error.path, str(error))])
+        return ""
     except signals.Stopped as stopped:
         if stream:
             stopped.note = f"after {what}{f', which are in {places}' if stream.taken else ''}"
@@ -195,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checkpoint, and any other options of the config, as MODEL.DEVICE cuda:1",
         name="words",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="folder for the pictures")
+    out = "folder for the pictures"
+    parser.add_argument("-o", "--out", required=True, type=path_argument, metavar="OUT", help=out)
     parser.add_argument("--save", type=_kinds, default=(), metavar="WHAT,…", help=kinds)
     parser.add_argument("--as", dest="container", choices=("png", *CONTAINERS), help=containers)
     parser.add_argument("--fps", type=_fps, metavar="N", help=fps)

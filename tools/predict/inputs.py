@@ -2,27 +2,50 @@
 
 import glob
 import os
+import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 from core.datasets.catalog import require_files, require_utf_8
 from core.datasets.images import EXTENSIONS
 from core.datasets.reader import ImageSet, walk_files
+from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
 from core.utils.errors import UserError
+from core.utils.files import expanded
+from core.utils.logging import LOGGER
 
 _KNOWN = ", ".join((*EXTENSIONS, *VIDEO_EXTENSIONS))
+
+
+class BadFiles(SkippedImages):
+    """The bad files among inputs: any number is passed over, each a line of the log as it is met.
+
+    Attributes:
+        lines: what is wrong, by the file's path.
+    """
+
+    def __init__(self):
+        super().__init__(limit=sys.maxsize)
+        self.lines: dict[str, str] = {}
+
+    def count(self, noted: Sequence[tuple[str, str]]) -> None:
+        """Count and log what was met, (path, line) each."""
+        for path, line in noted:
+            if path not in self.lines:
+                self.lines[path] = line
+                LOGGER.info("bad file: %s", line)
 
 
 def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[ImageSet, ImageSet]:
     """The images and the videos that `words` name, each once, in the order of the words, sorted within each.
 
-    Files of other kinds in a folder or pattern are passed over; named alone they are an error. The names of the set
-    are paths below the folder that is common to all words.
+    Files of other kinds in a folder or pattern are passed over; named alone they are an error, and so are links to
+    nothing. The names of the set are paths below the folder that is common to all words.
 
     Args:
-        words: paths or patterns, `~` and `**` included; none: both sets are empty. A path that exists is never a
-            pattern.
+        words: paths or patterns, `~`, `$NAME` and `**` included; none: both sets are empty. A path that exists is never
+            a pattern.
         leave_out: folders that a search does not enter (an earlier call's output).
     Raises:
         UserError: a word that names nothing.
@@ -30,17 +53,16 @@ def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[I
     paths: dict[str, Path] = {}  # from the absolute path to the one that messages show
     tops = []
     hidden = tuple(os.path.abspath(folder) + os.sep for folder in leave_out)
-    for word in words:
+    for word in (expanded(word, "input") for word in words):
         found = {os.path.abspath(path): path for path in _find(word)}
         found = {absolute: path for absolute, path in found.items() if not absolute.startswith(hidden)}
         if not found:
             raise UserError(f"input {word} holds no image or video ({_KNOWN})")
         paths |= {absolute: path for absolute, path in found.items() if absolute not in paths}
-        folder = os.path.abspath(os.path.expanduser(word))
+        folder = os.path.abspath(word)
         tops += [folder] if os.path.isdir(folder) else map(os.path.dirname, found)
     top = os.path.commonpath(tops) if tops else ""
     require_utf_8(list(paths.values()), "inputs")
-    require_files(list(paths.values()), "input", "inputs")
     videos = {absolute for absolute, path in paths.items() if _is_video(path)}
     return _as_set("images", top, paths, paths.keys() - videos), _as_set("videos", top, paths, videos)
 
@@ -53,12 +75,13 @@ def common_folder(*sets: ImageSet) -> str:
 
 def _find(word: str) -> list[Path]:
     """The images and videos of one word, sorted."""
-    path = Path(os.path.expanduser(word))
+    path = Path(word)
     if os.path.isdir(path):
         return sorted(filter(_is_input, walk_files(path)))
     if os.path.lexists(path):
         if not _is_input(path):
             raise UserError(f"input {word} is not an image or video: its name must end in one of {_KNOWN}")
+        require_files([path], "input", "inputs")
         return [path]
     if not glob.has_magic(str(path)):
         raise UserError(f"input {word}: there is no such file or folder")

@@ -18,6 +18,7 @@ RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 _OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES")
 _REPLACES = "replaces what was there"
+_LACKING = "movies without some of their input"
 # arguments that do not change how a picture looks
 _FREE = {"config_file", "words", "out", "save", "container", "fps", "overwrite", "go_on", "frames", "seconds"}
 _FREE |= {"colour_blind"}  # which is VIS.COLOURS
@@ -59,16 +60,31 @@ class Record:
         self._path, self._wanted, self._overwrite = out / RECORD, wanted, overwrite
         self._since: int | None = None  # nanoseconds; None: nothing here was made with these settings
         self._found: dict = {}
+        self._lacking: set[str] = set()
         with suppress(OSError, ValueError):  # not there, or no JSON
             found = json.loads(self._path.read_text(encoding="utf-8"))
             self._found = found if isinstance(found, dict) else {}
             if not self._others():
                 self._since = os.stat(self._path).st_mtime_ns
+                self._lacking = set(map(str, self._found.get(_LACKING, ())))
 
     def begin(self) -> None:
         """Note the settings, unless the folder has the same: from now on what is made counts."""
         if self._since is None or self._overwrite:  # what it replaces does not count as done
-            write_json(self._path, self._wanted | {_REPLACES: self._overwrite})
+            self._found = self._wanted | {_REPLACES: self._overwrite}
+            write_json(self._path, self._found)
+            self._since = os.stat(self._path).st_mtime_ns
+
+    def note(self, series: Series, whole: bool) -> None:
+        """Note whether a movie that was made shows all of its input: a run that goes on makes it anew if not."""
+        if series.container == "png":
+            return
+        names = set(map(self._name, series.places.values()))
+        lacking = self._lacking - names if whole else self._lacking | names
+        if lacking != self._lacking:
+            self._lacking = lacking
+            write_json(self._path, self._found | {_LACKING: sorted(lacking)})
+            os.utime(self._path, ns=(self._since, self._since))  # what was made since then counts
 
     def left_of(self, planned: Sequence[Series]) -> tuple[list[Series], int]:
         """What is not there yet, claiming only what an earlier run would not have replaced; and how many pictures,
@@ -95,7 +111,8 @@ class Record:
 
     def _left_of(self, series: Series) -> tuple[Series | None, int]:
         if series.container != "png":
-            return (None, 1) if self._has(series, "") else (self._claiming(series), 0)
+            whole = self._lacking.isdisjoint(map(self._name, series.places.values()))
+            return (None, 1) if whole and self._has(series, "") else (self._claiming(series), 0)
         if isinstance(series.source, ImageSet):
             names = list(map(series.name, range(len(series.source))))
             left = [index for index, name in enumerate(names) if not self._has(series, name)]
@@ -122,6 +139,10 @@ class Record:
     def _has(self, series: Series, name: str) -> bool:
         """Whether every picture of that name, or every movie, is there."""
         return all(self._is_ours(place / name) for place in series.places.values())
+
+    def _name(self, path: Path) -> str:
+        """Of a file in the folder."""
+        return path.relative_to(self._path.parent).as_posix()
 
     def _is_ours(self, path: Path) -> bool:
         try:

@@ -19,6 +19,7 @@ from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.errors import UserError, one_line
 from core.utils.logging import progress
 from core.utils.signals import Stopped
+from tools.predict.inputs import BadFiles
 from tools.predict.movies import movie
 from tools.predict.stream import Stream, file_stem
 from tools.predict.video import open_video
@@ -33,6 +34,7 @@ KINDS = {
 NUMBERS = "label-ids"  # which no movie can hold
 PNG_DEFAULT, MOVIE_DEFAULT = ("colour", "overlay"), ("side-by-side",)
 SERIES_FPS = 5.0  # of a movie made of images
+_WHOLE = 0.9  # share of the frames that a header tells, from which on a video counts as whole
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,21 @@ class Studio:
         painter: draws pictures.
         flip, multi_scale: average over views, as test.py does.
         fps: of movies; None: the video's own, of images SERIES_FPS, of a live stream as its frames come.
+        bad: is told of videos that end before their end.
     """
 
     def __init__(
-        self, config, model: nn.Module, painter: Painter, flip: bool, multi_scale: bool, fps: float | None = None
+        self,
+        config,
+        model: nn.Module,
+        painter: Painter,
+        flip: bool,
+        multi_scale: bool,
+        fps: float | None = None,
+        bad: BadFiles | None = None,
     ):
         self._config, self._model, self._painter, self._fps = config, model, painter, fps
+        self.bad = bad or BadFiles()
         self._predictor = Predictor(config, next(model.parameters()).device)
         self._label_values = find_label_values(config)
         self._flip, self._sizes = flip, view_sizes(config, multi_scale)
@@ -130,7 +141,8 @@ class Studio:
         """Make the pictures of a series; returns how many they are. One batch of images at a time is in memory.
 
         Raises:
-            UserError: an image or video that cannot be read, a file that cannot be written.
+            BadImage: a video that cannot be read, or an image that its set does not allow for.
+            UserError: a file that cannot be written.
             Stopped: with a note of how far it came.
         """
         count, batch_size = 0, self._config.TEST.BATCH_SIZE
@@ -153,6 +165,10 @@ class Studio:
             except Stopped as stopped:
                 stopped.note = f"after {count}{f' of {total}' if total else ''} {title}"
                 raise
+        seen = count + len(series.leave_out)
+        if isinstance(series.source, Path) and total and seen < _WHOLE * total:
+            line = f"video {series.source} says that it has {total} frames, but only {seen} can be read: is it cut off?"
+            self.bad.count([(str(series.source), line)])
         return count
 
     def _shots(self, batches: Iterable[dict], confidence: bool) -> Iterator[Shot]:
@@ -160,6 +176,8 @@ class Studio:
             for batch in batches:
                 predicted = self._predictor.predict(self._model, batch, self._flip, confidence)
                 for index, image, reading in zip(batch["index"], batch["image"], predicted, strict=True):
+                    if image is None:  # it is bad, and counted
+                        continue
                     labels, probability = reading()
                     yield Shot(index, image, labels, None if probability is None else grey(probability))
 

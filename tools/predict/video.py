@@ -12,7 +12,7 @@ import numpy as np
 
 from core.datasets.images import MAX_PIXELS
 from core.datasets.loading import collate_full_views, full_view
-from core.utils.errors import UserError
+from core.datasets.skipping import BadImage
 from tools.predict.movies import DEFAULT_FPS, load_ffmpeg
 
 _LOCAL = ["-protocol_whitelist", "file,pipe"]  # a playlist that calls itself .mp4 must not reach into the network
@@ -54,14 +54,16 @@ def open_video(path: str | Path) -> Iterator[Video]:
     """Start to read a video; one frame at a time is in memory.
 
     Raises:
-        UserError: it cannot be read, now or later, or holds no frame.
+        BadImage: it cannot be read, now or later, or holds no frame.
     """
     ffmpeg, path = load_ffmpeg(f"video {path}"), Path(path)
+    if not os.path.isfile(path):  # ffmpeg would wait for a pipe
+        raise BadImage(f"video {path} cannot be read: it is no file (a link to nothing, a folder, a pipe, …)", path)
     with closing(_read(ffmpeg, path)) as stream:
         header = next(stream)
     width, height = header["size"]
     if width * height > MAX_PIXELS:
-        raise UserError(f"video {path} is {width}×{height}: frames of more than {MAX_PIXELS} pixels are refused")
+        raise BadImage(f"video {path} is {width}×{height}: frames of more than {MAX_PIXELS} pixels are refused", path)
     fps = header["fps"] or DEFAULT_FPS
     # frames at an even pace, which is their mean one: of a GIF ffmpeg would make a hundred a second
     with closing(_read(ffmpeg, path, ["-r", str(fps)])) as stream:
@@ -81,7 +83,7 @@ def _read(ffmpeg: ModuleType, path: Path, output_params: Sequence[str] = ()) -> 
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1].replace(os.path.abspath(path), "").strip(" :")[:200] if lines else type(error).__name__
         where = f" after {number - 1} frames" if number else ""
-        raise UserError(f"video {path} cannot be read{where} ({reason})") from None
+        raise BadImage(f"video {path} cannot be read{where} ({reason})", path) from None
 
 
 def _frames(stream: Iterator, path: Path) -> Iterator[np.ndarray]:
@@ -91,4 +93,4 @@ def _frames(stream: Iterator, path: Path) -> Iterator[np.ndarray]:
         number += 1
         yield np.frombuffer(bytearray(data), np.uint8).reshape(height, width, 3)
     if not number:
-        raise UserError(f"video {path} holds no frame that can be read")
+        raise BadImage(f"video {path} holds no frame that can be read", path)

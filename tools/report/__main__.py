@@ -16,7 +16,7 @@ if not __package__:  # started by its path, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core.configs.loading import split_options
-from core.programs.frame import Parser, run_program
+from core.programs.frame import Parser, path_argument, run_program
 from core.runs.folder import CANDIDATES
 from core.utils.devices import device_errors
 from core.utils.errors import UserError, shorten
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = "the run's OUTPUT_DIR; and options of its config that have changed since, as DATASETS.ROOT"
     images = f"show the N worst and N best images (default {IMAGES})"
     parser.add_argument("words", nargs="*", metavar="RUN | KEY VALUE", help=words)
-    parser.add_argument("-o", "--out", metavar="FILE", help=f"(default: RUN/{FILE})")
+    parser.add_argument("-o", "--out", type=path_argument, metavar="FILE", help=f"(default: RUN/{FILE})")
     parser.add_argument("--images", type=_count, default=IMAGES, metavar="N", help=images)
     parser.add_argument(
         "--no-images",

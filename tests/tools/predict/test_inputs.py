@@ -45,9 +45,13 @@ def test_words_and_names(tree, words, images, videos):
 
 def test_absolute_paths_and_a_home(tree, monkeypatch):
     monkeypatch.setenv("HOME", str(tree / "a"))
-    images, _ = find_inputs(["~", str(tree / "b/1.jpg")])
-    assert images.names == ("a/1.jpg", "b/1.jpg")
-    assert list(images.paths) == [tree / "a/1.jpg", tree / "b/1.jpg"]
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for home in ("~", "$HOME", "${HOME}/*"):
+        images, _ = find_inputs([home, str(tree / "b/1.jpg")])
+        assert images.names == ("a/1.jpg", "b/1.jpg")
+        assert list(images.paths) == [tree / "a/1.jpg", tree / "b/1.jpg"]
+    with pytest.raises(UserError, match=r"^input \$NOWHERE/\*: the variable \$NOWHERE is not set"):
+        find_inputs(["$NOWHERE/*"])
 
 
 def test_left_out_folders(tree):
