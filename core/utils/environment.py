@@ -92,9 +92,8 @@ def _is_installed(path: str) -> bool:
 def _installed(path: Path) -> tuple[str, ...]:
     """An installed program, by its name where the shell finds it so."""
     found = shutil.which(path.name)
-    if not path.exists():  # newer than the installation
-        return (path.name,)
-    return (path.name if found is not None and os.path.samefile(found, path) else str(path),)
+    same = found is not None and path.exists() and os.path.samefile(found, path)
+    return (path.name if same else str(path),)
 
 
 def describe_environment(command: str, device: str, precision: str) -> dict:

@@ -228,7 +228,7 @@ def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
         "evaluation: 3 images of cityscapes_val",
         "8 iterations of 2 images; checkpoint and state every 4, the newest 2 states are kept",
         "TensorBoard: below tensorboard/; panels: 2 below panels/, every 3",
-        "evaluating the source model ",
+        "evaluating ",
         "mIoU",
         "candidate pass g0000: 6 images",
         "candidate pass g0001",
