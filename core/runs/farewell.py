@@ -93,7 +93,7 @@ def say_trained(config: Config, iteration: int, config_file: str) -> None:
             words += [key, config.find(key)]
     if target != named.DATASETS.TARGET_TRAIN:
         words += ["DATASETS.TARGET_TRAIN", target]
-    words += ["resume", model, "OUTPUT_DIR", folder.with_name(f"{folder.name}_adapted")]
+    words += ["resume", model, "OUTPUT_DIR", folder.parent / f"{folder.name}_adapted"]
     log_next("adapt it to other images", "train_TCR_DTU.py", "-cfg", file, *words)
     if given := [key for key in CHOSEN if named.gives(key)]:
         LOGGER.info("take %s out of %s before, or an adaptation has them, too", shorten(given, len(given)), file)

@@ -54,7 +54,8 @@ def damage(path, how):
         path.write_bytes(whole[: len(whole) // 2])
     else:
         shape = {"colour": (64, 128, 3), "value": (64, 128), "size": (60, 128)}[how]
-        assert cv2.imwrite(str(path), np.full(shape, 100 if how == "value" else 7, np.uint8))
+        value = {"colour": (7, 8, 9), "value": 100, "size": 7}[how]
+        assert cv2.imwrite(str(path), np.full(shape, value, np.uint8))
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])

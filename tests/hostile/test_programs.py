@@ -327,7 +327,7 @@ def test_an_undecodable_image_in_training(refused, root, workers):
     [
         (VAL, "text", ["cannot be decoded"]),
         (VAL_LABEL, "half", ["cannot be decoded"]),
-        (VAL_LABEL, np.full((64, 128, 3), 7, np.uint8), ["single-channel"]),
+        (VAL_LABEL, np.full((64, 128, 3), (7, 8, 9), np.uint8), ["colour"]),
     ],
     ids=["image", "label", "coloured label"],
 )
