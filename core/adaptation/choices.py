@@ -50,7 +50,6 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 VIEW = 1024 * 512  # pixels of the full view, at most
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
-CHECKPOINTS = 4
 RATE, LEAST_RATE, MOST_RATE = 5.2e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
@@ -85,13 +84,8 @@ def choose_schedule(choices: Choices, images: int, parts: int = 1) -> None:
     crop = tuple(min(max(8 * round(n * CROP / 8), 8), n) for n in view)
     choices.choose(f"two thirds of the full view {view[0]}×{view[1]}", {"INPUT.TARGET_INPUT_SIZE_TRAIN": crop})
     length = max(round(LENGTH * images**0.75), LEAST_LENGTH)
-    choices.choose(
-        f"{images} images; the rate reaches 0 with the end",
-        {"SOLVER.BATCH_SIZE": -(-BATCH_SIZE // parts) * parts, "SOLVER.STOP_ITER": length},
-    )
-    length = choices.config.SOLVER.STOP_ITER
-    choices.choose("as long as the run", {"SOLVER.MAX_ITER": length})
-    choices.choose(f"{CHECKPOINTS} in the run", {"SOLVER.CHECKPOINT_PERIOD": max(-(-length // CHECKPOINTS), 1)})
+    why = f"{images} images; the rate reaches 0 with the end"
+    length = choices.choose_length(why, length, BATCH_SIZE, parts)
     longest = int(np.clip(length // 20, 5, 30))
     choices.choose(
         f"the teacher may move some {max(length // longest, 1)} times at least",

@@ -7,6 +7,7 @@ from core.configs.node import Config
 from core.utils.environment import available_cores
 
 MOST_WORKERS = 4
+CHECKPOINTS = 4
 
 
 class Choices:
@@ -35,6 +36,20 @@ class Choices:
         cores = available_cores()
         workers = min(max(cores - 2, 0), MOST_WORKERS)
         self.choose(f"of {cores} cores the network has two; they change no result", {"DATALOADER.NUM_WORKERS": workers})
+
+    def choose_length(self, why: str, length: int, batch: int, parts: int) -> int:
+        """Iterations, what follows from them, and the batch; returns the iterations, which may be given.
+
+        Args:
+            why: so many.
+            batch: images, at least.
+            parts: by which a batch must divide.
+        """
+        self.choose(why, {"SOLVER.BATCH_SIZE": -(-batch // parts) * parts, "SOLVER.STOP_ITER": length})
+        length = self.config.SOLVER.STOP_ITER
+        self.choose("as long as the run", {"SOLVER.MAX_ITER": length})
+        self.choose(f"{CHECKPOINTS} in the run", {"SOLVER.CHECKPOINT_PERIOD": max(-(-length // CHECKPOINTS), 1)})
+        return length
 
 
 def with_chosen(config: Config, chosen: Config, keys: Sequence[str]) -> Config:

@@ -31,7 +31,6 @@ LENGTH, LEAST_LENGTH, MOST_LENGTH = 120, 600, 40_000  # iterations = LENGTH · �
 RANDOM_TIMES = 1.5  # × the length, from random weights
 RATES = {"random": 0.02, "trained": 5e-4}
 CLIP = 5.0  # norm of the gradient
-CHECKPOINTS = 4
 
 
 def choose_all(choices: Choices, images: ImageSet, random: bool, parts: int = 1) -> None:
@@ -56,14 +55,10 @@ def choose_all(choices: Choices, images: ImageSet, random: bool, parts: int = 1)
         )
     choices.choose("left and right are alike in most scenes", {"INPUT.HORIZONTAL_FLIP_PROB_TRAIN": 0.5})
     length = round(min(max(LENGTH * len(images) ** 0.5, LEAST_LENGTH), MOST_LENGTH) * (RANDOM_TIMES if random else 1))
-    choices.choose(
-        f"{len(images)} images, from {'random' if random else 'trained'} weights; the rate reaches 0 with the end",
-        {"SOLVER.BATCH_SIZE": -(-BATCH_SIZE // parts) * parts, "SOLVER.STOP_ITER": length},
-    )
-    length = choices.config.SOLVER.STOP_ITER
-    choices.choose("as long as the run", {"SOLVER.MAX_ITER": length})
-    choices.choose(f"{CHECKPOINTS} in the run", {"SOLVER.CHECKPOINT_PERIOD": max(-(-length // CHECKPOINTS), 1)})
+    weights = "random" if random else "trained"
+    why = f"{len(images)} images, from {weights} weights; the rate reaches 0 with the end"
+    choices.choose_length(why, length, BATCH_SIZE, parts)
     choices.choose("a full view takes little memory without gradient", {"TEST.BATCH_SIZE": BATCH_SIZE})
     why = "from random weights" if random else "trained weights would be lost at a higher one"
-    choices.choose(why, {"SOLVER.BASE_LR": RATES["random" if random else "trained"]})
+    choices.choose(why, {"SOLVER.BASE_LR": RATES[weights]})
     choices.choose("no single batch may throw the weights far", {"SOLVER.CLIP_GRAD": CLIP})
