@@ -36,7 +36,7 @@ from core.evaluation.predictor import evaluating
 from core.models import log_dead_channels
 from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, path_argument, run_program
-from core.runs.resume import find_checkpoint, new_model, with_known_size
+from core.runs.resume import find_checkpoint, new_model, with_known
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
@@ -238,7 +238,7 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(f"--format {args.format} needs more packages: pip install {' '.join(missing)}")
     config = load_config(args.config_file, args.options)
     checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
-    config = with_known_size(config, checkpoint)
+    config = with_known(config, checkpoint)
     path = Path(args.out or Path(config.OUTPUT_DIR) / f"{checkpoint.stem}{form.ending}")
     if os.path.lexists(path) and not args.overwrite:
         raise UserError(f"{path} is already there: choose another -o, or give --overwrite")

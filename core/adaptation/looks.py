@@ -15,11 +15,12 @@ from torch import nn
 
 from core.datasets.images import png_bytes
 from core.datasets.reader import ImageSet
+from core.datasets.taxonomy import IGNORE
 from core.evaluation.metrics import joint_counts
 from core.evaluation.predictor import Predictor
 from core.models.deeplab import resize_logits
 from core.utils import distributed
-from core.utils.devices import copy_to_host
+from core.utils.devices import copy_to_host, to_device
 
 LOOKS = ("mirrored", "smaller")
 SMALLER = 0.75  # of the full view's width and height
@@ -35,7 +36,8 @@ class Looks:
         probabilities: C floats, the mean over the pixels.
         confidence: mean probability of the winning class.
         entropy: mean entropy of a pixel's probabilities, nats.
-        labels: the winning classes of every image as a PNG file, h×w uint8.
+        labels: the winning classes of every image as a PNG file, h×w uint8, 255 where it is blind, which counts
+            nowhere.
     """
 
     joint: np.ndarray
@@ -118,6 +120,12 @@ def look_at(model: nn.Module, images: ImageSet, num_classes: int, predictor: Pre
         winners = torch.stack([one.argmax(dim=1).to(torch.uint8) for one in (logits, *looks)], dim=1)
         log_probs = logits.log_softmax(dim=1)
         probs = log_probs.exp()
+        if images.blind is not None:
+            blind = [images.blind_at(images.paths[index], size) for index in batch["index"]]
+            blind = [np.zeros(tuple(size), bool) if one is None else one for one in blind]
+            blind = to_device(torch.from_numpy(np.stack(blind)), probs.device)[:, None]
+            winners.masked_fill_(blind, IGNORE)
+            probs.masked_fill_(blind, 0)
         entropy = -(probs * log_probs).sum(dim=(1, 2, 3))
         peak = probs.amax(dim=1)
         numbers = torch.stack([peak.sum(dim=(1, 2)), entropy], dim=1)

@@ -83,6 +83,13 @@ option("INPUT.CONTRAST", 0.0, at_least(0))
 option("INPUT.SATURATION", 0.0, at_least(0))
 option("INPUT.HUE", 0.0, within(0, 0.5))
 option("INPUT.GRAYSCALE_PROB", 0.0, within(0, 1))  # source training: share of images turned grey
+# of images with 16 bits, what becomes 0 … 255: auto: the range of the set | 8 | 10 | 12 | 14 | 16 bits from 0 on |
+# percentile: 1 to 99 % of the set's pixels; images of 8 bits are as they are
+option("INPUT.DEPTH", "auto", one_of("auto", "8", "10", "12", "14", "16", "percentile"))
+option("INPUT.DEPTH_RANGE", (), rules.SPAN)  # (lowest, highest) value instead; a run that finds it keeps it here
+# picture of the images' size, 0 where they always show the same (the own bonnet, say): no label, no paste, no score
+option("INPUT.MASK", "", path=True)
+option("INPUT.MARGINS", (), rules.MARGINS)  # the same as (left, top, right, bottom), pixels at the images' own size
 option("INPUT.IGNORE_LABEL", 255, rules.IGNORE_LABEL)
 option("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), rules.COLOUR)  # of RGB in 0 … 1
 option("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), rules.DIVISORS)

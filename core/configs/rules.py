@@ -44,6 +44,14 @@ POSITIONS = Rule(
 )
 SIZE = Rule("(width, height) in pixels", lambda size: len(size) == 2 and _are_whole(size, 1))
 SCALES = Rule("(smallest, largest) above 0", lambda scales: _are_numbers(scales, 2) and 0 < scales[0] <= scales[1])
+SPAN = Rule(
+    "(lowest, highest) value, from 0 to 65535, or empty",
+    lambda span: not span or (len(span) == 2 and _are_whole(span, 0, 65535) and span[0] < span[1]),
+)
+BANDS = Rule("three bands, or one, counted from 1", lambda bands: len(bands) in (1, 3) and _are_whole(bands, 1))
+MARGINS = Rule(
+    "(left, top, right, bottom) in pixels, or empty", lambda sides: len(sides) in (0, 4) and _are_whole(sides, 0)
+)
 COLOUR = Rule("three numbers", lambda values: _are_numbers(values, 3))
 DIVISORS = Rule("three numbers other than 0", lambda values: _are_numbers(values, 3) and 0 not in values)
 IGNORE_LABEL = Rule("255, which stored labels, of 8 bits, use throughout", lambda value: value == 255)

@@ -6,14 +6,17 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
+from core.datasets.blind import BlindSpots
 from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
-from core.datasets.images import EXTENSIONS
+from core.datasets.depth import set_depth, with_depth
+from core.datasets.images import EXTENSIONS, image_size
 from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
@@ -86,6 +89,12 @@ def find_label_values(config) -> np.ndarray:
     return table
 
 
+def find_bands(config) -> tuple[int, ...]:
+    """Those that the first data set of the config with `bands` takes as red, green, blue; empty: none says any."""
+    readers = [_find_entry(config, key)[0].reader for key in _named(config)]
+    return next((reader.bands for reader in readers if isinstance(reader, CustomReader) and reader.bands), ())
+
+
 def _named(config) -> list[str]:
     """The keys of the data sets that have class names."""
     unnamed = (FOLDER_PREFIX, VIDEO_PREFIX)
@@ -106,10 +115,34 @@ def _taxonomy_of(config, key: str) -> Taxonomy:
 def find_images(config, key: str) -> ImageSet:
     """The images of DATASETS.<key>, found by looking below DATASETS.ROOT (or the PATH of `folder:PATH`, `video:PATH`).
 
+    INPUT.MASK and INPUT.MARGINS are of the target's camera, and so of TARGET_TRAIN and TEST alone. How 16-bit images
+    become 8-bit ones, TEST shares with TARGET_TRAIN, where that has such images, too.
+
     Raises:
-        UserError: unknown name, missing folder, no image in it, or something in it that is named like an image but no
-            file.
+        UserError: unknown name, missing folder, no image in it, something in it that is named like an image but no
+            file, or images of 8 bits and of 16.
     """
+    images, where = _find_images(config, key), f"DATASETS.{key} {config.DATASETS[key]}"
+    if key == "TEST" and config.DATASETS.TARGET_TRAIN and not config.INPUT.DEPTH_RANGE and set_depth(images, where) > 8:
+        with suppress(UserError):
+            span = find_images(config, "TARGET_TRAIN").form.span
+            config = config.changed({"INPUT.DEPTH_RANGE": span})
+    images = with_depth(images, config.INPUT, where)
+    return images if key == "SOURCE_TRAIN" else _with_blind_spots(images, config.INPUT)
+
+
+def _with_blind_spots(images: ImageSet, options) -> ImageSet:
+    """The set, told where its images are blind (`options`: the config node INPUT)."""
+    spots = BlindSpots.given(options)
+    if spots is None:
+        return images
+    sizes = dict.fromkeys(filter(None, (image_size(images.paths[index]) for index in spread(len(images)))))
+    share = f"{100 * spots.share(sizes):.1f} % of the picture is masked"
+    return replace(images, blind=spots, note="; ".join(filter(None, (images.note, share))))
+
+
+def _find_images(config, key: str) -> ImageSet:
+    """Those of :func:`find_images`, whatever their depth."""
     name, where = config.DATASETS[key], f"DATASETS.{key}"
     if not name:
         others = f", or to {FOLDER_PREFIX}PATH or {VIDEO_PREFIX}PATH for any images"
@@ -142,7 +175,7 @@ def find_target_images(config) -> ImageSet:
     """
     found = find_images(config, "TARGET_TRAIN")
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
-    told = {"left_out": found.left_out, "note": found.note}
+    told = {"left_out": found.left_out, "note": found.note, "form": found.form, "blind": found.blind}
     images = ImageSet(found.name, found.paths, found.names, **told, skipped=skipped)
     list_file = config.DATASETS.TARGET_LIST
     return _restrict(images, Path(list_file)) if list_file else images

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.datasets.colours import OFFICIAL, ColourTable
-from core.datasets.images import CHANNELS, EXTENSIONS, read_channel, read_label
+from core.datasets.images import CHANNELS, EXTENSIONS, ImageForm, read_channel, read_label
 from core.datasets.reader import ImageSet, label_table, walk_files
 from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
 from core.utils.errors import UserError, shown
@@ -19,7 +19,7 @@ MAX_CLASSES = 254
 MAX_VALUE = 65535  # of 16-bit labels
 REST = "rest"  # as `ignore`: every value that `labels` does not name
 _FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
-_FIELDS += ("by_colour", "palette", "label_channel")
+_FIELDS += ("by_colour", "palette", "label_channel", "bands")
 _SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -63,6 +63,7 @@ class CustomReader:
         channel: of the label files, a key of CHANNELS; None: they have one.
         colours: what the colours of label files mean, in place of values; `classes` are then those in their order.
         plain: whether nothing but the order of the classes says what values are.
+        bands: of image files, see :func:`core.datasets.images.read_pixels`.
         kind: see :class:`core.datasets.reader.Reader`.
     """
 
@@ -72,6 +73,7 @@ class CustomReader:
     channel: str | None = None
     colours: ColourTable | None = None
     plain: bool = False
+    bands: tuple[int, ...] = ()
     kind: str = ""
 
     @property
@@ -96,14 +98,14 @@ class CustomReader:
             raise UserError(f"{where}: no {wanted} below {folder}")
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
         if labels is None:
-            return ImageSet(name, tuple(paths), names)
+            return ImageSet(name, tuple(paths), names, form=ImageForm(self.bands))
         table, read_values, decoding = label_table(taxonomy, self.classes, self.no_class), read_label, ""
         if self.colours is not None:
             read_values = self.colours.decoder(root)
             decoding = repr(read_values)
         elif self.channel is not None:
             read_values, decoding = partial(read_channel, channel=self.channel), self.channel
-        told = {"decoding": decoding, "guessed_void": self.plain}
+        told = {"decoding": decoding, "guessed_void": self.plain, "form": ImageForm(self.bands)}
         return ImageSet(name, tuple(paths), names, labels, table, read_values, **told)
 
 
@@ -135,12 +137,15 @@ def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomRe
         classes, no_class = _label_values(fields, taxonomy.names, key)
     else:
         classes, no_class = dict(enumerate(taxonomy.names)), []
+    bands = fields.get("bands", [])
+    if not isinstance(bands, list) or len(bands) not in (0, 1, 3) or not all(_is_value(b) and b for b in bands):
+        raise UserError(f"{key}.bands must be a list of three bands, or one, counted from 1, not {shown(bands)}")
     splits = _mapping(fields["splits"], f"{key}.splits")
     if not splits:
         raise UserError(f"{key}.splits must name at least one split")
     splits = {split: _split(split, value, f"{key}.splits.{split}") for split, value in splits.items()}
     plain = colours is None and not {"labels", "ignore"} & fields.keys()
-    return taxonomy, CustomReader(splits, classes, no_class, channel, colours, plain)
+    return taxonomy, CustomReader(splits, classes, no_class, channel, colours, plain, tuple(bands))
 
 
 def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -> str:

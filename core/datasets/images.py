@@ -3,8 +3,10 @@
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -13,19 +15,21 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from core.datasets import tiff
 from core.datasets.skipping import BadImage
+from core.utils.errors import UserError
 from core.utils.files import open_regular, replacing
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *tiff.ENDINGS)
 MAX_PIXELS = 2**28  # of one image: a wider one is a mistake, or made to exhaust the memory
-_FORMATS = {"image": ("PNG", "JPEG", "BMP", "WEBP"), "label": ("PNG", "JPEG", "BMP", "WEBP", "TIFF")}
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 CHANNELS = {"red": 2, "green": 1, "blue": 0, "alpha": 3}  # of an RGB(A) file, in OpenCV's order
-_TIFF_DATA = ((273, 279), (324, 325))  # tags: where strips or tiles begin, and their bytes
 _TIFF_BITS, _TIFF_MODES = 258, ("L", "RGB", "RGBA")
 _TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
 UPRIGHT = 1  # the orientation that leaves an image as it is stored
 _JPEG_END = b"\xff\xd9"
+_PNG = b"\x89PNG"
 _PNG_END = b"\0\0\0\0IEND"  # and four bytes of checksum
 _PNG_DEPTH, _PNG_COLOURS, _PNG_PALETTE = 24, 25, 3  # two positions in a PNG file, and the colour type with a palette
 _MAX_BYTES = 8 * MAX_PIXELS  # of a file: what 16-bit RGBA takes where nothing can be compressed
@@ -41,11 +45,11 @@ Image.MAX_IMAGE_PIXELS = None  # PIL's own bound, below ours: it opens files for
 
 
 @contextmanager
-def _opened(file: IO[bytes] | str | Path, kind: str = "image") -> Iterator[Image.Image]:
-    """The file as PIL sees it before anything is decoded; `kind`: image or label."""
+def _opened(file: IO[bytes] | str | Path) -> Iterator[Image.Image]:
+    """The file as PIL sees it before anything is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(file, formats=_FORMATS[kind]) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             yield image
 
 
@@ -61,12 +65,15 @@ def _read_bytes(path: str | Path, kind: str) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise BadImage(f"{kind} {path} cannot be read: {reason}", path) from None
     try:
-        with _opened(io.BytesIO(data), kind) as image:
-            width, height = image.size
-            whole = _has_its_end(data, image)
+        if tiff.is_tiff(data):
+            layout = tiff.read_layout(io.BytesIO(data))
+            (width, height), whole = layout.size, layout.end <= len(data)
+        else:
+            with _opened(io.BytesIO(data)) as image:
+                width, height = image.size
+                whole = _has_its_end(data, image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
-        known = "PNG, JPEG, BMP, WebP or TIFF" if kind == "label" else "PNG, JPEG, BMP or WebP"
-        raise _undecodable(path, kind, data, f"which begin as no sound {known} file does") from None
+        raise _undecodable(path, kind, data, "which begin as no sound PNG, JPEG, BMP, WebP or TIFF file does") from None
     if width * height > MAX_PIXELS:
         raise BadImage(
             f"{kind} {path} claims to be {width}×{height}: images of more than {MAX_PIXELS} pixels are refused", path
@@ -85,9 +92,6 @@ def _has_its_end(data: bytes, image: Image.Image) -> bool:
         return decoder != "raw" or start + height * arguments[1] <= len(data)  # bytes of a row
     if image.format == "WEBP":
         return 8 + int.from_bytes(data[4:8], "little") <= len(data)
-    if image.format == "TIFF":
-        parts = [zip(image.tag_v2.get(at, ()), image.tag_v2.get(size, ()), strict=True) for at, size in _TIFF_DATA]
-        return all(start + size <= len(data) for part in parts for start, size in part)
     pixels = JpegImageFile(io.BytesIO(data)).fp.tell()  # a thumbnail, which has an end of its own, stands before them
     return data.rfind(_JPEG_END, pixels) >= 0
 
@@ -108,12 +112,110 @@ def _decode(path: str | Path, data: bytes, flags: int, kind: str) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The upright RGB image, H×W×3 uint8, of any file: grey, RGBA, palette, 16-bit (its upper 8 bits), EXIF-rotated.
+    """The upright RGB image, H×W×3 uint8, of any file; of 16 bits the upper 8. See :func:`read_pixels`."""
+    pixels = read_pixels(path)
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
+
+def read_pixels(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
+    """The upright RGB image, H×W×3 uint8, or uint16 where it has 16 bits, of any file: grey, RGBA, palette, TIFF, …
+
+    Args:
+        bands: those that are red, green, blue, or one for all three, counted from 1 in the file's order; none: as the
+            file says.
     Raises:
-        BadImage: the file is missing or no regular one, cannot be decoded, lacks its end, or has over 2^28 pixels.
+        BadImage: the file is missing or no regular one, cannot be decoded, lacks its end, has over 2^28 pixels, other
+            numbers than whole ones of up to 16 bits, or not these bands.
+        UserError: a package is missing that reads a TIFF file of more bands.
     """
-    return cv2.cvtColor(_decode(path, _read_bytes(path, "image"), cv2.IMREAD_COLOR, "image"), cv2.COLOR_BGR2RGB)
+    data = _read_bytes(path, "image")
+    if not bands and not tiff.is_tiff(data):
+        return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), cv2.COLOR_BGR2RGB)
+    stored, alpha = _stored_bands(path, data)
+    count = stored.shape[2]
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise BadImage(
+            f"image {path} has numbers of the kind {stored.dtype}; whole ones of up to 16 bits are read", path
+        )
+    if not bands and count - alpha not in (1, 3):
+        raise BadImage(
+            f"image {path} has {count} bands; `bands: [1, 2, 3]` of a DATASETS.CUSTOM set names those that are red, "
+            "green and blue",
+            path,
+        )
+    chosen = bands or range(1, count - alpha + 1)
+    if max(chosen) > count:
+        raise BadImage(f"image {path} has {count} band{'s' * (count > 1)}, but `bands` names {max(chosen)}", path)
+    chosen = [band - 1 for band in chosen]
+    return np.ascontiguousarray(stored[..., chosen if len(chosen) == 3 else chosen * 3])
+
+
+@cache
+def _levels(span: tuple[int, int]) -> np.ndarray:
+    low, high = span
+    return np.rint((np.arange(2**16) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+
+
+def to_bytes(pixels: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """uint16 → uint8, linearly from span[0] → 0 to span[1] → 255, and these beyond."""
+    return _levels(span)[pixels]
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """How the image files of a set are read.
+
+    Attributes:
+        bands: see :func:`read_pixels`.
+        span: the values of 16-bit images that become 0 and 255; empty: they have 8 bits.
+    """
+
+    bands: tuple[int, ...] = ()
+    span: tuple[int, int] | tuple[()] = ()
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """An image of the set, upright, H×W×3 uint8 RGB.
+
+        Raises:
+            BadImage: as :func:`read_pixels`, or it has another depth than the set.
+        """
+        pixels = read_pixels(path, self.bands)
+        if (pixels.dtype == np.uint16) != bool(self.span):
+            bits, others = (16, 8) if pixels.dtype == np.uint16 else (8, 16)
+            raise BadImage(f"image {path} has {bits} bits, but the images of its set have {others}", path)
+        return to_bytes(pixels, self.span) if self.span else pixels
+
+
+PLAIN = ImageForm()
+
+
+def _stored_bands(path: str | Path, data: bytes) -> tuple[np.ndarray, bool]:
+    """The bands of an image file in its order, H×W×N, upright; and whether the last one is alpha."""
+    if not tiff.is_tiff(data):
+        stored = _in_file_order(_decode(path, data, cv2.IMREAD_UNCHANGED, "image"))
+        with _opened(io.BytesIO(data)) as image:
+            return turned(stored, _orientation(image)), stored.shape[2] in (2, 4)
+    layout = tiff.read_layout(io.BytesIO(data))
+    if not (layout.bits <= 16 and layout.numbers):
+        raise BadImage(f"image {path} has {layout.bits}-bit numbers; whole ones of up to 16 bits are read", path)
+    if layout.plain and not (layout.alpha and layout.bits == 8):  # where OpenCV would multiply colours by alpha
+        return _in_file_order(_decode(path, data, cv2.IMREAD_UNCHANGED, "image")), layout.alpha
+    try:
+        if layout.plain:
+            with _opened(io.BytesIO(data)) as image:
+                stored = np.array(image)
+        else:
+            stored = tiff.read_bands(data, f"image {path}, a TIFF file of {layout.bands} bands,")
+    except UserError:
+        raise
+    except Exception:  # whatever a broken file makes PIL or tifffile raise
+        raise _undecodable(path, "image", data) from None
+    return turned(stored, layout.orientation), layout.alpha
+
+
+def _in_file_order(image: np.ndarray) -> np.ndarray:
+    """What OpenCV decodes, as H×W×N with red first."""
+    return image[..., None] if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -135,7 +237,7 @@ def read_label(path: str | Path) -> np.ndarray:
             "label_channel)",
             path,
         )
-    if data.startswith(b"\x89PNG") and data[_PNG_DEPTH] in (2, 4) and data[_PNG_COLOURS] != _PNG_PALETTE:
+    if data.startswith(_PNG) and data[_PNG_DEPTH] in (2, 4) and data[_PNG_COLOURS] != _PNG_PALETTE:
         label //= np.uint8(255 // (2 ** data[_PNG_DEPTH] - 1))  # OpenCV has stretched them to 8 bits
     return label
 
@@ -186,7 +288,7 @@ def _stored_label(path: str | Path, data: bytes, indices: bool = False) -> np.nd
         indices: a palette's indices instead of its colours, and bits as 0 and 1 instead of 0 and 255.
     """
     try:
-        with _opened(io.BytesIO(data), "label") as image:
+        with _opened(io.BytesIO(data)) as image:
             if indices and image.mode in ("P", "1"):
                 return np.array(image).astype(np.uint8)
             if image.format == "TIFF" and set(image.tag_v2[_TIFF_BITS]) == {8} and image.mode in _TIFF_MODES:
@@ -241,19 +343,32 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
     return None if header is None else turned_size(*header)
 
 
-def stored_size(path: str | Path, kind: str = "image") -> tuple[tuple[int, int], int] | None:
-    """(width, height) as stored, and EXIF's orientation (1 to 8), from the file's header; None: it is not understood.
-
-    Args:
-        kind: image or label.
-    """
+def stored_size(path: str | Path) -> tuple[tuple[int, int], int] | None:
+    """(width, height) as stored, and EXIF's orientation (1 to 8), from the header; None: it is not understood."""
     if not os.path.isfile(path):  # opening a pipe would wait
         return None
     try:
-        with _opened(path, kind) as image:
-            return image.size, _orientation(image)
+        with open(path, "rb") as file:
+            if tiff.is_tiff(file.peek(4)):
+                layout = tiff.read_layout(file)
+                return layout.size, layout.orientation
+            with _opened(file) as image:
+                return image.size, _orientation(image)
     except Exception:  # PIL raises SyntaxError, struct.error and more for broken files
         return None
+
+
+def stored_depth(path: str | Path) -> int | None:
+    """Bits of an image's numbers as it would be read, 8 or 16, from the file's header; None: it is not understood."""
+    if not str(path).lower().endswith((".png", *tiff.ENDINGS)):
+        return 8
+    try:
+        with open_regular(path) as file:
+            header = file.peek(_PNG_DEPTH + 1)
+            bits = tiff.read_layout(file).bits if tiff.is_tiff(header) else header[_PNG_DEPTH]
+    except Exception:  # PIL raises struct.error and more for broken files
+        return None
+    return 16 if 8 < bits <= 16 else 8
 
 
 def _orientation(image: Image.Image) -> int:
@@ -273,9 +388,9 @@ def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """A stored H×W array, upright: turned and mirrored as EXIF's orientation (1 to 8) says."""
+    """A stored H×W(×N) array, upright: turned and mirrored as EXIF's orientation (1 to 8) says."""
     if orientation in _TRANSPOSING_ORIENTATIONS:
-        array = array.T
+        array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return array[::-1] if orientation in (3, 4, 7, 8) else array

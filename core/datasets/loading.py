@@ -22,7 +22,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from core.datasets.catalog import ImageSet
-from core.datasets.images import read_image
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.transforms import resize, stack_images, to_tensor
 from core.utils import distributed
@@ -314,7 +313,7 @@ class FullViews(Dataset):
 
     def _make(self, index: int) -> dict:
         path = self.images.paths[index]
-        image = read_image(path)
+        image = self.images.form.read(path)
         sample = full_view(index, image, self.sizes)
         if self.keep:
             sample["image"] = image

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from core.datasets.images import UPRIGHT, read_label, stored_size, turned, turned_size
+from core.datasets.blind import BlindSpots
+from core.datasets.images import (
+    PLAIN,
+    UPRIGHT,
+    ImageForm,
+    image_size,
+    read_label,
+    stored_size,
+    turned,
+    turned_size,
+)
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
@@ -36,6 +46,8 @@ class ImageSet:
         balanced: source training draws class-balanced by default.
         left_out: names of label files that lay among the images.
         note: what else the log should say of them.
+        form: how image files are read.
+        blind: where all images show the same, and have no label; None: nowhere.
         skipped: the bad images that a run did without; by default none may be.
     """
 
@@ -51,6 +63,8 @@ class ImageSet:
     guessed_void: bool = False
     left_out: tuple[str, ...] = ()
     note: str = ""
+    form: ImageForm = PLAIN
+    blind: BlindSpots | None = None
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:
@@ -64,6 +78,11 @@ class ImageSet:
     def restricted(self, indices: Sequence[int]) -> "ImageSet":
         """The same set with some of its images only."""
         return replace(self, paths=tuple(self.paths[i] for i in indices), names=tuple(self.names[i] for i in indices))
+
+    def blind_at(self, path: Path, size: tuple[int, int]) -> np.ndarray | None:
+        """h×w bool, True where an image of the set is blind, as seen at `size` (h, w); None where none ever is."""
+        own = self.blind and image_size(path)
+        return self.blind.of(own, tuple(size)) if own else None
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of image `index` as H×W uint8 class indices, 255 where it has none; upright, as the image is read.
@@ -88,7 +107,9 @@ class ImageSet:
                 + "; mend the file, or (of a DATASETS.CUSTOM set) name them in `labels` or `ignore`",
                 path,
             )
-        return self._upright(self.paths[index], path, indices)
+        label = self._upright(self.paths[index], path, indices)
+        blind = self.blind_at(self.paths[index], label.shape)
+        return label if blind is None else np.where(blind, np.uint8(IGNORE), label)
 
     def _upright(self, image: Path, path: Path, label: np.ndarray) -> np.ndarray:
         """A label, turned as its image is by EXIF, if it lies as that is stored."""
@@ -113,7 +134,7 @@ class ImageSet:
             header = stored_size(self.paths[index])
             if header is None or header[0] == turned_size(*header):
                 continue
-            label = stored_size(self.label_path(self.paths[index]), "label")
+            label = stored_size(self.label_path(self.paths[index]))
             if label is not None and label[0] in (header[0], turned_size(*header)):
                 return label[0] == header[0]
         return True

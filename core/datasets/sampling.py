@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core.datasets.cache import open_cache
+from core.datasets.images import PLAIN
 from core.datasets.reader import ImageSet
 from core.datasets.skipping import BadImage
 from core.utils.devices import one_thread
@@ -111,6 +112,8 @@ class TrainingSamples(Dataset):
 
     def cached(self, path: Path, purpose: Hashable, make: Callable[[Path], np.ndarray]) -> np.ndarray:
         """`make(path)`, from the cache where there is one (see :meth:`ImageCache.get`)."""
+        if self.images.form != PLAIN:
+            purpose = (purpose, self.images.form)
         return make(path) if self._cache is None else self._cache.get(path, purpose, make)
 
     @abstractmethod

@@ -64,7 +64,7 @@ def check_label_sizes(images: ImageSet, where: str) -> None:
 def other_label_size(images: ImageSet, index: int) -> str:
     """The files of an image and its label with their sizes, where these differ by the headers; else empty."""
     path, label_path = images.files(index, label=True)
-    image, label = stored_size(path), stored_size(label_path, "label")
+    image, label = stored_size(path), stored_size(label_path)
     # a label of an image that EXIF turns may lie as that is stored
     if image is None or label is None or label[0] in (image[0], turned_size(*image)):
         return ""

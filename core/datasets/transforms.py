@@ -38,6 +38,13 @@ def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str = "bil
     return TF.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
 
 
+def resize_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """H×W uint8 → `size` (h, w); the nearest pixel by the pixels' centres, as the image's own resize has them."""
+    if tuple(label.shape) == tuple(size):
+        return label
+    return F.interpolate(label[None, None], size=size, mode="nearest-exact")[0, 0]
+
+
 def random_blur(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Gaussian blur of 3×H×W uint8 with probability 0.5, kernel 5, σ ~ U(0.1, 2) pixels."""
     if rng.random() >= BLUR_PROBABILITY:

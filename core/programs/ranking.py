@@ -21,7 +21,7 @@ from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor
 from core.programs.testing import folder_name
-from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered, with_known_size
+from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered, with_known
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
@@ -223,7 +223,7 @@ def rank_checkpoints(config) -> None:
     if distributed.count() > 1:
         raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
     checkpoints = find_checkpoints(config)
-    config = with_known_size(config, checkpoints[0])
+    config = with_known(config, checkpoints[0])
     device = prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
     model = new_model(config).requires_grad_(False).to(device)

@@ -16,7 +16,7 @@ from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import log_dead_channels
 from core.models.build import check_compiler, compile_networks
-from core.runs.resume import find_checkpoints, new_model, with_known_size
+from core.runs.resume import find_checkpoints, new_model, with_known
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, prepare_device
@@ -47,7 +47,7 @@ def evaluate_checkpoints(
         UserError: no such checkpoint, missing data, predictions that are there already, …
     """
     checkpoints = distributed.from_main(lambda: find_checkpoints(config))  # a run may be adding to them
-    config = with_known_size(config, checkpoints[0])
+    config = with_known(config, checkpoints[0])
     device = prepare_device(config)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)
@@ -84,7 +84,7 @@ def evaluate_checkpoints(
     model = new_model(config).requires_grad_(False)
     load_checkpoint(model, checkpoints[0])  # before anything is written
     put_on_device(model, config, device)
-    LOGGER.info("images: %d of %s", len(images), images.name)
+    LOGGER.info("images: %d of %s%s", len(images), images.name, images.note and f": {images.note}")
     evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), flip, multi_scale)
     folder = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR")
     if label_ids is not None:

@@ -23,10 +23,11 @@ from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.runs.folder import IMAGES
 from core.runs.output import RunOutput
-from core.runs.resume import check_length, check_source, load_model
+from core.runs.resume import SPAN_KEY, check_length, check_source, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
+from core.utils.checkpoints import BANDS
 from core.utils.devices import prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
@@ -99,6 +100,9 @@ class Training(ABC):
             check_compiler(device)
         taxonomy = find_taxonomy(config)
         images = cls.find_images(config, taxonomy)
+        if images.form.span:
+            config = config.changed({SPAN_KEY: images.form.span})
+            config.freeze()
         choices = Choices(config)
         if weights:
             cls.choose(choices, images)
@@ -113,6 +117,8 @@ class Training(ABC):
                 )
             evaluator = Evaluator(tests, len(taxonomy), Predictor(config, device))
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
+        if images.form.bands:
+            model.about[BANDS] = list(images.form.bands)
         survey = cls.settle(choices, model, images, taxonomy) if weights else None
         config = choices.config
         check_whole_batches(model, config)

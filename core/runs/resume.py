@@ -8,30 +8,32 @@ where it has none. In evaluation and tools, FILE is a checkpoint, FOLDER one tha
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from core.configs import rules
 from core.configs.choices import with_chosen
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
+from core.configs.rules import Rule
 from core.datasets.catalog import FOLDER_PREFIX, class_names
 from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
-from core.utils.checkpoints import CLASSES, SIZE, load_checkpoint, load_imagenet_weights, read_about
+from core.utils.checkpoints import BANDS, CLASSES, DEPTH, SIZE, load_checkpoint, load_imagenet_weights, read_about
 from core.utils.errors import Correctable, UserError, replaced
 from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
 AUTO, RANDOM = "auto", "random"
-SIZE_KEY = "INPUT.INPUT_SIZE_TEST"
+SIZE_KEY, SPAN_KEY = "INPUT.INPUT_SIZE_TEST", "INPUT.DEPTH_RANGE"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
 
@@ -95,7 +97,8 @@ def continued_config(state: dict, config: Config, program: str, chosen: Sequence
     if state["program"] != program:
         raise UserError(f"the state is one of {state['program']}, not of {program}")
     then = flat_config(defaults) | state["config"]
-    config = with_chosen(config, defaults.changed(then), chosen)
+    found = () if config.find(SPAN_KEY) else (SPAN_KEY,)  # by any run
+    config = with_chosen(config, defaults.changed(then), (*chosen, *found))
     solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
     longer = old_end < solver.MAX_ITER and (old_stop < solver.STOP_ITER or old_end < old_stop)
     for key, now in flat_config(config).items():
@@ -193,27 +196,43 @@ def new_model(config: Config) -> Segmentor:
     model.about = {CLASSES: list(class_names(config))}
     if config.gives(SIZE_KEY) or config.find(SIZE_KEY) != defaults.find(SIZE_KEY):  # given, or chosen by a run
         model.about[SIZE] = list(config.find(SIZE_KEY))
+    if config.find(SPAN_KEY):
+        model.about[DEPTH] = list(config.find(SPAN_KEY))
     return model
 
 
 def known_size(config: Config) -> tuple[int, int] | None:
     """The (width, height) that the model of `resume` is used to; None where its file does not say. Raises UserError."""
     source = source_checkpoint(config)
-    size = None if source is None else read_about(source).get(SIZE)
-    right = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and 1 <= n < 2**20 for n in size)
-    return tuple(size) if right else None
+    return None if source is None else _numbers(read_about(source), SIZE, rules.SIZE)
 
 
-def with_known_size(config: Config, checkpoint: Path) -> Config:
-    """`config` with the size that a checkpoint's model is used to, where INPUT.INPUT_SIZE_TEST is not given."""
-    size = None if config.gives(SIZE_KEY) else known_size(config.changed({"resume": str(checkpoint)}))
-    if size is None:
-        return config
-    if size != config.find(SIZE_KEY):
-        LOGGER.info("%s is not given: %d×%d, as %s is used to", SIZE_KEY, *size, checkpoint)
-    config = config.changed({SIZE_KEY: size})
+def known_bands(checkpoint: Path) -> tuple[int, ...]:
+    """The bands that a checkpoint's model sees as red, green, blue; empty where its file does not say."""
+    return _numbers(read_about(checkpoint), BANDS, rules.BANDS) or ()
+
+
+def with_known(config: Config, checkpoint: Path) -> Config:
+    """`config` with what a checkpoint says that its model is used to, where it is not given: the size of the full view,
+    and the values of 16-bit images that become 0 and 255.
+    """
+    about, found = read_about(checkpoint), {}
+    size, span = _numbers(about, SIZE, rules.SIZE), _numbers(about, DEPTH, rules.SPAN)
+    if size is not None and not config.gives(SIZE_KEY):
+        found[SIZE_KEY] = size
+        if size != config.find(SIZE_KEY):
+            LOGGER.info("%s is not given: %d×%d, as %s is used to", SIZE_KEY, *size, checkpoint)
+    if span and not (config.gives(SPAN_KEY) or config.gives("INPUT.DEPTH")):
+        found[SPAN_KEY] = span
+    config = config.changed(found)
     config.freeze()
     return config
+
+
+def _numbers(about: Mapping, key: str, rule: Rule) -> tuple[int, ...] | None:
+    """A list that a checkpoint holds of what it is; None where that is none, or not as it must be."""
+    found = about.get(key)
+    return tuple(found) if isinstance(found, list) and rule.holds(tuple(found)) else None
 
 
 def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:

@@ -183,7 +183,11 @@ class CandidatePass:
 
         def take_each(made: list[tuple[int, list[Callable[[], np.ndarray]]]]) -> None:
             for index, readings in made:
-                take(index, *(reading() for reading in readings))
+                labels, *others = (reading() for reading in readings)
+                blind = self.images.blind_at(self.images.paths[index], labels.shape)
+                if blind is not None:
+                    labels = np.where(blind, np.uint8(IGNORE), labels)
+                take(index, labels, *others)
 
         self._predictor.sweep(teacher, self.images, "candidate pass", read, take_each)
 

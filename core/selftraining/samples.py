@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from core.datasets import transforms
-from core.datasets.images import read_image
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import Request, Stream, TensorBatch, TrainingSamples
 from core.datasets.skipping import BadImage
@@ -83,7 +82,7 @@ class TargetSamples(TrainingSamples):
 
     def _full_view(self, path: Path) -> torch.Tensor:
         size = self._input.INPUT_SIZE_TEST[::-1]
-        view = self.cached(path, ("full view", size), lambda path: _resized(read_image(path), size))
+        view = self.cached(path, ("full view", size), lambda path: _resized(self.images.form.read(path), size))
         return transforms.to_tensor(view)
 
     def make(self, request: PasteRequest) -> dict:
@@ -92,13 +91,14 @@ class TargetSamples(TrainingSamples):
         student, view = self._student_view(full, rng)
         dropped = transforms.cutout_mask(view.crop_size, rng)
         student = np.array(student.permute(1, 2, 0).numpy(), order="C")  # a copy: pasting must not reach `full`
-        pasted = self._paste(student, request, rng)
+        blind = self._blind(request, view, full.shape[-2:])
+        pasted = self._paste(student, request, rng, blind)
         return {
             "full": full,
             "student": transforms.to_tensor(student),
             "dropped": torch.from_numpy(dropped & (pasted == IGNORE)),
             "pasted": torch.from_numpy(pasted),
-            "valid": view.valid(),
+            "valid": view.valid() if blind is None else view.valid() & ~torch.from_numpy(blind),
             "views": view,
             "names": self.images.names[request.image],
         }
@@ -121,8 +121,22 @@ class TargetSamples(TrainingSamples):
         image = jitter.apply(image, view.needed(full.shape[-2:]))
         return view.crop(transforms.resize(image, scaled_size, "bicubic")), view
 
-    def _paste(self, student: np.ndarray, request: PasteRequest, rng: np.random.Generator) -> np.ndarray:
-        """Paste the instances of one drawn class and image into `student` (h×w×3 uint8); returns their labels."""
+    def _blind(self, request: PasteRequest, view: View, size: tuple[int, int]) -> np.ndarray | None:
+        """h×w bool, where the view shows what is blind in the full view of `size`; None where no image is."""
+        if self.images.blind is None:
+            return None
+        blind = self.images.blind_at(self.images.paths[request.image], size)
+        scaled = transforms.resize_label(torch.from_numpy(blind.astype(np.uint8)), view.scaled_size)
+        return view.crop(scaled).numpy().astype(bool)
+
+    def _paste(
+        self, student: np.ndarray, request: PasteRequest, rng: np.random.Generator, blind: np.ndarray | None
+    ) -> np.ndarray:
+        """Paste the instances of one drawn class and image into `student` (h×w×3 uint8), behind what is blind.
+
+        Returns:
+            their labels, h×w uint8, 255 elsewhere.
+        """
         nothing = np.full(student.shape[:2], IGNORE, np.uint8)
         if request.generation is None:
             return nothing
@@ -140,13 +154,18 @@ class TargetSamples(TrainingSamples):
         path = self._paths[generation.names[source]]
         largest = tuple(self._max_ratio * n for n in self._input.INPUT_SIZE_TEST[::-1])
         try:
-            image = self.cached(path, ("pasted from", largest), lambda path: _bounded(read_image(path), largest))
+            purpose = ("pasted from", largest)
+            image = self.cached(path, purpose, lambda path: _bounded(self.images.form.read(path), largest))
         except BadImage as error:
             self.skipped.tolerate(error)
             return nothing
         classes = (drawn, *self.taxonomy.partners(drawn))
         instances = cut_instances(image, generation.candidate_labels(source), classes)
-        return paste_instances(student, instances, drawn, rng)
+        before = None if blind is None else student[blind]
+        pasted = paste_instances(student, instances, drawn, rng)
+        if blind is not None:
+            student[blind], pasted[blind] = before, IGNORE
+        return pasted
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from core.datasets import transforms
-from core.datasets.images import read_image
 from core.datasets.sampling import Request, TensorBatch, TrainingSamples, draw_images, uniform_order
 from core.datasets.skipping import BadImage
 from core.datasets.taxonomy import IGNORE
@@ -38,14 +36,14 @@ class SourceSamples(TrainingSamples):
     def make(self, request: Request) -> dict:
         rng = np.random.default_rng([self._seed, _SAMPLE, request.position])
         path = self.images.paths[request.image]
-        image = transforms.to_tensor(self.cached(path, "image", read_image))
+        image = transforms.to_tensor(self.cached(path, "image", self.images.form.read))
         label = torch.from_numpy(self.images.read_label(request.image))
         if label.shape != image.shape[1:]:
             raise BadImage(f"image {path} and its label differ in size: mend or remove the pair", path)
         view = self._draw_view(tuple(label.shape), rng)
         image = view.crop(transforms.resize(image, view.scaled_size, "bicubic"))
         image = transforms.ColourJitter.draw(self._input, rng, self._input.GRAYSCALE_PROB).apply(image)
-        label = view.crop(resize_label(label, view.scaled_size)).masked_fill(~view.valid(), IGNORE)
+        label = view.crop(transforms.resize_label(label, view.scaled_size)).masked_fill(~view.valid(), IGNORE)
         return {"images": image, "labels": label, "names": self.images.names[request.image]}
 
     @staticmethod
@@ -65,13 +63,6 @@ class SourceSamples(TrainingSamples):
             scale = rng.uniform(*options.INPUT_SCALES_TRAIN)
             scaled_size = tuple(max(int(n * scale), 1) for n in size)
         return View.draw(scaled_size, crop_size, options.HORIZONTAL_FLIP_PROB_TRAIN, rng)
-
-
-def resize_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """H×W uint8 → `size` (h, w); the nearest pixel by the pixels' centres, as the image's own resize has them."""
-    if tuple(label.shape) == tuple(size):
-        return label
-    return F.interpolate(label[None, None], size=size, mode="nearest-exact")[0, 0]
 
 
 def source_order(presence: np.ndarray, count: int, block: int, seed: int, iteration: int = 0) -> np.ndarray:

@@ -29,6 +29,7 @@ PATHS = [
     "DATASETS.TARGET_LIST",
     "VIDEO.FOLDER",
     "DATALOADER.CACHE",
+    "INPUT.MASK",
 ]
 CASES = [(key, prefix) for key in PATHS for prefix in PREFIXES.get(key, ("",))]
 

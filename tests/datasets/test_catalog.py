@@ -161,7 +161,7 @@ def touch(root, *names):
 
 def test_a_folder_is_searched_through_and_sorted(options, tmp_path):
     touch(tmp_path / "frames", "b.png", "a.JPG", "day/2/c.jpeg", "day/1/c.WebP", "day/d.bmp", "B.PNG")
-    touch(tmp_path / "frames", "notes.txt", "day/a.png.txt", "jpg", "label.tif")
+    touch(tmp_path / "frames", "notes.txt", "day/a.png.txt", "jpg", "f.tif", "raw.dng")
     (tmp_path / "frames/folder.png").mkdir()
     touch(tmp_path, "disk/e.png")
     (tmp_path / "frames/elsewhere").symlink_to(tmp_path / "disk")
@@ -175,6 +175,7 @@ def test_a_folder_is_searched_through_and_sorted(options, tmp_path):
         "day/2/c.jpeg",
         "day/d.bmp",
         "elsewhere/e.png",
+        "f.tif",
     ]
     assert list(images.paths) == [tmp_path / "frames" / name for name in images.names]
     assert images.label_path is None

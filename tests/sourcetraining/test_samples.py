@@ -10,7 +10,8 @@ from core.datasets.gta5 import label_path
 from core.datasets.reader import ImageSet, label_table
 from core.datasets.sampling import Request, Stream
 from core.datasets.taxonomy import Taxonomy
-from core.sourcetraining.samples import SourceSamples, resize_label, source_order
+from core.datasets.transforms import resize_label
+from core.sourcetraining.samples import SourceSamples, source_order
 from core.utils.errors import UserError
 
 CODES = Taxonomy(tuple(f"code{number}" for number in range(250)))

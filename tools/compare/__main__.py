@@ -32,7 +32,7 @@ from core.models import log_dead_channels
 from core.programs.frame import Parser, path_argument, run_program
 from core.programs.ranking import find_unlabelled_images
 from core.runs.folder import CONFIG
-from core.runs.resume import checkpoints_in, new_model, source_checkpoint, with_known_size
+from core.runs.resume import checkpoints_in, new_model, source_checkpoint, with_known
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.environment import started_as
@@ -43,7 +43,7 @@ from core.utils.logging import LOGGER, start_logging
 from tools.compare.changes import Changes
 from tools.compare.studio import KIND, ComparingStudio
 from tools.pages import Table, page_environment, printable
-from tools.predict.inputs import find_inputs
+from tools.predict.inputs import as_taken, find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
 from tools.predict.studio import plan_series
 
@@ -134,15 +134,15 @@ def find_pair(args: argparse.Namespace) -> Pair:
             raise UserError(f"{option[2:]} model {path} is not there: give {option} FILE")
     if source.resolve() == found[-1].resolve():
         raise UserError(f"source and adapted model are both {source}: give another --source or --adapted")
-    return Pair(with_known_size(config, found[-1]), source, found[-1], folder, words)
+    return Pair(with_known(config, found[-1]), source, found[-1], folder, words)
 
 
 def _find_images(pair: Pair, out: Path) -> tuple[ImageSet, ImageSet]:
     """Images and videos: those given, or else some of the run's own images."""
     if pair.inputs:
-        found = find_inputs(pair.inputs, leave_out=[out / KIND])
-        require_files([path for some in found for path in some.paths], "input", "inputs")
-        return found
+        images, videos = find_inputs(pair.inputs, leave_out=[out / KIND])
+        require_files([*images.paths, *videos.paths], "input", "inputs")
+        return as_taken(images, pair.config, pair.adapted), videos
     images = find_unlabelled_images(pair.config)
     chosen = even_subsample(len(images), OWN_IMAGES, np.random.default_rng(pair.config.SEED))
     LOGGER.info("images: %d of the run's %d (%s)", len(chosen), len(images), images.name)

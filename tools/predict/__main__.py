@@ -33,14 +33,14 @@ from core.datasets.skipping import BadImage
 from core.evaluation.pictures import Painter
 from core.models import log_dead_channels
 from core.programs.frame import config_parser, path_argument, run_program
-from core.runs.resume import find_checkpoint, new_model, with_known_size
+from core.runs.resume import find_checkpoint, new_model, with_known
 from core.utils import signals
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.errors import UserError, one_line
 from core.utils.files import make_folder, refuse_existing, replacing
 from core.utils.logging import LOGGER, start_logging
-from tools.predict.inputs import BadFiles, common_folder, find_inputs
+from tools.predict.inputs import BadFiles, as_taken, common_folder, find_inputs
 from tools.predict.movies import CONTAINERS, load_ffmpeg
 from tools.predict.record import Record, settings
 from tools.predict.stream import Stream, open_stream, split_addresses
@@ -76,11 +76,11 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
         raise UserError("nothing to predict: give images, folders, patterns, videos, a camera or stream; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
     checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
-    config = with_known_size(config, checkpoint)
+    config = with_known(config, checkpoint)
     stream = _stream(words, args, stack)
     images, videos = find_inputs([] if stream else words, leave_out=[out / kind for kind in KINDS])
     bad = BadFiles()
-    images = replace(images, skipped=bad)
+    images = replace(as_taken(images, config, checkpoint), skipped=bad)
     planned = plan_series(images, videos, out, args.container, args.save, stream)
     if any(series.container != "png" for series in planned) or len(videos):
         load_ffmpeg("a video")

@@ -4,13 +4,16 @@ import glob
 import os
 import sys
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
-from core.datasets.catalog import require_files, require_utf_8
-from core.datasets.images import EXTENSIONS
+from core.datasets.catalog import find_bands, require_files, require_utf_8
+from core.datasets.depth import with_depth
+from core.datasets.images import EXTENSIONS, ImageForm
 from core.datasets.reader import ImageSet, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
+from core.runs.resume import known_bands
 from core.utils.errors import UserError
 from core.utils.files import expanded
 from core.utils.logging import LOGGER
@@ -65,6 +68,21 @@ def find_inputs(words: Sequence[str], leave_out: Sequence[Path] = ()) -> tuple[I
     require_utf_8(list(paths.values()), "inputs")
     videos = {absolute for absolute, path in paths.items() if _is_video(path)}
     return _as_set("images", top, paths, paths.keys() - videos), _as_set("videos", top, paths, videos)
+
+
+def as_taken(images: ImageSet, config, checkpoint: Path) -> ImageSet:
+    """The images as a checkpoint's model takes them: their bands, and how 16 bits become 8.
+
+    Args:
+        config: with what the checkpoint says of it (:func:`core.runs.resume.with_known`).
+    Raises:
+        UserError: images of 8 bits and of 16.
+    """
+    images = replace(images, form=ImageForm(known_bands(checkpoint) or find_bands(config)))
+    images = with_depth(images, config.INPUT, "inputs")
+    if images.note:
+        LOGGER.info("images: %s", images.note)
+    return images
 
 
 def common_folder(*sets: ImageSet) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.images import read_image
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
 from core.evaluation.metrics import Scores, confusion_matrix, mean_iou_in_label
@@ -81,7 +80,7 @@ class Viewer:
         maps = [[classes for _, classes, _ in self._predictions(path, indices, False)] for path in checkpoints]
         found = []
         for place, index in enumerate(indices):
-            image = read_image(self.images.paths[index])
+            image = self.images.form.read(self.images.paths[index])
             layers = [of_checkpoint[place] for of_checkpoint in maps]
             if self.images.label_path is not None:
                 layers.append(self.images.read_label(index))

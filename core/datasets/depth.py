@@ -1,0 +1,99 @@
+"""Images of more than 8 bits: which of their values become the 8 bits that networks take, found once for a set."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from core.datasets.images import read_pixels, stored_depth
+from core.datasets.reader import ImageSet
+from core.datasets.sizes import spread
+from core.datasets.skipping import BadImage
+from core.utils import distributed
+from core.utils.errors import UserError
+from core.utils.logging import progress
+
+AUTO, PERCENTILE = "auto", "percentile"
+BITS = ("8", "10", "12", "14", "16")
+SHARES = (0.01, 0.99)  # of the pixels, below which the ends of PERCENTILE lie
+_WASTED = 4  # times the values of these shares, from which on a wider range is worth a word
+_VALUES = 2**16
+
+
+class Values(NamedTuple):
+    """Those of a set: the smallest and largest one, and those of SHARES."""
+
+    ends: tuple[int, int]
+    usual: tuple[int, int]
+    images: int
+
+
+def set_depth(images: ImageSet, where: str) -> int:
+    """Bits of the images, 8 or 16, by the headers of all files that may have either.
+
+    Raises:
+        UserError: some have 8, some 16.
+    """
+    first: dict[int, str] = {}
+    for path in images.paths:
+        bits = stored_depth(path)
+        if bits is not None:
+            first.setdefault(bits, path)
+        if len(first) > 1:
+            raise UserError(
+                f"{where}: images of one set must have one depth, but {first[8]} has 8 bits, {first[16]} 16: take one "
+                "kind out, or convert it"
+            )
+    return next(iter(first), 8)
+
+
+def with_depth(images: ImageSet, options, where: str) -> ImageSet:
+    """The set, told how its 16 bits become 8, where it has 16.
+
+    Args:
+        options: the config node INPUT.
+        where: begins messages.
+    Raises:
+        UserError: images of 8 bits and of 16, or none that can be read.
+    """
+    if set_depth(images, where) == 8:
+        return images
+    if options.DEPTH_RANGE:
+        span, words = tuple(options.DEPTH_RANGE), "INPUT.DEPTH_RANGE"
+    elif options.DEPTH in BITS:
+        span, words = (0, 2 ** int(options.DEPTH) - 1), f"INPUT.DEPTH {options.DEPTH}"
+    else:
+        values = distributed.from_main(lambda: look_at_values(images, where))
+        span = values.usual if options.DEPTH == PERCENTILE else values.ends
+        seen = f"all {values.images}" if values.images == len(images) else f"{values.images} of {len(images)}"
+        seen = f"{seen} images" if len(images) > 1 else "the only image"
+        words = f"INPUT.DEPTH {options.DEPTH}, by {seen}"
+        (low, high), (first, last) = values.usual, values.ends
+        if options.DEPTH == AUTO and last - first > _WASTED * (high - low):
+            words += f"; 98 % of the pixels lie in {low} to {high}: INPUT.DEPTH {PERCENTILE} would keep more contrast"
+    note = f"16 bits, of which {span[0]} to {span[1]} become 0 to 255 ({words})"
+    return replace(images, form=replace(images.form, span=span), note="; ".join(filter(None, (images.note, note))))
+
+
+def look_at_values(images: ImageSet, where: str) -> Values:
+    """Of the pixels of at most 200 images, drawn evenly."""
+    counts, seen, bad = np.zeros(_VALUES, np.int64), 0, None
+    for index in progress(spread(len(images)), "range of 16-bit images"):
+        try:
+            pixels = read_pixels(images.paths[index], images.form.bands)
+        except BadImage as error:  # whoever needs it will say so
+            bad = bad or error
+            continue
+        counts += np.bincount(pixels.ravel(), minlength=_VALUES)
+        seen += 1
+    if not seen:
+        raise UserError(f"{where}: none of the images looked at can be read; the first: {bad}")
+    upto = counts.cumsum()
+    used = np.flatnonzero(counts)
+    usual = np.searchsorted(upto, np.array(SHARES) * upto[-1])
+    return Values(_span(used[0], used[-1]), _span(*usual), seen)
+
+
+def _span(low: int, high: int) -> tuple[int, int]:
+    """Of values that are all the same, one that is a range all the same."""
+    return int(low), max(int(high), int(low) + 1)

@@ -1,0 +1,93 @@
+"""The programs on a thermal camera's 16-bit frames: the range is found once, kept, and used by whatever comes later."""
+
+import cv2
+import numpy as np
+import pytest
+
+from core.configs.loading import load_config
+from core.programs.adapt import main as adapt
+from core.programs.evaluate import main as evaluate
+from tests.helpers import read_checkpoint, start
+from tools.predict.__main__ import main as predict
+
+OPTIONS = {
+    "DATASETS.TEST": "",
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.INPUT_SIZE_TEST": (64, 32),
+    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
+    "SOLVER.STOP_ITER": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "VIS.PERIOD": 0,
+}
+LINE = "16 bits, of which 7400 to 7910 become 0 to 255 (INPUT.DEPTH auto, by all 4 images)"
+
+
+def frame(scene):
+    """Its grey levels as 14-bit values, every second one from 7400 on."""
+    grey = cv2.cvtColor(scene, cv2.COLOR_RGB2GRAY).astype(np.uint16)
+    grey[0, :2] = 0, 255
+    return 7400 + 2 * grey
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, draw_scene, write_config):
+    """A folder with four frames of 16 bits and of 8, and a config."""
+    folder = tmp_path_factory.mktemp("thermal")
+    for kind in ("deep", "plain"):
+        (folder / kind).mkdir()
+        for seed in range(4):
+            deep = frame(draw_scene(seed)[0])
+            picture = deep if kind == "deep" else ((deep - 7400) // 2).astype(np.uint8)
+            assert cv2.imwrite(str(folder / kind / f"{seed}.png"), picture)
+    config = write_config(folder, **OPTIONS, **{"DATASETS.TARGET_TRAIN": f"folder:{folder / 'deep'}"})
+    process = start("train_TCR_DTU.py", "-cfg", config)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f": {LINE}" in process.stdout
+    return folder, config
+
+
+def test_the_run_keeps_the_range_and_goes_on_with_it(place):
+    folder, config = place
+    assert load_config(folder / "out/config.yaml").INPUT.DEPTH_RANGE == (7400, 7910)
+    checkpoint = read_checkpoint(folder / "out/model_iter000002.pth")
+    assert checkpoint["about"]["depth"] == [7400, 7910]
+    words = ["resume", "auto", "SOLVER.STOP_ITER", "3"]
+    assert adapt(["-cfg", str(config), *words, "INPUT.DEPTH_RANGE", "[0, 100]"]) == 1
+    assert adapt(["-cfg", str(config), *words]) == 0
+    assert load_config(folder / "out/config.yaml").INPUT.DEPTH_RANGE == (7400, 7910)
+
+
+def test_what_is_learned_is_what_the_same_frames_of_8_bits_teach(place):
+    folder, config = place
+    words = ["DATASETS.TARGET_TRAIN", f"folder:{folder / 'plain'}", "OUTPUT_DIR", str(folder / "plain_out")]
+    assert adapt(["-cfg", str(config), *words]) == 0
+    plain, deep = (read_checkpoint(folder / f"{out}/model_iter000002.pth") for out in ("plain_out", "out"))
+    assert "depth" not in plain["about"]
+    for part in ("feature_extractor", "classifier"):
+        assert all((plain[part][key] == value).all() for key, value in deep[part].items())
+
+
+def test_predictions_take_the_checkpoints_range_not_that_of_the_frame(place, capfd):
+    folder, config = place
+    (folder / "one").mkdir()
+    dim = (frame(cv2.imread(str(folder / "plain/0.png"))) - 7400) // 4 + 7400
+    assert cv2.imwrite(str(folder / "one/0.png"), dim)
+    checkpoint = ["resume", str(folder / "out/model_iter000002.pth")]
+    command = ["-cfg", str(config), str(folder / "one"), "-o", str(folder / "pictures"), "--save", "side-by-side"]
+    assert predict([*command, *checkpoint]) == 0
+    assert "16 bits, of which 7400 to 7910 become 0 to 255 (INPUT.DEPTH_RANGE)" in capfd.readouterr().out
+    shown = cv2.imread(str(folder / "pictures/side-by-side/0.png"))
+    assert shown[30:60, 2:120].max() < 140  # half as bright as the range allows
+    assert predict([*command, *checkpoint, "INPUT.DEPTH", "auto", "--overwrite"]) == 0
+    assert "of which 7400 to 7527 become 0 to 255 (INPUT.DEPTH auto, by the only image)" in capfd.readouterr().out
+    mixed = [str(folder / "deep"), str(folder / "plain"), "-o", str(folder / "none")]
+    assert predict(["-cfg", str(config), *mixed, *checkpoint]) == 1
+    assert "images of one set must have one depth" in capfd.readouterr().err
+    assert not (folder / "none").exists()
+
+
+def test_an_evaluation_of_a_source_model_shares_the_targets_range(place, capfd):
+    folder, config = place
+    words = ["DATASETS.TEST", f"folder:{folder / 'deep'}", "OUTPUT_DIR", str(folder / "tested"), "--saveres"]
+    assert evaluate(["-cfg", str(config), *words]) == 0
+    assert "become 0 to 255 (INPUT.DEPTH_RANGE)" in capfd.readouterr().out
