@@ -13,6 +13,7 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.evaluation.windows import Layout, windowed_logits
 from core.models import build_model
+from core.programs.ranking import measure
 from core.utils.errors import UserError
 from tests.conftest import tiny_options
 from tests.helpers import changed
@@ -233,6 +234,15 @@ def test_alike_images_of_a_batch_go_through_window_by_window(tmp_path):
     assert model.seen == [(3, 3, 48, 64)] * 9
     for labels, single in zip(found, predictions(images, model, predictor(1, TEST__STRIDE=(64, 48))), strict=True):
         assert (labels == single).all()
+
+
+def test_the_ranking_of_checkpoints_looks_at_resized_views_as_before(images):
+    found = []
+    for window in ((64, 48), ()):
+        model = Cells()
+        found.append(measure(model, images, predictor(2, INPUT__INPUT_SIZE_TEST=(104, 80), TEST__WINDOW=window)))
+        assert {shape[2:] for shape in model.seen} == {(80, 104)}
+    assert found[0][0] == found[1][0]
 
 
 def test_windows_are_told_once_and_nothing_is_told_without(images, log_lines):
