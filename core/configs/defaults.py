@@ -145,4 +145,8 @@ option("VIS.TENSORBOARD", True, free=True)  # write OUTPUT_DIR/tensorboard, if t
 option("VIS.COLOURS", "clear", one_of("clear", "data_set", "colour_blind"), free=True)  # of classes, in pictures
 option("VIS.NAMES", True, free=True)  # write the classes' names upon large regions of overlays
 
-option("TEST.BATCH_SIZE", 1, at_least(1))  # images per forward of evaluation and candidate pass
+option("TEST.BATCH_SIZE", 1, at_least(1))  # images, or windows, per forward of evaluation and candidate pass
+# evaluation, candidate passes, predictions: the network sees images at their own size, so much at a time; empty: whole
+# images, resized to INPUT_SIZE_TEST
+option("TEST.WINDOW", (), rules.WINDOW)
+option("TEST.STRIDE", (), rules.STEP)  # from one window to the next; empty: two thirds of the window

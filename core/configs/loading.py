@@ -41,11 +41,23 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         value = config.find(key)
         if facts.rule is not None and not facts.rule.holds(value):
             raise UserError(f"{key} must be {facts.rule.words}, not {value!r}")
+    _check_windows(config.TEST)
     paths = {key: _expanded(config.find(key), key) for key, facts in OPTIONS.items() if facts.path}
     config = config.changed(paths)
     _expand_custom(config.find(_CUSTOM), _CUSTOM)
     config.freeze()
     return config
+
+
+def _check_windows(test: Config) -> None:
+    """Raise UserError if windows would leave pixels out between them, or there is a stride of none."""
+    if test.STRIDE and not test.WINDOW:
+        raise UserError(f"TEST.STRIDE is {test.STRIDE}, but there are no windows: give TEST.WINDOW, too, or no stride")
+    if any(step > length for step, length in zip(test.STRIDE, test.WINDOW, strict=False)):
+        raise UserError(
+            f"TEST.STRIDE {test.STRIDE} is larger than TEST.WINDOW {test.WINDOW}: what lies between two windows would "
+            "not be seen; give at most the window"
+        )
 
 
 def _expanded(value: Any, key: str) -> Any:

@@ -43,6 +43,13 @@ POSITIONS = Rule(
     lambda values: _are_whole(values, 0, 5) and len(set(values)) == len(values),
 )
 SIZE = Rule("(width, height) in pixels", lambda size: len(size) == 2 and _are_whole(size, 1))
+WINDOW = Rule(
+    "empty, or (width, height) in pixels, multiples of 8 from 32 on",
+    lambda size: not size or (len(size) == 2 and _are_whole(size, 32) and not any(length % 8 for length in size)),
+)
+STEP = Rule(
+    "empty, or (width, height) of at least 8 pixels", lambda size: not size or (len(size) == 2 and _are_whole(size, 8))
+)
 SCALES = Rule("(smallest, largest) above 0", lambda scales: _are_numbers(scales, 2) and 0 < scales[0] <= scales[1])
 SPAN = Rule(
     "(lowest, highest) value, from 0 to 65535, or empty",

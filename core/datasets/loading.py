@@ -29,6 +29,8 @@ from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
 
 PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
+ViewSize = tuple[int, int] | float  # (width, height), as configs give it; or times an image's own size
+_UNKNOWN = 64  # px: width and height of a bad image's black view, where its own would be wanted
 _PRELOAD = ["torch", "torchvision.transforms.v2", "cv2", "PIL.Image", "core.datasets.loading"]
 _HINTS = {signal.SIGKILL: ", as where memory runs out", signal.SIGBUS: ", as where shared memory (/dev/shm) runs out"}
 
@@ -276,7 +278,8 @@ def _many_workers() -> Iterator[None]:
 
 
 class FullViews(Dataset):
-    """Whole images resized bicubically to one or more sizes, for evaluation and candidate passes.
+    """Whole images resized bicubically to one or more sizes, or as large as they are, for evaluation and candidate
+    passes.
 
     A sample is a dict: index, `views` (one 3×h×w uint8 tensor per size), `size` (H, W) of the file's image, `bad`; with
     labels also `label` (H×W uint8 class indices, a tensor: a worker hands it over in shared memory, not through a
@@ -285,12 +288,12 @@ class FullViews(Dataset):
 
     Args:
         images: the set.
-        sizes: (width, height) each, as configs give them.
+        sizes: of the views.
         labels: read the label files, too.
         keep: hand over the image itself, too.
     """
 
-    def __init__(self, images: ImageSet, sizes: list[tuple[int, int]], labels: bool = False, keep: bool = False):
+    def __init__(self, images: ImageSet, sizes: Sequence[ViewSize], labels: bool = False, keep: bool = False):
         self.images, self.sizes, self.labels, self.keep = images, sizes, labels, keep
         self.skipped = images.skipped
 
@@ -307,8 +310,9 @@ class FullViews(Dataset):
             if self.labels:  # an evaluation leaves nothing out
                 raise
             self.skipped.tolerate(error)
-        views = [torch.zeros((3, height, width), dtype=torch.uint8) for width, height in self.sizes]
-        sample = {"index": index, "views": views, "size": self.sizes[0][::-1], "bad": True}
+        black = [(3, *_size_of(view, (_UNKNOWN, _UNKNOWN))) for view in self.sizes]
+        views = [torch.zeros(shape, dtype=torch.uint8) for shape in black]
+        sample = {"index": index, "views": views, "size": black[0][1:], "bad": True}
         return sample | ({"image": None} if self.keep else {})
 
     def _make(self, index: int) -> dict:
@@ -329,22 +333,28 @@ class FullViews(Dataset):
         return sample
 
 
-def full_view(index: int, image: np.ndarray, sizes: list[tuple[int, int]]) -> dict:
+def full_view(index: int, image: np.ndarray, sizes: Sequence[ViewSize]) -> dict:
     """The sample that :class:`FullViews` makes of an image (H×W×3 uint8)."""
-    views = [resize(to_tensor(image), (height, width), "bicubic") for width, height in sizes]
+    views = [resize(to_tensor(image), _size_of(view, image.shape[:2]), "bicubic") for view in sizes]
     return {"index": index, "views": views, "size": image.shape[:2], "bad": False}
 
 
+def _size_of(view: ViewSize, own: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a view of an image of (H, W)."""
+    return tuple(max(round(view * length), 1) for length in own) if isinstance(view, float) else view[::-1]
+
+
 def collate_full_views(samples: list[dict]) -> dict:
-    """One batch of several samples: lists, and each size's views as one B×3×h×w tensor."""
+    """One batch of several samples: lists, and each size's views as one B×3×h×w tensor where they are alike."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    batch["views"] = [stack_images(views) for views in zip(*batch["views"], strict=True)]
+    groups = [[*views] for views in zip(*batch["views"], strict=True)]
+    batch["views"] = [stack_images(views) if len({v.shape for v in views}) == 1 else views for views in groups]
     return batch
 
 
 def full_view_loader(
     images: ImageSet,
-    sizes: list[tuple[int, int]],
+    sizes: Sequence[ViewSize],
     batch_size: int,
     workers: int,
     labels: bool = False,

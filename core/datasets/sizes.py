@@ -14,13 +14,16 @@ LARGE = 4.0  # times the pixels of INPUT_SIZE_TEST
 LOOKED_AT = 200  # headers that are read
 
 
-def warn_of_sizes(images: ImageSet, options) -> None:
+def warn_of_sizes(images: ImageSet, config, training: bool = False) -> None:
     """Say of images that INPUT_SIZE_TEST squeezes how many there are, and what would fit if they are the most; and say
     what is lost of images of more than four times its pixels.
 
     Args:
-        options: the config node INPUT.
+        training: the images are trained on, whose views are of that size with TEST.WINDOW, too.
     """
+    options = config.INPUT
+    if config.TEST.WINDOW and not training:
+        return
     looked_at = [(images.names[index], image_size(images.paths[index])) for index in spread(len(images))]
     sizes = {name: size for name, size in looked_at if size is not None}
     width, height = options.INPUT_SIZE_TEST
@@ -41,12 +44,13 @@ def warn_of_sizes(images: ImageSet, options) -> None:
         )  # fmt: skip
     name, size = max(sizes.items(), key=lambda item: item[1][0] * item[1][1], default=("", (0, 0)))
     times = size[0] * size[1] / (width * height)
-    if times > LARGE:
+    if times > LARGE and not config.TEST.WINDOW:
         lost = round(8 * max(size[0] / width, size[1] / height))  # the networks' stride
         LOGGER.info(
             "size: %s has %.0f times the pixels of INPUT.INPUT_SIZE_TEST %d×%d: what is smaller than some %d pixels in "
-            "it, the network hardly sees; a larger INPUT_SIZE_TEST, for more time and memory, would keep it",
-            _with_size((name, size)), times, width, height, lost,
+            "it, the network hardly sees; a larger INPUT_SIZE_TEST, for more time and memory, would keep it; so would "
+            'TEST.WINDOW "(%d, %d)", for more time, but not in the views that are trained on',
+            _with_size((name, size)), times, width, height, lost, *(max(n // 8 * 8, 32) for n in (width, height)),
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ class Evaluator:
         num_classes: C.
         predictor: device, precision, and the config of the views.
         flip: average the softmax probabilities with those of the mirrored image.
-        multi_scale: average them over 0.7, 1.0 and 1.3 times INPUT_SIZE_TEST.
+        multi_scale: average them over 0.7, 1.0 and 1.3 times the size (:func:`view_sizes`).
     Raises:
         UserError: of several processes, some see other images.
     """

@@ -17,7 +17,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import IGNORE
 from core.datasets.transforms import nearest_index, nearest_labels
 from core.evaluation.metrics import joint_counts, value_counts
-from core.evaluation.predictor import Predictor
+from core.evaluation.predictor import Predictor, view_sizes
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
 from core.selftraining.generations import FORMAT, Generation, file_name
@@ -173,7 +173,7 @@ class CandidatePass:
         """
 
         def read(batch: dict) -> list[tuple[int, list[Callable[[], np.ndarray]]]]:
-            made, logits = [], self._predictor.logits(teacher, self._predictor.prepare(batch["views"][0]))
+            made, ((logits, _),) = [], self._predictor.maps(teacher, batch["views"], flip=False)
             for index, one, size, bad in zip(batch["index"], logits, batch["size"], batch["bad"], strict=True):
                 readings = [partial(np.full, size, IGNORE, np.uint8) if bad else label_map(one, size)]
                 if confidences:
@@ -189,7 +189,8 @@ class CandidatePass:
                     labels = np.where(blind, np.uint8(IGNORE), labels)
                 take(index, labels, *others)
 
-        self._predictor.sweep(teacher, self.images, "candidate pass", read, take_each)
+        sizes = view_sizes(self._predictor.config, multi_scale=False)
+        self._predictor.sweep(teacher, self.images, "candidate pass", read, take_each, sizes)
 
     def _entry(self, index: int, size: tuple[int, int], counts: np.ndarray) -> dict:
         """Of an image of `size` (H, W), in which each value of a label stands so often."""

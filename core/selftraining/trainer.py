@@ -123,7 +123,7 @@ class Trainer(Training):
             LOGGER.info("MODEL.UNCERTAINTY is for source training: no DSU here")
         if config.TCR.PASTE and not self.samples.paste_classes:
             LOGGER.info("no paste class: set TCR.MIX_CLASSES to paste objects; training goes on without pasting")
-        warn_of_sizes(self.images, config.INPUT)
+        warn_of_sizes(self.images, config, training=True)
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One iteration; returns the scalars to log, on the device: none where the step was skipped.

@@ -182,8 +182,10 @@ def _what_takes_less(config, training: bool, domain: str) -> str:
     solver = config.SOLVER
     full = "×".join(map(str, config.INPUT.INPUT_SIZE_TEST))
     if not training:
+        window = config.TEST.WINDOW
+        seen = f"TEST.WINDOW {'×'.join(map(str, window))}" if window else f"INPUT.INPUT_SIZE_TEST {full}"
         return (
-            f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, INPUT.INPUT_SIZE_TEST {full}, SOLVER.AMP {solver.AMP}: "
+            f"TEST.BATCH_SIZE is {config.TEST.BATCH_SIZE}, {seen}, SOLVER.AMP {solver.AMP}: "
             f"a smaller batch or size{' or SOLVER.AMP bf16' if solver.AMP == 'off' else ''} takes less"
         )
     domain = domain or ("target" if config.DATASETS.TARGET_TRAIN else "source")

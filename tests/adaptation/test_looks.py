@@ -61,11 +61,13 @@ class Halves(nn.Module):
         return logits
 
 
-@pytest.fixture
-def seen(tmp_path, write_png):
+@pytest.fixture(params=[(), (32, 32)], ids=["", "windows"])
+def seen(tmp_path, write_png, request):
+    """Looks are at the resized view, whatever evaluation and passes see."""
     paths = [write_png(tmp_path / f"{n}.png", np.full((32, 64, 3), 60 * n, np.uint8)) for n in range(3)]
     images = ImageSet("folder:x", tuple(paths), tuple(path.name for path in paths))
     config = changed(cfg, INPUT__INPUT_SIZE_TEST=(64, 32), DATALOADER__NUM_WORKERS=0, TEST__BATCH_SIZE=2)
+    config = changed(config, TEST__WINDOW=request.param)
     model = Segmentor(Halves(), nn.Identity())
     return look_at(model, images, 2, Predictor(config, torch.device("cpu")), "looking")
 

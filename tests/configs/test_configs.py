@@ -56,7 +56,7 @@ SOLVER: {AUTO: false, BASE_LR: 0.02, MAX_ITER: 16000, STOP_ITER: 10000, BATCH_SI
   MOMENTUM: 0.9, WEIGHT_DECAY: 5.0e-4, CHECKPOINT_PERIOD: 1000, CLIP_GRAD: 0.0, KEEP_STATES: 2, TF32: true,
   CUDNN_BENCHMARK: false, DETERMINISTIC: false, ACCUMULATE: 1, MAX_BAD_STEPS: 0, CLASS_WEIGHTS: false, AMP: 'off'}
 VIS: {PERIOD: 200, TENSORBOARD: true, COLOURS: clear, NAMES: true}
-TEST: {BATCH_SIZE: 1}
+TEST: {BATCH_SIZE: 1, WINDOW: [], STRIDE: []}
 """)
 # GTA5 → Cityscapes, as published; the second table holds where SYNTHIA → Cityscapes differs
 PUBLISHED = table("""
@@ -184,6 +184,8 @@ REFUSED = {
     "MODEL.POS": ("{1, 2}",),
     "VIDEO.EVERY": ("-1", "0.5"),
     "VIDEO.MIN_CHANGE": ("-1",),
+    "TEST.WINDOW": ("512", "(512,)", "(512, 24)", "(516, 512)", "(512.0, 512)", "(-512, 512)"),
+    "TEST.STRIDE": ("8", "(8,)", "(7, 8)", "(True, 8)"),
 }
 
 
@@ -191,6 +193,18 @@ REFUSED = {
 def test_values_of_another_type_are_refused_with_their_key(load, key, written):
     with pytest.raises(UserError, match=key):
         load("", key, written)
+
+
+def test_windows_and_the_steps_between_them_fit_each_other(load):
+    config = load("TEST: {WINDOW: [512, 256], STRIDE: [512, 100]}")
+    assert (config.TEST.WINDOW, config.TEST.STRIDE) == ((512, 256), (512, 100))
+    assert load("", "TEST.WINDOW", "(512, 256)").TEST.STRIDE == ()
+    with pytest.raises(
+        UserError, match=r"^TEST\.STRIDE \(512, 264\) is larger than TEST\.WINDOW \(512, 256\).*at most"
+    ):
+        load("TEST: {WINDOW: [512, 256], STRIDE: [512, 264]}")
+    with pytest.raises(UserError, match=r"^TEST\.STRIDE is \(64, 64\), but there are no windows: give TEST\.WINDOW"):
+        load("", "TEST.STRIDE", "(64, 64)")
 
 
 def test_an_empty_file_and_a_section_without_options_mean_the_defaults(load):

@@ -13,15 +13,15 @@ from tests.helpers import changed
 
 @pytest.fixture
 def say(tmp_path, log_lines):
-    """say(sizes): the lines about images of these sizes, for an INPUT_SIZE_TEST of 160×90."""
+    """say(sizes, window, training): the lines about images of these sizes, for an INPUT_SIZE_TEST of 160×90."""
 
-    def lines(sizes):
+    def lines(sizes, window=(), training=False):
         names = [f"{number}.png" for number in range(len(sizes))]
         for name, (width, height) in zip(names, sizes, strict=True):
             Image.fromarray(np.zeros((height, width), np.uint8)).save(tmp_path / name)
         images = ImageSet("folder:x", tuple(tmp_path / name for name in names), tuple(names))
         log_lines.clear()
-        warn_of_sizes(images, changed(cfg, INPUT__INPUT_SIZE_TEST=(160, 90)).INPUT)
+        warn_of_sizes(images, changed(cfg, INPUT__INPUT_SIZE_TEST=(160, 90), TEST__WINDOW=window), training)
         return list(log_lines)
 
     return lines
@@ -52,6 +52,16 @@ def test_large_images_lose_what_is_small(say):
     (line,) = say([(160, 90), (1600, 900)])
     assert "size: 1.png (1600×900) has 100 times the pixels of INPUT.INPUT_SIZE_TEST 160×90" in line
     assert "smaller than some 80 pixels" in line  # a cell of 8 by 8 of 160×90
+    assert "a larger INPUT_SIZE_TEST" in line
+    assert 'TEST.WINDOW "(160, 88)"' in line
+
+
+def test_with_windows_nothing_is_lost_and_only_what_is_trained_on_is_squeezed(say):
+    sizes = [(1600, 900), *[(800, 600)] * 3]
+    assert len(say(sizes)) == len(say(sizes, training=True)) == 2
+    assert say(sizes, window=(160, 88)) == []
+    (line,) = say(sizes, window=(160, 88), training=True)
+    assert line.startswith("aspect: 3 of 4 images")
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ def test_from_a_bad_image_nothing_is_pasted(config, tmp_path):
         TargetSamples(find_target_images(config), CITYSCAPES_19, config)[request]
 
 
-def test_candidate_passes_go_on_without_a_bad_image(config, tmp_path):
+@pytest.mark.parametrize("window", [(), (64, 32)])
+def test_candidate_passes_go_on_without_a_bad_image(config, tmp_path, window):
+    config.TEST.WINDOW = window
     config.MODEL.NAME, config.MODEL.FREEZE_BN = "deeplab_resnet18", True
     images = find_target_images(config)
     damage(images.paths[3], "cut")

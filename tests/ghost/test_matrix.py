@@ -89,6 +89,7 @@ def assert_close(found, expected, table, tolerance):
         {"DATALOADER.NUM_WORKERS": 2},
         {"DATALOADER.CACHE": "{root}"},
         {"TEST.BATCH_SIZE": 2, "INPUT.INPUT_SIZE_TEST": (96, 48)},
+        {"TEST.BATCH_SIZE": 2, "TEST.WINDOW": (64, 48), "TEST.STRIDE": (40, 40)},
         {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.CLIP_GRAD": 0.1},
         {"SOLVER.TF32": False, "SOLVER.CUDNN_BENCHMARK": True},
     ],

@@ -342,6 +342,27 @@ def test_the_last_lines_of_a_run_are_commands_that_work(adapted, write_png, draw
     assert f"python -m tools.report {folder}/third" in capsys.readouterr().out
 
 
+def test_a_run_with_windows_and_the_programs_that_follow_it(adapted, tmp_path, capsys):
+    """Passes, evaluation, test.py, report and comparison see the same; training's own views stay as they are."""
+    out, log = adapted(**{"TEST.WINDOW": (64, 48), "TEST.STRIDE": (40, 16)})
+    said = "windows: 64×48 every 40×16; 6 of a 128×64 image"
+    assert sum(line.endswith(said) for line in log) == 2  # the evaluator, and the pass
+    plain, other = adapted(OUTPUT_DIR=str(tmp_path / "plain"))
+    assert not any("windows: " in line for line in other)
+    found, without = (json.loads((folder / "candidates/g0000/index.json").read_text()) for folder in (out, plain))
+    assert found["pixels"] != without["pixels"]
+    config, checkpoint = str(out / "config.yaml"), "model_iter000002.pth"
+    (row,) = rows_of(out / "evaluation.csv")
+    assert row["mIoU"] != rows_of(plain / "evaluation.csv")[0]["mIoU"]
+    assert evaluate(["-cfg", config, "resume", str(out / checkpoint), "OUTPUT_DIR", str(tmp_path / "test")]) == 0
+    (again,) = rows_of(tmp_path / "test/test_cityscapes_val.csv")
+    assert again["mIoU"] == row["mIoU"]
+    capsys.readouterr()
+    assert report([str(out)]) == 0
+    assert compare([str(out)]) == 0
+    assert capsys.readouterr().out.count(said) == 2
+
+
 def test_check_tries_everything_and_leaves_nothing_behind(adapted, tmp_path, resnet18, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

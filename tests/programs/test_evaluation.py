@@ -172,6 +172,36 @@ def test_probabilities_are_averaged_over_views(evaluated, cityscapes_root, tiny_
     assert (found == predicted((128, 64)).argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
 
 
+def test_images_are_seen_in_windows_at_their_own_size(cityscapes_root, write_config, tiny_checkpoint):
+    """In a process of its own, as a user does it; the windows and their mean by plain loops."""
+    windows = {"TEST.WINDOW": (64, 48), "TEST.STRIDE": (40, 16), "INPUT.INPUT_SIZE_TEST": (64, 32)}
+    config = write_config(cityscapes_root, **windows, **{"TEST.BATCH_SIZE": 2, "DATALOADER.NUM_WORKERS": 1})
+    process = start("test.py", "--saveres", "-cfg", config)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.count("windows: ") == 1
+    assert "windows: 64×48 every 40×16; 6 of a 128×64 image" in process.stdout
+    model = build_model(load_config(config)).eval()
+    load_checkpoint(model, tiny_checkpoint)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    images = (as_batch([Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]) - mean) / std
+    sums, counts = np.zeros((3, 19, 8, 16)), np.zeros((8, 16))
+    with torch.no_grad():
+        for y in (0, 16):
+            for x in (0, 40, 64):
+                sums[:, :, y // 8 : y // 8 + 6, x // 8 : x // 8 + 8] += model(
+                    images[..., y : y + 48, x : x + 64]
+                ).numpy()
+                counts[y // 8 : y // 8 + 6, x // 8 : x // 8 + 8] += 1
+        whole = model(images)
+    own = [
+        F.interpolate(torch.as_tensor(logits), (64, 128), mode="bilinear", align_corners=True).argmax(1).numpy()
+        for logits in (sums / counts, whole)
+    ]
+    found = np.stack([np.array(Image.open(cityscapes_root / "out/inference/cityscapes_val" / name)) for name in SAVED])
+    assert (found == own[0]).mean() > 0.999
+    assert (found == own[1]).mean() < 0.995  # at the seams the network sees other things
+
+
 def test_16_classes_are_also_reported_without_wall_fence_and_pole(evaluated, cityscapes_root, make_checkpoint):
     checkpoint = make_checkpoint(cityscapes_root / "s2c.pth", NUM_CLASSES=16)
     out, log = evaluated("resume", checkpoint, **{"MODEL.NUM_CLASSES": 16, "DATASETS.SOURCE_TRAIN": "synthia_train"})

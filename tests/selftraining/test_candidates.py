@@ -77,6 +77,7 @@ def make_pass(images, folder, **options):
     config.DATALOADER.NUM_WORKERS = options.get("workers", 0)
     config.TEST.BATCH_SIZE = options.get("batch_size", 1)
     config.TCR.TOPK_CANDIDATE = options.get("topk", 0.5)
+    config.TEST.WINDOW = options.get("window", ())
     return CandidatePass(images, C, Predictor(config, torch.device("cpu")), folder / "candidates")
 
 
@@ -208,6 +209,30 @@ def test_later_passes_equal_a_plain_computation(tmp_path, topk):
             dropped += len(set(at_least_50(resized(stored, size))) - set(offered))
         assert dropped > 0
         previous = generation
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_with_windows_a_pass_sees_images_at_their_own_size(tmp_path, batch_size):
+    """The network sees single cells, and so no seams."""
+    images, net, later = make_images(tmp_path / "images"), LinearNet(0), LinearNet(0, 0.2)
+    candidates = make_pass(images, tmp_path, window=(64, 48), batch_size=batch_size)
+    first = candidates.run(net, 0)
+    second = candidates.run(later, 3, first)
+    shapes = {tuple(image.shape) for image, _, _ in net.seen}
+    assert max(shape[0] for shape in shapes) <= batch_size
+    assert max(shape[2] for shape in shapes) == 48
+    assert max(shape[3] for shape in shapes) == 64
+    assert {(7, 9), (33, 20)} <= {shape[2:] for shape in shapes}  # as large as these images are
+    for i, size in enumerate(SIZES):
+        picture = np.asarray(Image.open(images.paths[i]))
+        prepared = (torch.from_numpy(picture.copy()) / 255 - torch.tensor(cfg.INPUT.PIXEL_MEAN)) / torch.tensor(
+            cfg.INPUT.PIXEL_STD
+        )
+        for generation, network in ((first, net), (second, later)):
+            labels, _ = at_own_size(network(prepared.permute(2, 0, 1)[None]), size)
+            grid = GRIDS[size] if generation is first else (max(size[0] // 2, 1), max(size[1] // 2, 1))
+            assert generation.labels(i).shape == grid
+            assert (generation.labels(i) == resized(labels, grid)).mean() > 0.999
 
 
 def test_a_generation_is_one_row_of_the_runs_table(tmp_path):

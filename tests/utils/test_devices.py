@@ -367,6 +367,10 @@ def test_source_training_and_predictions_name_their_own_sizes(memory):
     assert "TARGET_INPUT_SIZE_TRAIN" not in lines[0]
     assert "TEST.BATCH_SIZE is 1, INPUT.INPUT_SIZE_TEST 1024×512" in lines[1]
     assert "ACCUMULATE" not in lines[1]
+    config.TEST.WINDOW = (512, 256)
+    message = r"TEST\.BATCH_SIZE is 1, TEST\.WINDOW 512×256, SOLVER\.AMP off: a smaller batch or size"
+    with pytest.raises(UserError, match=message), devices.device_errors(config, training=False):
+        raise OUT_OF_MEMORY[0]
 
 
 def test_a_device_that_cannot_say_what_it_holds(monkeypatch):

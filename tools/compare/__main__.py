@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> None:
         }
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("source model %s, adapted model %s", one_line(pair.source), one_line(pair.adapted))
-    warn_of_sizes(images, config.INPUT)
+    warn_of_sizes(images, config)
     make_folder(out, "-o")
     painter, changes, rows = Painter.of(config.VIS, taxonomy), Changes(taxonomy.names, SHOWN), Csv(table, _COLUMNS)
 

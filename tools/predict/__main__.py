@@ -5,8 +5,9 @@ An image becomes PNG files OUT/<what>/<name>.png, a video one MP4 file for each 
 makes a movie of all images with gif or mp4. OUT/legend.png shows the classes' colours and names. A camera (0,
 /dev/video0) or stream (rtsp://…, http://…) ends at Ctrl-C, after --frames or --seconds; what was made until then is
 kept, and frames that come while one is predicted are dropped. Of the options, INPUT.INPUT_SIZE_TEST is the size that
-the network sees, TEST.BATCH_SIZE how many images at a time, MODEL.DEVICE where it runs. A bad file is one line, and
-the work goes on; the exit code is 1 in the end, unless at most DATALOADER.SKIP_BAD_IMAGES files were bad.
+the network sees, TEST.WINDOW what it sees at a time of images at their own size instead, TEST.BATCH_SIZE how many
+images at a time, MODEL.DEVICE where it runs. A bad file is one line, and the work goes on; the exit code is 1 in the
+end, unless at most DATALOADER.SKIP_BAD_IMAGES files were bad.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     made = "nothing new"
     if planned:
         studio = Studio(config, _load(config, checkpoint), painter, args.flip, args.multi_scale, args.fps, bad)
-        warn_of_sizes(images, config.INPUT)
+        warn_of_sizes(images, config)
         make_folder(out, "-o")
         with replacing(out / LEGEND) as temporary:
             temporary.write_bytes(legend)

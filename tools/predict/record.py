@@ -16,7 +16,8 @@ from tools.predict.studio import Series
 
 RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
-_OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES")
+_OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES", "TEST.WINDOW", "TEST.STRIDE")
+_OLDER = {"TEST.WINDOW": [], "TEST.STRIDE": []}  # what records that do not speak of an option were made with
 _REPLACES = "replaces what was there"
 _LACKING = "movies without some of their input"
 # arguments that do not change how a picture looks
@@ -63,7 +64,7 @@ class Record:
         self._lacking: set[str] = set()
         with suppress(OSError, ValueError):  # not there, or no JSON
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            self._found = found if isinstance(found, dict) else {}
+            self._found = _OLDER | found if isinstance(found, dict) else {}
             if not self._others():
                 self._since = os.stat(self._path).st_mtime_ns
                 self._lacking = set(map(str, self._found.get(_LACKING, ())))

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from core.datasets.images import MAX_PIXELS
-from core.datasets.loading import collate_full_views, full_view
+from core.datasets.loading import ViewSize, collate_full_views, full_view
 from core.datasets.skipping import BadImage
 from tools.predict.movies import DEFAULT_FPS, load_ffmpeg
 
@@ -34,13 +34,11 @@ class Video:
     count: int | None
     frames: Iterator[np.ndarray]
 
-    def batches(
-        self, sizes: list[tuple[int, int]], batch_size: int, leave_out: Set[int] = frozenset()
-    ) -> Iterator[dict]:
+    def batches(self, sizes: Sequence[ViewSize], batch_size: int, leave_out: Set[int] = frozenset()) -> Iterator[dict]:
         """The frames in batches such as :func:`core.datasets.loading.full_view_loader` makes with `keep`.
 
         Args:
-            sizes: (width, height) of each view.
+            sizes: of the views.
             leave_out: indices of frames to pass over.
         """
         frames = ((index, frame) for index, frame in enumerate(self.frames) if index not in leave_out)

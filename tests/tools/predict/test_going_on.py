@@ -1,5 +1,6 @@
 """Predictions that were interrupted go on where they stopped, with the same model only."""
 
+import json
 import os
 import shutil
 import signal
@@ -120,6 +121,7 @@ def test_an_image_is_done_when_all_of_its_pictures_are_there(run, images, tmp_pa
         (["--flip"], "--flip False, now True"),
         (["--colour-blind"], "VIS.COLOURS 'clear', now 'colour_blind'"),
         (["INPUT.INPUT_SIZE_TEST", "(64, 32)"], "INPUT.INPUT_SIZE_TEST [128, 64], now [64, 32]"),
+        (["TEST.WINDOW", "(64, 32)"], "TEST.WINDOW [], now [64, 32]"),
         (["resume", "{root}/other.pth"], "resume 'SHA-256 "),
         (["{root}/more"], "inputs '{root}/frames', now '{root}'"),
     ],
@@ -143,6 +145,17 @@ def test_the_same_model_goes_on_from_a_copy(run, images, tmp_path, tiny_checkpoi
     shutil.copy(tiny_checkpoint, tmp_path / "moved/copy.pth")
     done = run(images, "--go-on", "resume", tmp_path / "moved/copy.pth", "TEST.BATCH_SIZE", "3")
     assert "nothing new (5 were there already)" in done.out
+
+
+def test_pictures_made_before_there_were_windows_are_gone_on_with(run, images, tmp_path):
+    assert run(images).code == 0
+    record = tmp_path / "out" / RECORD
+    time, found = record.stat().st_mtime_ns, json.loads(record.read_text(encoding="utf-8"))
+    del found["TEST.WINDOW"], found["TEST.STRIDE"]
+    record.write_text(json.dumps(found), encoding="utf-8")
+    os.utime(record, ns=(time, time))
+    assert "nothing new (5 were there already)" in run(images, "--go-on").out
+    assert "TEST.WINDOW [], now [64, 32]" in run(images, "--go-on", "TEST.WINDOW", "(64, 32)").err
 
 
 def test_what_a_run_was_to_overwrite_is_not_taken_for_its_own(run, images, tmp_path):

@@ -127,6 +127,22 @@ def test_the_classes_are_those_of_the_evaluation_program(done, tmp_path, frames,
     assert 1 / 19 < np.mean(confidences) < 1
 
 
+def test_windows_are_those_of_the_evaluation_program(done, tmp_path, frames, config, capfd):
+    """Images of a size each, larger and smaller than the window; the network sees other things than without."""
+    windows = ("TEST.WINDOW", "(64, 56)", "TEST.BATCH_SIZE", "2")
+    printed = done(frames, "--flip", "--save", "colour", *windows)
+    assert printed.count("windows: 64×56 every 40×32; ") == 1
+    argv = ["-cfg", str(config), "--saveres", "--flip", "DATASETS.TEST", f"folder:{frames}", *windows]
+    assert evaluate([*argv, "OUTPUT_DIR", str(tmp_path / "test")]) == 0
+    assert predict(["-cfg", str(config), str(frames), "--flip", "--save", "colour", "-o", str(tmp_path / "plain")]) == 0
+    capfd.readouterr()
+    for name, size in SIZES.items():
+        picture = tmp_path / "out/colour" / name
+        assert read(picture).shape == size
+        assert picture.read_bytes() == (tmp_path / "test/inference/frames" / name).read_bytes()
+        assert picture.read_bytes() != (tmp_path / "plain/colour" / name).read_bytes()
+
+
 def test_nothing_is_overwritten_without_being_told(done, tmp_path, frames, config, capfd):
     done(frames / "a.png")
     before = contents(tmp_path / "out")
