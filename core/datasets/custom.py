@@ -73,6 +73,7 @@ class CustomReader:
     colours: ColourTable | None = None
     plain: bool = False
     kind: str = ""
+    submission: None = None
 
     @property
     def values(self) -> dict[str, int]:

@@ -93,9 +93,9 @@ def test_the_class_set_is_found_through_the_data_sets(options, names, target, so
     ("classes", "datasets", "message"),
     [
         (19, {"TARGET_TRAIN": "folder:x", "SOURCE_TRAIN": "synthia_train"}, "NUM_CLASSES is 19.*SOURCE_TRAIN.*16"),
-        (19, {"TARGET_TRAIN": "kitti_train"}, "TARGET_TRAIN 'kitti_train'.*cityscapes"),
+        (19, {"TARGET_TRAIN": "waymo_train"}, "TARGET_TRAIN 'waymo_train'.*cityscapes"),
         (16, {"TARGET_TRAIN": "cityscapes_train", "SOURCE_TRAIN": "toy_source_train"}, "16.*SOURCE_TRAIN.*toy.*14"),
-        (19, {"TARGET_TRAIN": "cityscapes_train", "TEST": "kitti_val"}, "TEST 'kitti_val'.*cityscapes"),
+        (19, {"TARGET_TRAIN": "cityscapes_train", "TEST": "waymo_val"}, "TEST 'waymo_val'.*cityscapes"),
     ],
 )
 def test_class_sets_that_do_not_fit(options, classes, datasets, message):
