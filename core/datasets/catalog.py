@@ -4,6 +4,7 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
 from core.datasets.images import EXTENSIONS
 from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
-from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
+from core.datasets.reader import ImageSet, Reader, name_prefixes, require_utf_8, walk_files
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, COMMA_5, COMMA_6, IGNORE, TOY_14, Taxonomy
@@ -39,6 +40,7 @@ from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
+_NEXT_FOLDER = re.compile(rf"\s*[,;]\s*{FOLDER_PREFIX}")
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
@@ -163,7 +165,7 @@ def find_images(config, key: str) -> ImageSet:
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
     where = f"{where} {name}"
     if name.startswith(FOLDER_PREFIX):
-        images = _find_folder(name, where)
+        images = _find_folders(name, where)
     elif name.startswith(VIDEO_PREFIX):
         if key == "SOURCE_TRAIN":
             raise UserError(f"{where} has no labels; source training needs them")
@@ -240,7 +242,8 @@ def _check_kind(config, key: str, images: ImageSet) -> None:
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
-    require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+    labels = list(map(images.label_path, images.paths))
+    require_files(labels, "label file", f"DATASETS.{key} {images.name}", images.listed)
 
 
 def _refuse_plain_masks(images: ImageSet, where: str) -> None:
@@ -267,12 +270,18 @@ def _refuse_plain_masks(images: ImageSet, where: str) -> None:
         )
 
 
-def require_files(paths: Sequence[Path], kind: str, where: str) -> None:
-    """Raise UserError if any of them is no regular file; `kind`: image or label file."""
-    missing = [path for path in paths if not os.path.isfile(path)]
+def require_files(paths: Sequence[Path], kind: str, where: str, listed: Sequence[str] = ()) -> None:
+    """Raise UserError if any of them is no regular file.
+
+    Args:
+        kind: image or label file.
+        listed: where a list names each.
+    """
+    missing = [index for index, path in enumerate(paths) if not os.path.isfile(path)]
     if missing:
         what = "missing" if kind == "label file" else "no files (links to nothing, folders, pipes, …)"
-        raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {missing[0]}")
+        first = f"{paths[missing[0]]}{f' ({listed[missing[0]]})' if listed else ''}"
+        raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {first}")
 
 
 def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
@@ -319,16 +328,26 @@ def _relabelled(name: str, fields, where: str) -> Entry:
     return replace(entry, reader=replace(holding(entry.reader), others=others))
 
 
-def _find_folder(name: str, where: str) -> ImageSet:
-    folder = Path(name.removeprefix(FOLDER_PREFIX))
-    if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
-        raise UserError(f"{where}: {folder} is not a folder")
-    found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
-    if not found:
-        raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
-    paths, masks = split_masks(found, folder)
-    names, left_out = (tuple(path.relative_to(folder).as_posix() for path in some) for some in (paths, masks))
-    return ImageSet(name, tuple(paths), names, left_out=left_out)
+def folders_of(name: str) -> list[str]:
+    """The folders of `folder:PATH`, of which several may follow one another: `folder:A,folder:B`."""
+    return _NEXT_FOLDER.split(name.removeprefix(FOLDER_PREFIX))
+
+
+def _find_folders(name: str, where: str) -> ImageSet:
+    folders = [Path(folder) for folder in folders_of(name)]
+    for folder in folders:
+        if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
+            several = f"; several are written {FOLDER_PREFIX}A,{FOLDER_PREFIX}B"
+            raise UserError(f"{where}: {folder} is not a folder{several if re.search('[,;]', str(folder)) else ''}")
+    images, left_out = [], []
+    for folder, above in zip(folders, name_prefixes(folders, where), strict=True):
+        found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
+        if not found:
+            raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
+        for kind, paths in zip((images, left_out), split_masks(found, folder), strict=True):
+            kind += [(path, f"{above}{path.relative_to(folder).as_posix()}") for path in paths]
+    paths, names = zip(*sorted(images), strict=True)
+    return ImageSet(name, paths, names, left_out=tuple(name for _, name in left_out))
 
 
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:

@@ -279,6 +279,24 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (parent / entry.name for entry in entries if entry.name not in others and entry.name[0] != ".")
 
 
+def name_prefixes(folders: Sequence[Path], where: str) -> list[str]:
+    """What the names of images in each of some folders begin with: their way from the folder that all of these share.
+
+    Raises:
+        UserError: one lies in another, so that its images would count twice.
+    """
+    if len(folders) == 1:
+        return [""]
+    places = [Path(os.path.abspath(folder)) for folder in folders]
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    for index, folder in enumerate(folders):
+        for other, above in enumerate(real):
+            if other != index and real[index].is_relative_to(above):
+                raise UserError(f"{where}: folder {folder} lies in {folders[other]}, which is named, too; leave it out")
+    top = os.path.commonpath(places)
+    return [f"{place.relative_to(top).as_posix()}/" for place in places]
+
+
 def _is_aside(name: str) -> bool:
     """Whether a file or folder is hidden (.ipynb_checkpoints, .Trash-1000, ._x.png) or a tool's own (@eaDir)."""
     return name.startswith(".") or name.lower() in _TOOL_FOLDERS

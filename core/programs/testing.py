@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import FOLDER_PREFIX, find_submission, find_taxonomy, find_test_images, output_names
+from core.datasets.catalog import (
+    FOLDER_PREFIX,
+    find_submission,
+    find_taxonomy,
+    find_test_images,
+    folders_of,
+    output_names,
+)
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.videos import VIDEO_PREFIX
 from core.evaluation.confusion import write_confusion
@@ -135,5 +142,9 @@ def put_on_device(model: nn.Module, config, device: torch.device) -> None:
 
 
 def folder_name(dataset: str) -> str:
-    """A data set's name as a folder name: `folder:/my/frames` → `frames`, `video:/my/drive.mp4` → `drive.mp4`."""
-    return Path(dataset.removeprefix(FOLDER_PREFIX).removeprefix(VIDEO_PREFIX)).name or "images"
+    """A data set's name as a folder name: `folder:/my/frames` → `frames`, `video:/my/drive.mp4` → `drive.mp4`.
+
+    Of several folders their names with + between them.
+    """
+    folders = folders_of(dataset) if dataset.startswith(FOLDER_PREFIX) else [dataset.removeprefix(VIDEO_PREFIX)]
+    return "+".join(Path(folder).name for folder in folders) or "images"
