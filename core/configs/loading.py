@@ -17,7 +17,8 @@ from core.utils.errors import Correctable, UserError, one_line, replaced, shown
 from core.utils.files import expanded
 from core.utils.logging import LOGGER
 
-_PREFIX = re.compile("[a-z]+:")  # before a path: folder:, video:, auto:
+# before a path: folder:, video:, auto:; and between one folder and another
+_PREFIX = re.compile(r"(^[a-z]+:|\s*[,;]\s*folder:)")
 _CUSTOM = "DATASETS.CUSTOM"
 _CUSTOM_PATHS = ("images", "labels", "list", "palette")  # wherever they stand in it
 
@@ -66,9 +67,8 @@ def _expanded(value: Any, key: str) -> Any:
         return tuple(_expanded(one, key) for one in value)
     if not isinstance(value, str):
         return value
-    prefix = _PREFIX.match(value)
-    start = prefix.end() if prefix else 0
-    return value[:start] + expanded(value[start:], key)
+    parts = _PREFIX.split(value)  # paths at even places
+    return "".join(expanded(part, key) if place % 2 == 0 and part else part for place, part in enumerate(parts))
 
 
 def _expand_custom(section: Any, key: str) -> None:

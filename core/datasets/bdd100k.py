@@ -1,20 +1,29 @@
-"""BDD100K (Yu et al., CVPR 2020): `bdd100k/images/10k/<split>/*.jpg`, `bdd100k/labels/sem_seg/masks/<split>/*.png`."""
+"""BDD100K (Yu et al., CVPR 2020): `bdd100k/images/10k/<split>/*.jpg`, `bdd100k/labels/sem_seg/masks/<split>/*.png`.
 
-from pathlib import Path
+Its first release lay in `bdd100k/seg/{images,labels}/<split>/`.
+"""
 
-from core.datasets.reader import Reader
-from core.datasets.taxonomy import CITYSCAPES_19
+from dataclasses import replace
+from functools import partial
 
+from core.datasets.cityscapes import TRAIN_IDS
+from core.datasets.reader import Reader, Submission, beside
 
-def label_path(image: Path) -> Path:
-    """…/images/10k/val/X.jpg → …/labels/sem_seg/masks/val/X.png"""
-    return image.parents[3] / "labels" / "sem_seg" / "masks" / image.parent.name / f"{image.stem}.png"
+SPLITS = ("train", "val", "test")
 
-
-READER = Reader(
-    folders=("bdd100k", "BDD/bdd-100k"),
-    splits={split: (f"images/10k/{split}/*.jpg",) for split in ("train", "val")},
-    label_path=label_path,
-    values={name: index for index, name in enumerate(CITYSCAPES_19.names)},
+NEW = Reader(
+    folders=("bdd100k", "BDD/bdd-100k/bdd100k", "BDD/bdd-100k"),
+    splits={split: (f"images/10k/{split}/*.jpg",) for split in SPLITS},
+    label_path=partial(beside, folders={"images": "labels", "10k": "sem_seg/masks"}),
+    values=TRAIN_IDS,
     kind="trainIds",
+    unlabelled=("test",),
+    submission=Submission(lambda image: f"{image.stem}.png"),
 )
+OLD = replace(
+    NEW,
+    splits={split: (f"seg/images/{split}/*.jpg",) for split in SPLITS},
+    label_path=partial(beside, folders={"images": "labels"}, ending="_train_id.png"),
+)
+READER = replace(NEW, others=(OLD,))
+RELEASE = replace(READER, folders=NEW.folders[1:] + NEW.folders[:1])  # as the DT-ST release looks for it

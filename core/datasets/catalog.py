@@ -4,29 +4,46 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 """
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
+from core.datasets import (
+    acdc,
+    bdd100k,
+    camvid,
+    cityscapes,
+    comma10k,
+    foggycityscapes,
+    gta5,
+    idd,
+    kitti,
+    mapillary,
+    nightcity,
+    synthia,
+    toy,
+)
 from core.datasets.blind import BlindSpots
+from core.datasets.cityscapes import TAXONOMIES
 from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
 from core.datasets.depth import set_depth, with_depth
 from core.datasets.images import EXTENSIONS, image_size
 from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
-from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
+from core.datasets.reader import ImageSet, Reader, name_prefixes, require_utf_8, walk_files
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, COMMA_5, COMMA_6, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
 
 FOLDER_PREFIX = "folder:"
+_NEXT_FOLDER = re.compile(rf"\s*[,;]\s*{FOLDER_PREFIX}")
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
@@ -39,10 +56,20 @@ class Entry:
 
 
 ENTRIES = {
-    "cityscapes": Entry((CITYSCAPES_19, CITYSCAPES_16), cityscapes.READER),
-    "gta5": Entry((CITYSCAPES_19, CITYSCAPES_16), gta5.READER),
+    "cityscapes": Entry(TAXONOMIES, cityscapes.READER),
+    "gta5": Entry(TAXONOMIES, gta5.READER),
     "synthia": Entry((CITYSCAPES_16,), synthia.READER),
-    "bdd100k": Entry((CITYSCAPES_19, CITYSCAPES_16), bdd100k.READER),
+    "bdd100k": Entry(TAXONOMIES, bdd100k.READER),
+    "bdd": Entry(TAXONOMIES, bdd100k.RELEASE),
+    "acdc": Entry(TAXONOMIES, acdc.READER),
+    "darkzurich": Entry(TAXONOMIES, acdc.DARK_ZURICH),
+    "nightcity": Entry(TAXONOMIES, nightcity.READER),
+    "foggycityscapes": Entry(TAXONOMIES, foggycityscapes.READER),
+    "mapillary": Entry(TAXONOMIES, mapillary.READER),
+    "mapillary-v2": Entry(TAXONOMIES, mapillary.READER_V2),
+    "idd": Entry(TAXONOMIES, idd.READER),
+    "kitti": Entry(TAXONOMIES, kitti.READER),
+    "comma10k": Entry((COMMA_5, COMMA_6), comma10k.READER),
     "camvid": Entry((CAMVID_11,), camvid.READER),
     "toy": Entry((TOY_14,), toy.READER),
 }
@@ -81,9 +108,30 @@ def find_label_values(config) -> np.ndarray:
 
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
-    taxonomy = find_taxonomy(config)
     entry, _ = _find_entry(config, _named(config)[0])
-    values = [entry.reader.values.get(name, IGNORE) for name in taxonomy.names]
+    return _value_table(find_taxonomy(config), entry.reader.values)
+
+
+def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
+    """How predictions of DATASETS.TEST are written as numbers: a path for each image, and a table from class to number.
+
+    As the set's test server wants them, where it has one; else by the images' names, as the set's labels. Where
+    DATASETS.TEST has no classes of its own, the table is that of :func:`find_label_values`.
+
+    Args:
+        images: of DATASETS.TEST, in any order.
+    """
+    if "TEST" not in _named(config):
+        return output_names(images), find_label_values(config)
+    reader, taxonomy = _find_entry(config, "TEST")[0].reader, find_taxonomy(config)
+    if reader.submission is None:
+        return output_names(images), _value_table(taxonomy, reader.values)
+    values = reader.values if reader.submission.values is None else reader.submission.values
+    return [reader.submission.name(path) for path in images.paths], _value_table(taxonomy, values)
+
+
+def _value_table(taxonomy: Taxonomy, by_name: Mapping[str, int]) -> np.ndarray:
+    values = [by_name.get(name, IGNORE) for name in taxonomy.names]
     table = np.full(256, IGNORE, np.min_scalar_type(max(values)))
     table[: len(taxonomy)] = values
     return table
@@ -150,7 +198,7 @@ def _find_images(config, key: str) -> ImageSet:
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
     where = f"{where} {name}"
     if name.startswith(FOLDER_PREFIX):
-        images = _find_folder(name, where)
+        images = _find_folders(name, where)
     elif name.startswith(VIDEO_PREFIX):
         if key == "SOURCE_TRAIN":
             raise UserError(f"{where} has no labels; source training needs them")
@@ -222,13 +270,13 @@ def check_test_labels(config, images: ImageSet) -> None:
 
 def _check_kind(config, key: str, images: ImageSet) -> None:
     _refuse_plain_masks(images, f"DATASETS.{key}")
-    entry, _ = _find_entry(config, key)
-    if entry.reader.kind:
-        check_kind(images, entry.reader.kind, f"DATASETS.{key}")
+    if images.kind:
+        check_kind(images, images.kind, f"DATASETS.{key}")
 
 
 def _require_labels(images: ImageSet, key: str) -> None:
-    require_files(list(map(images.label_path, images.paths)), "label file", f"DATASETS.{key} {images.name}")
+    labels = list(map(images.label_path, images.paths))
+    require_files(labels, "label file", f"DATASETS.{key} {images.name}", images.listed)
 
 
 def _refuse_plain_masks(images: ImageSet, where: str) -> None:
@@ -255,12 +303,18 @@ def _refuse_plain_masks(images: ImageSet, where: str) -> None:
         )
 
 
-def require_files(paths: Sequence[Path], kind: str, where: str) -> None:
-    """Raise UserError if any of them is no regular file; `kind`: image or label file."""
-    missing = [path for path in paths if not os.path.isfile(path)]
+def require_files(paths: Sequence[Path], kind: str, where: str, listed: Sequence[str] = ()) -> None:
+    """Raise UserError if any of them is no regular file.
+
+    Args:
+        kind: image or label file.
+        listed: where a list names each.
+    """
+    missing = [index for index, path in enumerate(paths) if not os.path.isfile(path)]
     if missing:
         what = "missing" if kind == "label file" else "no files (links to nothing, folders, pipes, …)"
-        raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {missing[0]}")
+        first = f"{paths[missing[0]]}{f' ({listed[missing[0]]})' if listed else ''}"
+        raise UserError(f"{where}: {len(missing)} of {len(paths)} {kind}s are {what}, the first is {first}")
 
 
 def output_names(images: ImageSet, ending: str = ".png") -> list[str]:
@@ -295,23 +349,38 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
 def _relabelled(name: str, fields, where: str) -> Entry:
     """A built-in entry whose label files hold values of the kind that DATASETS.CUSTOM says."""
     entry = ENTRIES[name]
-    reader = replace(entry.reader, kind="")  # the user has said what they hold: nothing is left to be found
     kind = parse_label_kind(name, fields, where, KINDS if entry.reader.kind else ())
-    if kind != entry.reader.kind:
-        reader = replace(reader, values=KINDS[kind].values, no_class=KINDS[kind].no_class)
-    return replace(entry, reader=reader)
+
+    def holding(reader: Reader) -> Reader:
+        if not reader.kind:
+            return reader
+        told = {"values": KINDS[kind].values, "no_class": KINDS[kind].no_class} if kind != reader.kind else {}
+        return replace(reader, kind="", **told)  # the user has said what they hold: nothing is left to be found
+
+    others = tuple(map(holding, entry.reader.others))
+    return replace(entry, reader=replace(holding(entry.reader), others=others))
 
 
-def _find_folder(name: str, where: str) -> ImageSet:
-    folder = Path(name.removeprefix(FOLDER_PREFIX))
-    if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
-        raise UserError(f"{where}: {folder} is not a folder")
-    found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
-    if not found:
-        raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
-    paths, masks = split_masks(found, folder)
-    names, left_out = (tuple(path.relative_to(folder).as_posix() for path in some) for some in (paths, masks))
-    return ImageSet(name, tuple(paths), names, left_out=left_out)
+def folders_of(name: str) -> list[str]:
+    """The folders of `folder:PATH`, of which several may follow one another: `folder:A,folder:B`."""
+    return _NEXT_FOLDER.split(name.removeprefix(FOLDER_PREFIX))
+
+
+def _find_folders(name: str, where: str) -> ImageSet:
+    folders = [Path(folder) for folder in folders_of(name)]
+    for folder in folders:
+        if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
+            several = f"; several are written {FOLDER_PREFIX}A,{FOLDER_PREFIX}B"
+            raise UserError(f"{where}: {folder} is not a folder{several if re.search('[,;]', str(folder)) else ''}")
+    images, left_out = [], []
+    for folder, above in zip(folders, name_prefixes(folders, where), strict=True):
+        found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
+        if not found:
+            raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
+        for kind, paths in zip((images, left_out), split_masks(found, folder), strict=True):
+            kind += [(path, f"{above}{path.relative_to(folder).as_posix()}") for path in paths]
+    paths, names = zip(*sorted(images), strict=True)
+    return ImageSet(name, paths, names, left_out=tuple(name for _, name in left_out))
 
 
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:

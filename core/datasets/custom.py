@@ -6,12 +6,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from itertools import chain, zip_longest
+from pathlib import Path, PurePath
 from typing import Any
 
 from core.datasets.colours import OFFICIAL, ColourTable
 from core.datasets.images import CHANNELS, EXTENSIONS, ImageForm, read_channel, read_label
-from core.datasets.reader import ImageSet, label_table, walk_files
+from core.datasets.lists import Listed, read_list
+from core.datasets.reader import ImageSet, label_table, name_prefixes, walk_files
 from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
 from core.utils.errors import UserError, shown
 
@@ -20,7 +22,7 @@ MAX_VALUE = 65535  # of 16-bit labels
 REST = "rest"  # as `ignore`: every value that `labels` does not name
 _FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
 _FIELDS += ("by_colour", "palette", "label_channel", "bands")
-_SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern")
+_SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern", "list")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -30,26 +32,79 @@ class Split:
     """Where the files of one split lie.
 
     Attributes:
-        images: folder of the images, absolute or below DATASETS.ROOT.
-        pattern: of their paths below it; its one `*` is any path. None: every image file.
-        labels: folder of the label files, None without labels.
-        label_pattern: of the label files' paths below that; its `*` is what the image's `*` is, or the image's path
-            without ending where it has no pattern. None: the image's path with the ending .png.
+        images: folders of the images, absolute or below DATASETS.ROOT.
+        pattern: of their paths below these; each `*` is any path, as short as may be but for the last. None: every
+            image file.
+        labels: the folder of the label files of each; empty without labels.
+        label_pattern: of the label files' paths below that; its n-th `*` is what the image's n-th `*` is, or the
+            image's path without ending where it has no pattern. None: the image's path with the ending .png.
+        list_file: names the images, and maybe their labels; None: all that fit.
     """
 
-    images: str
+    images: tuple[str, ...] = ()
     pattern: str | None = None
-    labels: str | None = None
+    labels: tuple[str, ...] = ()
     label_pattern: str | None = None
+    list_file: str | None = None
 
+    def find(self, root: Path, where: str) -> list[Listed]:
+        """Its images, and where their labels should be.
 
-def _label_file(split: Split, image_folder: Path, label_folder: Path, image: Path) -> Path:
-    name = image.relative_to(image_folder).as_posix()
-    stem = name.removesuffix(image.suffix)
-    if split.label_pattern is None:
-        return label_folder / f"{stem}.png"
-    star = stem if split.pattern is None else _star(name, split.pattern)
-    return label_folder / split.label_pattern.replace("*", star)
+        Args:
+            root: DATASETS.ROOT.
+            where: begins every message.
+        Raises:
+            UserError: a folder is missing or has no image; folders lie in one another; as :func:`read_list`.
+        """
+        if self.list_file is not None:
+            return self._listed(root, where)
+        folders = [root / folder for folder in self.images]
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise UserError(f"{where}: its folder of images {folder} does not exist")
+        found = []
+        for number, (folder, above) in enumerate(zip(folders, name_prefixes(folders, where), strict=True)):
+            paths = [(path, path.relative_to(folder).as_posix()) for path in walk_files(folder)]
+            fitting = [(path, name) for path, name in paths if _is_image(name, self.pattern)]
+            if not fitting:
+                raise UserError(f"{where}: no {self._wanted} below {folder}")
+            for path, name in fitting:
+                label = root / self.labels[number] / self._label_name(name) if self.labels else None
+                found.append(Listed(path, f"{above}{name}", label, ""))
+        labels = {one.label for one in found}  # where images and labels share a folder
+        images = sorted((one for one in found if one.image not in labels), key=lambda one: one.image)
+        if not images:
+            raise UserError(f"{where}: no {self._wanted} below {folders[0]}")
+        return images
+
+    @property
+    def _wanted(self) -> str:
+        return f"image ({', '.join(EXTENSIONS)})" if self.pattern is None else self.pattern
+
+    def _listed(self, root: Path, where: str) -> list[Listed]:
+        file = root / self.list_file
+        folders = [*(root / folder for folder in self.images), root, file.parent]
+        label_folders = [root / folder for folder in self.labels]
+        found = read_list(file, folders, [*label_folders, *folders], where)
+        if found[0].label is not None:
+            if self.label_pattern is not None:
+                raise UserError(f"{where}: {found[0].place} names a label: leave label_pattern out")
+            return sorted(found, key=lambda one: one.image)
+        for one in found if self.pattern is not None else ():
+            if _stars(one.name, self.pattern) is None:
+                raise UserError(f"{where}: {one.place}: image {one.name} does not fit the pattern {self.pattern}")
+        if label_folders:
+            found = [replace(one, label=label_folders[0] / self._label_name(one.name)) for one in found]
+        return sorted(found, key=lambda one: one.image)
+
+    def _label_name(self, name: str) -> str:
+        """The path of an image's label below its folder."""
+        stem = name.removesuffix(PurePath(name).suffix)
+        if self.label_pattern is None:
+            return f"{stem}.png"
+        stars = [stem] if self.pattern is None else _stars(name, self.pattern)
+        parts = self.label_pattern.split("*")
+        return "".join(chain.from_iterable(zip_longest(parts, stars, fillvalue="")))
 
 
 @dataclass(frozen=True)
@@ -75,6 +130,7 @@ class CustomReader:
     plain: bool = False
     bands: tuple[int, ...] = ()
     kind: str = ""
+    submission: None = None
 
     @property
     def values(self) -> dict[str, int]:
@@ -83,30 +139,20 @@ class CustomReader:
 
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`; see :meth:`core.datasets.reader.Reader.image_set`."""
-        files = self.splits[split]
-        folder = root / files.images
-        if not os.path.isdir(folder):
-            raise UserError(f"{where}: its folder of images {folder} does not exist")
-        paths = sorted(path for path in walk_files(folder) if _is_image(path.relative_to(folder), files.pattern))
-        labels = None
-        if files.labels is not None:
-            labels = partial(_label_file, files, folder, root / files.labels)
-            masks = set(map(labels, paths))  # where images and labels share a folder
-            paths = [path for path in paths if path not in masks]
-        if not paths:
-            wanted = f"image ({', '.join(EXTENSIONS)})" if files.pattern is None else files.pattern
-            raise UserError(f"{where}: no {wanted} below {folder}")
-        names = tuple(path.relative_to(folder).as_posix() for path in paths)
-        if labels is None:
-            return ImageSet(name, tuple(paths), names, form=ImageForm(self.bands))
+        found = self.splits[split].find(root, where)
+        paths, names = tuple(one.image for one in found), tuple(one.name for one in found)
+        listed = tuple(one.place for one in found if one.place)
+        if found[0].label is None:
+            return ImageSet(name, paths, names, listed=listed, form=ImageForm(self.bands))
+        labels = {one.image: one.label for one in found}.__getitem__
         table, read_values, decoding = label_table(taxonomy, self.classes, self.no_class), read_label, ""
         if self.colours is not None:
             read_values = self.colours.decoder(root)
             decoding = repr(read_values)
         elif self.channel is not None:
             read_values, decoding = partial(read_channel, channel=self.channel), self.channel
-        told = {"decoding": decoding, "guessed_void": self.plain, "form": ImageForm(self.bands)}
-        return ImageSet(name, tuple(paths), names, labels, table, read_values, **told)
+        told = {"decoding": decoding, "guessed_void": self.plain, "listed": listed, "form": ImageForm(self.bands)}
+        return ImageSet(name, paths, names, labels, table, read_values, **told)
 
 
 def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomReader]:
@@ -251,20 +297,36 @@ def _colour_table(fields: Mapping, names: Sequence[str], key: str) -> ColourTabl
 def _split(name: Any, tree: Any, key: str) -> Split:
     if not isinstance(name, str) or not _SPLIT_NAME.fullmatch(name):
         raise UserError(f"{key}: a split's name is letters, digits, hyphens and underscores, not {name!r}")
-    fields = _fields(tree, _SPLIT_FIELDS, ("images",), key)
+    fields = _fields(tree, _SPLIT_FIELDS, () if isinstance(tree, dict) and tree.get("list") else ("images",), key)
     for field, value in fields.items():
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{key}.{field} must be text, not {shown(value)}")
-        if field.endswith("pattern") and value.count("*") != 1:
-            raise UserError(f"{key}.{field} must hold exactly one *, which stands for any path, not {value!r}")
+        several = field in ("images", "labels") and "list" not in fields
+        texts = value if several and isinstance(value, list) and value else [value]
+        if not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f"{key}.{field} must be text{', or a list of folders' * several}, not {shown(value)}")
+        if field.endswith("pattern") and ("*" not in value or "**" in value):
+            raise UserError(f"{key}.{field} must hold a *, which stands for any path, or several apart, not {value!r}")
         if field.endswith("pattern") and value.startswith(("/", "./", "../")):
             raise UserError(f"{key}.{field} must be a path below its folder, not {value!r}")
-    split = Split(**fields)
-    if split.labels is None and split.label_pattern is not None:
+    images, labels = (_folders(fields.get(field)) for field in ("images", "labels"))
+    split = Split(images, fields.get("pattern"), labels, fields.get("label_pattern"), fields.get("list"))
+    if not labels and split.label_pattern is not None:
         raise UserError(f"{key}.label_pattern needs `labels` beside it, the folder of the label files")
-    if split.pattern is not None and (split.images, split.pattern) == (split.labels, split.label_pattern):
+    if labels and split.list_file is None and len(labels) != len(images):
+        raise UserError(
+            f"{key}.labels must name a folder for each of {len(images)} folders of images, not {len(labels)}"
+        )
+    if split.label_pattern is not None:
+        stars, label_stars = (split.pattern or "*").count("*"), split.label_pattern.count("*")
+        if stars != label_stars:
+            image = f"pattern has {stars}" if split.pattern else "without a pattern there is one"
+            raise UserError(f"{key}.label_pattern has {label_stars} *, but {image}: the n-th is the image's n-th")
+    if split.pattern is not None and split.pattern == split.label_pattern and set(images) & set(labels):
         raise UserError(f"{key}.label_pattern is the images' own pattern in the images' own folder")
     return split
+
+
+def _folders(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _fields(tree: Any, known: Sequence[str], required: Sequence[str], key: str) -> dict:
@@ -329,15 +391,22 @@ def _is_byte(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 255
 
 
-def _is_image(path: Path, pattern: str | None) -> bool:
+def _is_image(name: str, pattern: str | None) -> bool:
     if pattern is None:
-        return path.name.lower().endswith(EXTENSIONS)
-    return _star(path.as_posix(), pattern) is not None
+        return name.lower().endswith(EXTENSIONS)
+    return _stars(name, pattern) is not None
 
 
-def _star(name: str, pattern: str) -> str | None:
-    """What the pattern's `*` stands for in a name, None if the name does not fit."""
-    before, _, after = pattern.partition("*")
-    if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
-        return name[len(before) : len(name) - len(after)]
-    return None
+def _stars(name: str, pattern: str) -> list[str] | None:
+    """What each `*` of a pattern stands for in a name: as little as may be, the last one the rest; None: no fit."""
+    first, *between, last = pattern.split("*")
+    if not name.startswith(first) or not name.endswith(last):
+        return None
+    place, end, stars = len(first), len(name) - len(last), []
+    for text in between:
+        found = name.find(text, place + 1, end)
+        if found < 0:
+            return None
+        stars.append(name[place:found])
+        place = found + len(text)
+    return [*stars, name[place:end]] if place < end else None

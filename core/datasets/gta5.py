@@ -1,17 +1,11 @@
 """GTA5 (Richter et al., ECCV 2016): `gta5/{images,labels}/*.png`; labels are palette PNGs of Cityscapes' labelIds."""
 
-from pathlib import Path
+from functools import partial
 
-from core.datasets.cityscapes import LABEL_IDS, NO_CLASS
-from core.datasets.reader import Reader
+from core.datasets.cityscapes import LABEL_IDS, LICENCE_PLATE, NO_CLASS
+from core.datasets.reader import Reader, beside
 
-LICENCE_PLATE = 34
-
-
-def label_path(image: Path) -> Path:
-    """…/images/X.png → …/labels/X.png"""
-    return image.parents[1] / "labels" / image.name
-
+label_path = partial(beside, folders={"images": "labels"})
 
 READER = Reader(
     folders=("gta5", "gta5/GTAV"),

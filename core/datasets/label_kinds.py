@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.datasets.cityscapes import LABEL_IDS, NO_CLASS
-from core.datasets.gta5 import LICENCE_PLATE
+from core.datasets.cityscapes import LABEL_IDS, LICENCE_PLATE, NO_CLASS, TRAIN_IDS
 from core.datasets.reader import ImageSet
 from core.datasets.sizes import spread
 from core.datasets.skipping import BadImage
-from core.datasets.taxonomy import CITYSCAPES_19, IGNORE
+from core.datasets.taxonomy import IGNORE
 from core.utils.errors import UserError
 
 LOOKED_AT = 32  # label files: sky, vegetation, cars are in almost any street scene
@@ -57,10 +56,9 @@ class Kind:
         return Kind(values, tuple(value + by for value in self.no_class if value + by >= 0), self.of, margin)
 
 
-_TRAIN_IDS = {name: index for index, name in enumerate(CITYSCAPES_19.names)}
 KINDS = {
     "labelIds": Kind(LABEL_IDS, (*NO_CLASS, LICENCE_PLATE), "labelIds", 0.2),
-    "trainIds": Kind(_TRAIN_IDS, (), "trainIds", 0.2),
+    "trainIds": Kind(TRAIN_IDS, (), "trainIds", 0.2),
 }
 _FOUND = KINDS | {
     "trainIds counted from 1": KINDS["trainIds"].shifted(1, 0.2),

@@ -42,6 +42,8 @@ class ImageSet:
         read_values: decodes a label file to H×W values, uint8 or uint16.
         decoding: what `read_values` depends on beside the file (colours, a channel), as a text.
         guessed_void: nobody has said that 255 is no class.
+        kind: of label values, see :class:`Reader`.
+        listed: where a list names each image: `FILE line 3`; empty, where none does.
         skip_mismatched: images whose label has another size are known to occur and are left out of source training.
         balanced: source training draws class-balanced by default.
         left_out: names of label files that lay among the images.
@@ -61,6 +63,8 @@ class ImageSet:
     balanced: bool = False
     decoding: str = ""
     guessed_void: bool = False
+    kind: str = ""
+    listed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     note: str = ""
     form: ImageForm = PLAIN
@@ -77,7 +81,8 @@ class ImageSet:
 
     def restricted(self, indices: Sequence[int]) -> "ImageSet":
         """The same set with some of its images only."""
-        return replace(self, paths=tuple(self.paths[i] for i in indices), names=tuple(self.names[i] for i in indices))
+        per_image = {"paths": self.paths, "names": self.names, "listed": self.listed}
+        return replace(self, **{key: tuple(all_of[i] for i in indices) for key, all_of in per_image.items() if all_of})
 
     def blind_at(self, path: Path, size: tuple[int, int]) -> np.ndarray | None:
         """h×w bool, True where an image of the set is blind, as seen at `size` (h, w); None where none ever is."""
@@ -145,6 +150,19 @@ def _times(size: tuple[int, int]) -> str:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """Predictions as a data set's test server wants them: a PNG of numbers for each image.
+
+    Attributes:
+        name: gives the path of the PNG, below the folder that is handed in, of an image file.
+        values: of every class; None: as in the label files.
+    """
+
+    name: Callable[[Path], str]
+    values: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Reader:
     """How a data set lies on disk.
 
@@ -152,9 +170,15 @@ class Reader:
         folders: where it may lie below DATASETS.ROOT, in any case; the first is the one that messages name.
         splits: patterns (of Path.glob) of every split's images below that folder.
         label_path: gives the label file of an image file.
-        values: the label value of every class.
+        values: the label value of every class; of several the one that stands for it in predictions.
+        further: the class of all other values that have one.
         no_class: further values that labels may hold; 255 always is one.
+        classes_in: finds the class of every value that has one in the data set's folder, if that says it (else None).
         kind: which of :data:`core.datasets.label_kinds.KINDS` these are; empty: none, or the user says what they are.
+        unlabelled: splits that are published without labels.
+        others: further forms in which it is found, each looked for where those before it have no image, or no label of
+            the first image.
+        submission: of predictions to its test server, if it has one.
         read_values, skip_mismatched, balanced: see :class:`ImageSet`.
     """
 
@@ -162,11 +186,16 @@ class Reader:
     splits: Mapping[str, tuple[str, ...]]
     label_path: Callable[[Path], Path]
     values: Mapping[str, int]
+    further: Mapping[int, str] = field(default_factory=dict)
     no_class: Sequence[int] = ()
+    classes_in: Callable[[Path], Mapping[int, str] | None] = lambda folder: None
     read_values: Callable[[Path], np.ndarray] = read_label
     skip_mismatched: bool = False
     balanced: bool = False
     kind: str = ""
+    unlabelled: Sequence[str] = ()
+    others: tuple["Reader", ...] = ()
+    submission: Submission | None = None
 
     def image_set(self, name: str, split: str, root: Path, taxonomy: Taxonomy, where: str) -> ImageSet:
         """The images of `split`, found by looking below `root`.
@@ -174,24 +203,53 @@ class Reader:
         Raises:
             UserError: missing folder, no image in it.
         """
+        first = None
+        for reader in (self, *self.others):
+            images = reader._look(name, split, root, taxonomy)
+            if images is not None and (images.label_path is None or images.label_path(images.paths[0]).is_file()):
+                return images
+            first = first or images
+        if first is not None:
+            return first
         folders = [folder for folder in (_find_folder(root, sub) for sub in self.folders) if folder is not None]
         if not folders:
             raise UserError(
                 f"{where}: folder {root / self.folders[0]} does not exist; put the data set there "
                 "(datasets/README.md says how) or set DATASETS.ROOT"
             )
-        for folder in folders:
+        missing = folders[0] / self.splits[split][0]
+        raise UserError(f"{where}: no image found as {missing}; datasets/README.md shows the layout")
+
+    def _look(self, name: str, split: str, root: Path, taxonomy: Taxonomy) -> ImageSet | None:
+        """The images of `split` in this form, None if there are none."""
+        for folder in filter(None, (_find_folder(root, sub) for sub in self.folders)):
             found = (path for pattern in self.splits[split] for path in folder.glob(pattern))
             paths = sorted(path for path in found if not any(map(_is_aside, path.relative_to(folder).parts)))
             if paths:
                 break
         else:
-            missing = folders[0] / self.splits[split][0]
-            raise UserError(f"{where}: no image found as {missing}; datasets/README.md shows the layout")
+            return None
         names = tuple(path.relative_to(folder).as_posix() for path in paths)
-        table = label_table(taxonomy, {value: label for label, value in self.values.items()}, self.no_class)
+        if split in self.unlabelled:
+            return ImageSet(name, tuple(paths), names)
+        classes = {value: label for label, value in self.values.items()} | dict(self.further)
+        table = label_table(taxonomy, self.classes_in(folder) or classes, self.no_class)
         reading = (self.label_path, table, self.read_values, self.skip_mismatched, self.balanced)
-        return ImageSet(name, tuple(paths), names, *reading)
+        return ImageSet(name, tuple(paths), names, *reading, kind=self.kind)
+
+
+def beside(image: Path, folders: Mapping[str, str], ending: str = ".png", replaced: str = "") -> Path:
+    """The label file of an image: folders on its path have other names, and its name another end.
+
+    Args:
+        folders: the other name (or path) of each; of several folders of one name the last is meant.
+        ending: of the label file's name.
+        replaced: what it stands for in the image's name, with the image's own ending (.png, .jpg).
+    """
+    parts = list(image.parts[:-1])
+    for name, other in folders.items():
+        parts[len(parts) - 1 - parts[::-1].index(name)] = other
+    return Path(*parts, f"{image.stem.removesuffix(replaced)}{ending}")
 
 
 def label_table(taxonomy: Taxonomy, classes: Mapping[int, str], no_class: Sequence[int] = ()) -> np.ndarray:
@@ -240,6 +298,24 @@ def walk_files(folder: Path) -> Iterator[Path]:
         waiting += [parent / name for name in reversed(folders) if not _is_aside(name)]
         others = set(folders)
         yield from (parent / entry.name for entry in entries if entry.name not in others and entry.name[0] != ".")
+
+
+def name_prefixes(folders: Sequence[Path], where: str) -> list[str]:
+    """What the names of images in each of some folders begin with: their way from the folder that all of these share.
+
+    Raises:
+        UserError: one lies in another, so that its images would count twice.
+    """
+    if len(folders) == 1:
+        return [""]
+    places = [Path(os.path.abspath(folder)) for folder in folders]
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    for index, folder in enumerate(folders):
+        for other, above in enumerate(real):
+            if other != index and real[index].is_relative_to(above):
+                raise UserError(f"{where}: folder {folder} lies in {folders[other]}, which is named, too; leave it out")
+    top = os.path.commonpath(places)
+    return [f"{place.relative_to(top).as_posix()}/" for place in places]
 
 
 def _is_aside(name: str) -> bool:

@@ -1,9 +1,9 @@
 """SYNTHIA-RAND-CITYSCAPES (Ros et al., CVPR 2016): `synthia/RAND_CITYSCAPES/{RGB,GT/LABELS}/*.png`."""
 
-from pathlib import Path
+from functools import partial
 
 from core.datasets.images import read_red_channel
-from core.datasets.reader import Reader
+from core.datasets.reader import Reader, beside
 
 VALUES = {
     "road": 3,
@@ -24,12 +24,6 @@ VALUES = {
     "bicycle": 11,
 }
 
-
-def label_path(image: Path) -> Path:
-    """…/RGB/X.png → …/GT/LABELS/X.png"""
-    return image.parents[1] / "GT" / "LABELS" / image.name
-
-
 READER = Reader(
     folders=(
         "synthia/RAND_CITYSCAPES",
@@ -37,9 +31,10 @@ READER = Reader(
         "synthia/synthia/SYNTHIA_RAND_CITYSCAPES",
         "synthia/synthia/RAND_CITYSCAPES",
         "synthia",
+        "RAND_CITYSCAPES",
     ),
     splits={"train": ("RGB/*.png",)},
-    label_path=label_path,
+    label_path=partial(beside, folders={"RGB": "GT/LABELS"}),
     values=VALUES,
     no_class=tuple(value for value in range(23) if value not in VALUES.values()),
     read_values=read_red_channel,

@@ -123,4 +123,17 @@ TOY_14 = Taxonomy(
     _without(_NAMES_19, "wall", "terrain", "bus", "train", "motorcycle"),
     ("fence", "pole", "light", "sign", "rider", "bicycle", "truck", "person"),
 )
+COMMA_6 = Taxonomy(
+    ("road", "lane-marking", "undrivable", "movable", "my-car", "movable-in-my-car"),
+    colours={
+        "road": (64, 32, 32),
+        "lane-marking": (255, 0, 0),
+        "undrivable": (128, 128, 96),
+        "movable": (0, 255, 102),
+        "my-car": (204, 0, 255),
+        "movable-in-my-car": (0, 204, 255),
+    },
+    partner_names={},
+)
+COMMA_5 = Taxonomy(COMMA_6.names[:5], colours=COMMA_6.colours, partner_names={})  # of a camera that looks ahead
 STREET_SCENES = (CITYSCAPES_19, CITYSCAPES_16, CAMVID_11, TOY_14)

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--save-label-ids",
         type=path_argument,
         metavar="DIR",
-        help="save predictions as PNGs of the data set's own label values (Cityscapes' labelIds, as its official "
-        "evaluation reads them) in DIR",
+        help="save predictions as PNGs of the label values of DATASETS.TEST (Cityscapes' labelIds) in DIR, by the "
+        "names and numbers that its test server wants, where it has one",
     )
     parser.add_argument(
         "--rank-without-labels",

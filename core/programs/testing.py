@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import FOLDER_PREFIX, find_label_values, find_taxonomy, find_test_images, output_names
+from core.datasets.catalog import (
+    FOLDER_PREFIX,
+    find_submission,
+    find_taxonomy,
+    find_test_images,
+    folders_of,
+    output_names,
+)
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.videos import VIDEO_PREFIX
 from core.evaluation.confusion import write_confusion
@@ -40,8 +47,8 @@ def evaluate_checkpoints(
     Args:
         save: write every prediction as a palette PNG.
         flip, multi_scale: see :class:`Evaluator`.
-        label_ids: folder for every prediction as a PNG of the label values of the data set that gives the run its
-            classes (Cityscapes' labelIds, as its official evaluation expects them); None: they are not written.
+        label_ids: folder for every prediction as a PNG of numbers, see :func:`find_submission` (Cityscapes' labelIds,
+            as its official evaluation expects them); None: they are not written.
         overwrite: replace label ids that are there already.
     Raises:
         UserError: no such checkpoint, missing data, predictions that are there already, …
@@ -56,27 +63,29 @@ def evaluate_checkpoints(
             f"DATASETS.TEST {images.name} has no labels to evaluate on; give --saveres or --save-label-ids for "
             "predictions, or --rank-without-labels"
         )
-    label, names, values = folder_name(images.name), output_names(images), find_label_values(config)
+    label, names = folder_name(images.name), output_names(images)
+    submitted, values = find_submission(config, images)
 
     def write_values(path: Path, prediction: np.ndarray) -> None:
         write_png(path, values[prediction])
 
-    # of every checkpoint, the folders for its predictions, and what writes one there
-    savers: dict[Path, list[tuple[Path, Callable[[Path, np.ndarray], None]]]] = {path: [] for path in checkpoints}
+    # of every checkpoint, the folders for its predictions, their names in it, and what writes one there
+    savers: dict[Path, list[tuple[Path, list[str], Callable[[Path, np.ndarray], None]]]]
+    savers = {path: [] for path in checkpoints}
     for path, own_savers in savers.items():
         own = path.stem if len(checkpoints) > 1 else ""
         if save:
             write_colours = partial(write_palette_png, palette=taxonomy.palette())
-            own_savers.append((Path(config.OUTPUT_DIR) / "inference" / label / own, write_colours))
+            own_savers.append((Path(config.OUTPUT_DIR) / "inference" / label / own, names, write_colours))
         if label_ids is not None:
             target = Path(label_ids) / own
-            own_savers.append((target, write_values))
+            own_savers.append((target, submitted, write_values))
             if not overwrite:
-                refuse_existing([target / name for name in names], "choose another folder, or give --overwrite")
+                refuse_existing([target / name for name in submitted], "choose another folder, or give --overwrite")
 
     def save_prediction(own_savers: list, index: int, prediction: np.ndarray) -> None:
-        for target, write in own_savers:
-            file = target / names[index]
+        for target, saved_as, write in own_savers:
+            file = target / saved_as[index]
             file.parent.mkdir(parents=True, exist_ok=True)
             write(file, prediction)
 
@@ -95,7 +104,7 @@ def evaluate_checkpoints(
             load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
         log_dead_channels(model)
-        for target, _ in savers[path]:
+        for target, _, _ in savers[path]:
             LOGGER.info("predictions go to %s", target)
         scores = evaluator.run(model, partial(save_prediction, savers[path]) if savers[path] else None)
         if scores is None:
@@ -133,5 +142,9 @@ def put_on_device(model: nn.Module, config, device: torch.device) -> None:
 
 
 def folder_name(dataset: str) -> str:
-    """A data set's name as a folder name: `folder:/my/frames` → `frames`, `video:/my/drive.mp4` → `drive.mp4`."""
-    return Path(dataset.removeprefix(FOLDER_PREFIX).removeprefix(VIDEO_PREFIX)).name or "images"
+    """A data set's name as a folder name: `folder:/my/frames` → `frames`, `video:/my/drive.mp4` → `drive.mp4`.
+
+    Of several folders their names with + between them.
+    """
+    folders = folders_of(dataset) if dataset.startswith(FOLDER_PREFIX) else [dataset.removeprefix(VIDEO_PREFIX)]
+    return "+".join(Path(folder).name for folder in folders) or "images"

@@ -5,7 +5,7 @@ from pathlib import Path
 from core.adaptation.choices import CHOSEN
 from core.configs import load_config
 from core.configs.node import Config
-from core.datasets.catalog import FOLDER_PREFIX
+from core.datasets.catalog import FOLDER_PREFIX, folders_of
 from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
 from core.runs.resume import source_checkpoint
@@ -65,9 +65,11 @@ def say_adapted(config: Config, iteration: int) -> None:
         log_next("its scores", "test.py", *run)
     if source is not None:
         log_next("source beside adapted model on its images", "tools.compare", folder)
-    kind, _, path = config.DATASETS.TARGET_TRAIN.partition(":")
-    images = path if f"{kind}:" in (FOLDER_PREFIX, VIDEO_PREFIX) else "YOUR_IMAGES"
-    log_next("what it sees", "tools.predict", *run, images, "-o", folder / "pictures")
+    target = config.DATASETS.TARGET_TRAIN
+    images = folders_of(target) if target.startswith(FOLDER_PREFIX) else ["YOUR_IMAGES"]
+    if target.startswith(VIDEO_PREFIX):
+        images = [target.removeprefix(VIDEO_PREFIX)]
+    log_next("what it sees", "tools.predict", *run, *images, "-o", folder / "pictures")
 
 
 def say_trained(config: Config, iteration: int, config_file: str) -> None:

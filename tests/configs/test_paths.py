@@ -73,6 +73,12 @@ def test_a_path_is_expanded_wherever_it_is_given(config, home, key, prefix):
     assert config("", key, f"{prefix}~nobody-of-that-name/b").find(key) == f"{prefix}~nobody-of-that-name/b"
 
 
+@pytest.mark.parametrize("key", ["DATASETS.TARGET_TRAIN", "DATASETS.TEST"])
+def test_each_of_several_folders_is_expanded(config, home, key):
+    loaded = config("", key, "folder:~/a, b,folder:$PLACE/c; folder:d")
+    assert loaded.find(key) == f"folder:{home}/a, b,folder:{home}/c; folder:d"
+
+
 @pytest.mark.parametrize(("key", "prefix"), CASES)
 def test_a_variable_that_is_not_set_is_one_line_with_key_and_name(config, key, prefix):
     for text, options in ((as_yaml(key, f"{prefix}$NOWHERE/x"), ()), ("", (key, f"{prefix}$NOWHERE/x"))):
@@ -92,6 +98,14 @@ def test_own_data_sets(config, home, write_png, draw_scene):
     assert images.paths == (home / "frames/0.png", home / "frames/1.png")
     assert images.label_path(images.paths[1]) == home / "masks/1.png"
     assert set(images.read_label(0).flat) >= {0, 1}
+    (home / "list.txt").write_text("frames/1.png\n")
+    mine["splits"]["train"] = {"list": "~/list.txt", "images": "$PLACE", "labels": "~/masks", "pattern": "frames/*.png"}
+    mine["splits"]["train"]["label_pattern"] = "*.png"
+    images = find_images(config(yaml.safe_dump(custom)), "TEST")
+    assert (images.names, images.label_path(images.paths[0])) == (("frames/1.png",), home / "masks/1.png")
+    mine["splits"]["train"] = {"images": ["~/frames", "$PLACE/masks"]}
+    assert len(find_images(config(yaml.safe_dump(custom)), "TEST")) == 4
+    mine["splits"]["train"] = split
     split["labels"] = "${NOWHERE}/masks"
     with pytest.raises(UserError, match=r"^DATASETS\.CUSTOM\.mine\.splits\.train\.labels .*\$\{NOWHERE\} is not set"):
         config(yaml.safe_dump(custom))

@@ -93,9 +93,9 @@ def test_the_class_set_is_found_through_the_data_sets(options, names, target, so
     ("classes", "datasets", "message"),
     [
         (19, {"TARGET_TRAIN": "folder:x", "SOURCE_TRAIN": "synthia_train"}, "NUM_CLASSES is 19.*SOURCE_TRAIN.*16"),
-        (19, {"TARGET_TRAIN": "kitti_train"}, "TARGET_TRAIN 'kitti_train'.*cityscapes"),
+        (19, {"TARGET_TRAIN": "waymo_train"}, "TARGET_TRAIN 'waymo_train'.*cityscapes"),
         (16, {"TARGET_TRAIN": "cityscapes_train", "SOURCE_TRAIN": "toy_source_train"}, "16.*SOURCE_TRAIN.*toy.*14"),
-        (19, {"TARGET_TRAIN": "cityscapes_train", "TEST": "kitti_val"}, "TEST 'kitti_val'.*cityscapes"),
+        (19, {"TARGET_TRAIN": "cityscapes_train", "TEST": "waymo_val"}, "TEST 'waymo_val'.*cityscapes"),
     ],
 )
 def test_class_sets_that_do_not_fit(options, classes, datasets, message):
@@ -179,6 +179,35 @@ def test_a_folder_is_searched_through_and_sorted(options, tmp_path):
     ]
     assert list(images.paths) == [tmp_path / "frames" / name for name in images.names]
     assert images.label_path is None
+
+
+@pytest.mark.parametrize("between", [",", ";", ", ", " ; "])
+def test_several_folders_are_one_set(options, tmp_path, between):
+    touch(tmp_path, "all/day/a.png", "all/day/s/b.jpg", "all/more/night/a.png", "all/c.png")
+    (tmp_path / "all/x, y").mkdir()
+    touch(tmp_path, "all/x, y/d.png")
+    folders = [tmp_path / "all/more/night", tmp_path / "all/day", tmp_path / "all/x, y"]
+    images = find_target_images(options(TARGET_TRAIN=between.join(f"folder:{folder}" for folder in folders)))
+    assert list(images.names) == ["day/a.png", "day/s/b.jpg", "more/night/a.png", "x, y/d.png"]
+    assert list(images.paths) == [tmp_path / "all" / name for name in images.names]
+    assert output_names(images)[0] == "day/a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder:{0}/a,folder:{0}/b", r"/b is not a folder$"),
+        ("folder:{0}/a,{0}/c", r"/a,.*/c is not a folder; several are written folder:A,folder:B$"),
+        ("folder:{0}/a;folder:{0}/c", r"no image .* below .*/c$"),
+        ("folder:{0}/a,folder:{0}/a/s", r"folder .*/a/s lies in .*/a, which is named, too; leave it out$"),
+        ("folder:{0}/a,folder:{0}/../{1}/a", r"folder .*/a lies in .*/a, which is named, too"),
+    ],
+)
+def test_folders_that_do_not_go_together(options, tmp_path, name, message):
+    touch(tmp_path, "a/1.png", "a/s/2.png")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match=rf"^DATASETS\.TARGET_TRAIN folder:.*{message}"):
+        find_target_images(options(TARGET_TRAIN=name.format(tmp_path, tmp_path.name)))
 
 
 def image_set(*names):

@@ -152,6 +152,24 @@ def test_label_values(load, warehouse, labels, ignore, values, indices):
         # characters that mean something to globs, and hidden files
         ({"images": "x", "pattern": "[1]/*?.png"}, ["x/[1]/a?.png", "x/1/a?.png", "x/[1]/b.png"], {"[1]/a?.png": None}),
         ({"images": "x"}, ["x/a.png", "x/.a.png"], {"a.png": None}),
+        # several *: the n-th of a label is the n-th of its image
+        (
+            {"images": "x", "labels": "y", "pattern": "*/cam/*_rgb.jpg", "label_pattern": "seg/*/ids/*.png"},
+            ["x/a/cam/1_rgb.jpg", "x/b/c/cam/d/2_rgb.jpg", "x/a/cam/_rgb.jpg", "x/cam/3_rgb.jpg", "x/a/map/4_rgb.jpg"],
+            {"a/cam/1_rgb.jpg": "y/seg/a/ids/1.png", "b/c/cam/d/2_rgb.jpg": "y/seg/b/c/ids/d/2.png"},
+        ),
+        (
+            {"images": "x", "labels": "x", "pattern": "img/*/*/*_i.png", "label_pattern": "gt/*/*/*_l.png"},
+            ["x/img/val/town/town_i_1_i.png", "x/gt/val/town/town_i_1_l.png", "x/img/val/town_i.png"],
+            {"img/val/town/town_i_1_i.png": "x/gt/val/town/town_i_1_l.png"},
+        ),
+        # several folders: their names count from the folder that they share
+        ({"images": ["x/a", "x/s/b"]}, ["x/a/1.png", "x/s/b/1.png", "x/2.png"], {"a/1.png": None, "s/b/1.png": None}),
+        (
+            {"images": ["x/a", "y"], "labels": ["m", "y"], "pattern": "*_i.png", "label_pattern": "*_l.png"},
+            ["x/a/1_i.png", "y/1_i.png", "y/1_l.png"],
+            {"x/a/1_i.png": "m/1_l.png", "y/1_i.png": "y/1_l.png"},
+        ),
     ],
 )
 def test_layouts(load, tmp_path, split, files, pairs):
@@ -161,6 +179,24 @@ def test_layouts(load, tmp_path, split, files, pairs):
     for path, name in zip(images.paths, images.names, strict=True):
         expected = None if pairs[name] is None else tmp_path / pairs[name]
         assert (images.label_path and images.label_path(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["x", "y"], r"its folder of images .*/y does not exist$"),
+        (["x", "z"], r"no image \(\.jpg, .*\) below .*/z$"),
+        (["x", "x/s"], r"folder .*/x/s lies in .*/x, which is named, too; leave it out$"),
+        (["x", "./x"], r"folder .*/x lies in .*/x, which is named, too"),
+        (["x/s", "link"], r"folder .*/link lies in .*/x/s, which is named|folder .*/x/s lies in .*/link, which"),
+    ],
+)
+def test_several_folders_that_do_not_go_together(load, tmp_path, images, message):
+    write_files(tmp_path, "x/a.png", "x/s/b.png")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "x/s")
+    with pytest.raises(UserError, match=rf"^DATASETS\.TARGET_TRAIN warehouse_all: {message}"):
+        find_target_images(load(changed(splits={"all": {"images": images}}), TARGET_TRAIN="warehouse_all"))
 
 
 def test_folders_may_be_absolute(load, tmp_path):
@@ -343,14 +379,33 @@ MISTAKES = {
     "split on": (changed(splits={True: TRAIN}), rf"{W}\.splits\.True: a split's name"),
     "split a/b": (changed(splits={"a/b": TRAIN}), rf"{W}\.splits\.a/b: a split's name"),
     "no images": (with_split(images=None), rf"{W}\.splits\.train\.images is missing"),
-    "images a number": (with_split(images=3), rf"{W}\.splits\.train\.images must be text, not 3"),
-    "images empty": (with_split(images=""), rf"{W}\.splits\.train\.images must be text, not ''"),
+    **{
+        f"images {value!r}": (
+            with_split(images=value),
+            rf"{W}\.splits\.train\.images must be text, or a list of folders, not {re.escape(repr(value))}",
+        )
+        for value in (3, "", [], ["a", 3], ["a", ""])
+    },
+    "fewer folders of labels": (
+        with_split(images=["a", "b"]),
+        rf"{W}\.splits\.train\.labels must name a folder for each of 2 folders of images, not 1",
+    ),
+    "fewer stars": (
+        with_split(pattern="*/a/*.jpg"),
+        rf"{W}\.splits\.train\.label_pattern has 1 \*, but pattern has 2",
+    ),
+    "stars without a pattern": (
+        with_split(pattern=None, label_pattern="*/*.png"),
+        rf"{W}\.splits\.train\.label_pattern has 2 \*, but without a pattern there is one",
+    ),
+    "list a number": (with_split(list=3), rf"{W}\.splits\.train\.list must be text, not 3"),
+    "list and folders": (with_split(list="x", images=["a", "b"]), rf"{W}\.splits\.train\.images must be text, not \["),
     "unknown part": (with_split(label="x"), rf"{W}\.splits\.train\.label is unknown; did you mean labels\?"),
     **{
         f"{key} {value}": (with_split(**{key: value}), rf"{W}\.splits\.train\.{key} {message}")
         for key in ("pattern", "label_pattern")
         for message, values in (
-            ("must hold exactly one \\*", ("a.jpg", "**/a.jpg")),
+            ("must hold a \\*, which stands for any path, or several apart", ("a.jpg", "**/a.jpg", "a/**")),
             ("must be a path", ("/*", "../*")),
         )
         for value in values

@@ -88,6 +88,24 @@ def test_the_official_program_finds_the_same_scores(labelled_root, write_config,
     assert float(ours["mIoU_occurring"]) / 100 == pytest.approx(official["averageScoreClasses"], abs=1e-6)
 
 
+def test_predictions_of_a_split_without_labels_are_what_its_server_wants(
+    cityscapes_root, write_config, tiny_checkpoint, write_png, draw_scene
+):
+    """ACDC's: trainIds under the images' own names, in one folder; a run of Cityscapes' classes."""
+    for number, condition in enumerate(("fog", "snow")):
+        stem = f"acdc/rgb_anon/{condition}/test/GP0{number}/GP0{number}_frame_000001_rgb_anon.png"
+        write_png(cityscapes_root / stem, draw_scene(1000 + number)[0])
+    config, saved = write_config(cityscapes_root, **{"DATASETS.TEST": "acdc_test"}), cityscapes_root / "ids"
+    assert evaluate(["-cfg", str(config), "resume", str(tiny_checkpoint), "--save-label-ids", str(saved)]) == 0
+    assert sorted(contents(saved)) == [f"GP0{number}_frame_000001_rgb_anon.png" for number in (0, 1)]
+    label = draw_scene(1000)[1]
+    found = np.array(Image.open(saved / "GP00_frame_000001_rgb_anon.png"))
+    assert (found.dtype, found.shape) == (np.uint8, label.shape)
+    train_ids = np.full(256, 255)
+    train_ids[list(LABEL_IDS.values())] = range(19)
+    assert (found == train_ids[label])[label > 0].mean() > 0.8
+
+
 def test_label_ids_of_a_folder_of_checkpoints_lie_apart_and_are_not_replaced_unasked(
     cityscapes_root, write_config, tiny_checkpoint, capsys
 ):
