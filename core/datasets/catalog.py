@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,12 @@ from core.datasets import (
 )
 from core.datasets.blind import BlindSpots
 from core.datasets.cityscapes import TAXONOMIES
-from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
+from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind, parse_merge
 from core.datasets.depth import set_depth, with_depth
 from core.datasets.images import EXTENSIONS, image_size
 from core.datasets.label_kinds import KINDS, check_kind
 from core.datasets.masks import split_masks
+from core.datasets.pairs import Pairing, pair
 from core.datasets.reader import ImageSet, Reader, name_prefixes, require_utf_8, walk_files
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
@@ -49,10 +50,13 @@ KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class name
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set of the catalog: its class sets and how it is read."""
+    """One data set of the catalog: its class sets, how it is read, and what of a model's classes counts as which of its
+    own (:func:`core.datasets.pairs.pair`).
+    """
 
     taxonomies: tuple[Taxonomy, ...]
     reader: Reader | CustomReader
+    merge: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 ENTRIES = {
@@ -76,26 +80,45 @@ ENTRIES = {
 
 
 def find_taxonomy(config) -> Taxonomy:
-    """The class set of a run: that of TARGET_TRAIN, else of TEST, else of SOURCE_TRAIN, with NUM_CLASSES classes.
+    """The classes of a run's model: of the first of TARGET_TRAIN, TEST and SOURCE_TRAIN that has NUM_CLASSES of them.
+
+    The other sets have the same, or are target and test of other classes (:func:`find_pairing`).
 
     Raises:
-        UserError: none of them has a class set, one has none of NUM_CLASSES classes, or two have different ones.
+        UserError: none of them has a class set of NUM_CLASSES classes, or SOURCE_TRAIN has not, or two of as many
+            classes have different ones.
     """
-    found = {f"DATASETS.{key} {config.DATASETS[key]}": _taxonomy_of(config, key) for key in _named(config)}
-    if not found:
+    if not _named(config):
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
             f"model's classes come from, one of {', '.join(ENTRIES | config.DATASETS.CUSTOM)}"
         )
-    (first, taxonomy), *others = found.items()
-    for where, other in others:
+    fitting = {key: taxonomy for key in _named(config) if (taxonomy := _fitting(config, key)) is not None}
+    if not fitting or ("SOURCE_TRAIN" in _named(config) and "SOURCE_TRAIN" not in fitting):
+        raise UserError(_of_other_count(config, "SOURCE_TRAIN" if fitting else _named(config)[0]))
+    (first, taxonomy), *others = fitting.items()
+    for key, other in others:
         for index, (name, other_name) in enumerate(zip(taxonomy.names, other.names, strict=True)):
             if name != other_name:
+                sets = " and ".join(f"DATASETS.{one} {config.DATASETS[one]}" for one in (first, key))
                 raise UserError(
-                    f"{first} and {where} must have the same classes, but class {index} is {name!r} in the first, "
-                    f"{other_name!r} in the second"
+                    f"{sets} must have the same classes, but class {index} is {name!r} in the first, {other_name!r} in "
+                    "the second"
                 )
     return taxonomy
+
+
+def find_pairing(config) -> Pairing | None:
+    """What DATASETS.TEST, if its classes are others than the model's, scores; None where they are the same.
+
+    Raises:
+        UserError: no class of the one is one of the other.
+    """
+    if "TEST" not in _named(config):
+        return None
+    entry, _ = _find_entry(config, "TEST")
+    model, test = find_taxonomy(config), _fitting(config, "TEST") or entry.taxonomies[0]
+    return pair(model, test, entry.merge, f"DATASETS.TEST {config.DATASETS.TEST}")
 
 
 def class_names(config) -> tuple[str, ...]:
@@ -108,8 +131,9 @@ def find_label_values(config) -> np.ndarray:
 
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
-    entry, _ = _find_entry(config, _named(config)[0])
-    return _value_table(find_taxonomy(config), entry.reader.values)
+    taxonomy = find_taxonomy(config)
+    entry, _ = _find_entry(config, next(key for key in _named(config) if _fitting(config, key) is not None))
+    return _value_table(taxonomy, entry.reader.values)
 
 
 def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
@@ -123,11 +147,13 @@ def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
     """
     if "TEST" not in _named(config):
         return output_names(images), find_label_values(config)
-    reader, taxonomy = _find_entry(config, "TEST")[0].reader, find_taxonomy(config)
-    if reader.submission is None:
-        return output_names(images), _value_table(taxonomy, reader.values)
-    values = reader.values if reader.submission.values is None else reader.submission.values
-    return [reader.submission.name(path) for path in images.paths], _value_table(taxonomy, values)
+    reader, taxonomy, pairing = _find_entry(config, "TEST")[0].reader, find_taxonomy(config), images.pairing
+    submission = reader.submission
+    values = reader.values if submission is None or submission.values is None else submission.values
+    names = output_names(images) if submission is None else [submission.name(path) for path in images.paths]
+    if pairing is None:
+        return names, _value_table(taxonomy, values)
+    return names, np.append(_value_table(pairing.taxonomy, values), IGNORE)[pairing.scored]
 
 
 def _value_table(taxonomy: Taxonomy, by_name: Mapping[str, int]) -> np.ndarray:
@@ -149,15 +175,16 @@ def _named(config) -> list[str]:
     return [key for key in KEYS if config.DATASETS[key] and not config.DATASETS[key].startswith(unnamed)]
 
 
-def _taxonomy_of(config, key: str) -> Taxonomy:
-    """The class set of one data set of the config."""
-    name = config.DATASETS[key]
+def _fitting(config, key: str) -> Taxonomy | None:
+    """The class set of a named data set that has NUM_CLASSES classes; None: it has none."""
     entry, _ = _find_entry(config, key)
-    for taxonomy in entry.taxonomies:
-        if len(taxonomy) == config.MODEL.NUM_CLASSES:
-            return taxonomy
+    return next((one for one in entry.taxonomies if len(one) == config.MODEL.NUM_CLASSES), None)
+
+
+def _of_other_count(config, key: str) -> str:
+    entry, _ = _find_entry(config, key)
     counts = " or ".join(str(len(taxonomy)) for taxonomy in entry.taxonomies)
-    raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, but DATASETS.{key} {name} has {counts}")
+    return f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, but DATASETS.{key} {config.DATASETS[key]} has {counts}"
 
 
 def find_images(config, key: str) -> ImageSet:
@@ -209,7 +236,11 @@ def _find_images(config, key: str) -> ImageSet:
             dataset = name.partition("_")[0]
             known = ", ".join(f"{dataset}_{known}" for known in entry.reader.splits)
             raise UserError(f"{where}: {dataset} has no split {split!r}; known are {known}")
-        images = entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), find_taxonomy(config), where)
+        pairing = find_pairing(config) if key == "TEST" else None
+        taxonomy = find_taxonomy(config) if pairing is None else pairing.taxonomy
+        images = entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), taxonomy, where)
+        if pairing is not None:
+            images = replace(images, pairing=pairing, note=pairing.words)
     require_utf_8(images.paths, where)
     if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
         require_files(images.paths, "image", where)
@@ -337,7 +368,7 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
             entries[name] = _relabelled(name, fields, where)
         else:
             taxonomy, reader = parse_data_set(name, fields, where)
-            entries[name] = Entry((taxonomy,), reader)
+            entries[name] = Entry((taxonomy,), reader, parse_merge(fields, taxonomy.names, f"{where}.{name}"))
     if dataset not in entries:
         raise UserError(
             f"DATASETS.{key} {config.DATASETS[key]!r} is not a data set; use <data set>_<split> with one of "
@@ -347,8 +378,14 @@ def _find_entry(config, key: str) -> tuple[Entry, str]:
 
 
 def _relabelled(name: str, fields, where: str) -> Entry:
-    """A built-in entry whose label files hold values of the kind that DATASETS.CUSTOM says."""
+    """A built-in entry with what DATASETS.CUSTOM says of it: the kind of its label values, and `merge`."""
     entry = ENTRIES[name]
+    if isinstance(fields, dict) and "merge" in fields:
+        names = dict.fromkeys(one for taxonomy in entry.taxonomies for one in taxonomy.names)
+        entry = replace(entry, merge=parse_merge(fields, tuple(names), f"{where}.{name}"))
+        fields = {field: value for field, value in fields.items() if field != "merge"}
+        if not fields:
+            return entry
     kind = parse_label_kind(name, fields, where, KINDS if entry.reader.kind else ())
 
     def holding(reader: Reader) -> Reader:

@@ -21,7 +21,7 @@ MAX_CLASSES = 254
 MAX_VALUE = 65535  # of 16-bit labels
 REST = "rest"  # as `ignore`: every value that `labels` does not name
 _FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
-_FIELDS += ("by_colour", "palette", "label_channel", "bands")
+_FIELDS += ("by_colour", "palette", "label_channel", "bands", "merge")
 _SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern", "list")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -194,6 +194,20 @@ def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomRe
     return taxonomy, CustomReader(splits, classes, no_class, channel, colours, plain, tuple(bands))
 
 
+def parse_merge(tree: Mapping, names: Sequence[str], key: str) -> dict[str, tuple[str, ...]]:
+    """Field `merge` of an entry: by class of the set, the model's classes that count as it, beside that of its name.
+
+    Args:
+        tree: see :func:`parse_data_set`.
+        names: the set's classes.
+        key: of the entry.
+    """
+    merge = {}
+    for name, members in _by_class({"merge": tree.get("merge") or {}}, "merge", names, key).items():
+        merge[name] = _texts([members] if isinstance(members, str) else members, f"{key}.merge.{name}")
+    return merge
+
+
 def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -> str:
     """Of an entry of DATASETS.CUSTOM by the name of a built-in data set: the kind of label values that its files hold.
 
@@ -204,7 +218,11 @@ def parse_label_kind(name: str, tree: Any, where: str, kinds: Collection[str]) -
     key = f"{where}.{name}"
     fields = [str(field) for field in _mapping(tree, key)]
     if not kinds or fields != ["labels"]:
-        given = "nothing of it can be given here" if not kinds else f"only `labels: {' or '.join(kinds)}` can be given"
+        given = (
+            f"only `labels: {' or '.join(kinds)}` and `merge` can be given"
+            if kinds
+            else "nothing of it but `merge` can be given here"
+        )
         raise UserError(f"{key}: {name} is a built-in data set; {given}; an own one needs another name")
     if tree["labels"] not in tuple(kinds):
         raise UserError(f"{key}.labels must be {' or '.join(kinds)}, not {shown(tree['labels'])}")

@@ -19,6 +19,7 @@ from core.datasets.images import (
     turned,
     turned_size,
 )
+from core.datasets.pairs import Pairing
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.utils.errors import UserError, shorten
@@ -49,6 +50,7 @@ class ImageSet:
         left_out: names of label files that lay among the images.
         note: what else the log should say of them.
         form: how image files are read.
+        pairing: what of a model's classes labels are held against, where those of the set are others.
         blind: where all images show the same, and have no label; None: nowhere.
         skipped: the bad images that a run did without; by default none may be.
     """
@@ -69,6 +71,7 @@ class ImageSet:
     note: str = ""
     form: ImageForm = PLAIN
     blind: BlindSpots | None = None
+    pairing: Pairing | None = None
     skipped: SkippedImages = field(default_factory=SkippedImages, compare=False)
 
     def __len__(self) -> int:
@@ -83,6 +86,10 @@ class ImageSet:
         """The same set with some of its images only."""
         per_image = {"paths": self.paths, "names": self.names, "listed": self.listed}
         return replace(self, **{key: tuple(all_of[i] for i in indices) for key, all_of in per_image.items() if all_of})
+
+    def scored_of(self, taxonomy: Taxonomy) -> Taxonomy:
+        """The classes that a model of `taxonomy` is scored by on this set."""
+        return taxonomy if self.pairing is None else self.pairing.taxonomy
 
     def blind_at(self, path: Path, size: tuple[int, int]) -> np.ndarray | None:
         """h×w bool, True where an image of the set is blind, as seen at `size` (h, w); None where none ever is."""

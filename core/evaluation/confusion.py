@@ -16,6 +16,7 @@ from core.utils.files import write_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+OTHERS = "others"  # classes of a model that a test set does not have
 HEAD = "truth"  # of the column that names the classes of the rows
 NUMBERED = 40  # classes, at most, whose cells have room for a number
 _LARGE, _SMALL, _LEAST = 0.38, 0.1, 4.0  # inches of a cell with a number, of one without, and of all in a row
@@ -32,12 +33,14 @@ def write_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], tit
 
     Args:
         path: without suffix.
-        confusion: C×C int64, rows are labels.
+        confusion: C×C int64, rows are labels; one more of each for predictions that are none of the classes.
         names: of the C classes.
         title: of the picture.
     Raises:
         UserError: the disk is full, say.
     """
+    if len(confusion) > len(names):
+        names = (*names, OTHERS)
     write_text(f"{path}.csv", confusion_table(confusion, names))
     picture = confusion_picture(confusion, names, title)
     write_png(f"{path}.png", picture)

@@ -43,23 +43,36 @@ class Evaluator:
         Raises:
             UserError: an image or label that cannot be read or does not fit its partner.
         """
-        labelled = self.images.label_path is not None
-        confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        labelled, size = self.images.label_path is not None, self._matrix_size
+        confusion = torch.zeros(size, size, dtype=torch.int64)
 
         def count(_: int, counts: torch.Tensor) -> None:
             confusion.add_(counts)
 
         with distributed.own_part():
             self._sweep(model, count if labelled else None, save)
-        return Scores.of(distributed.total(confusion)) if labelled else None
+        return Scores.of(distributed.total(confusion), self._scored) if labelled else None
+
+    @property
+    def _scored(self) -> int:
+        """How many classes are scored; the matrix has one row and column more, where the model has others."""
+        pairing = self.images.pairing
+        return self.num_classes if pairing is None else len(pairing.taxonomy)
+
+    @property
+    def _matrix_size(self) -> int:
+        return self._scored + (self.images.pairing is not None)
 
     def matrices(self, model: nn.Module) -> np.ndarray:
         """The confusion matrix of `model` on each image, N×C×C int64, labels as rows; for one process, with labels.
 
+        Where the set's classes are others than the model's, C is that of the scored ones and one more, for what the
+        model says beside these.
+
         Raises:
             UserError: as :meth:`run`.
         """
-        found = np.zeros((len(self.images), self.num_classes, self.num_classes), np.int64)
+        found = np.zeros((len(self.images), self._matrix_size, self._matrix_size), np.int64)
 
         def keep(index: int, counts: torch.Tensor) -> None:
             found[index] = counts.numpy()
@@ -84,12 +97,24 @@ class Evaluator:
                 prediction, _ = reading()
                 index = batch["index"][position]
                 if count is not None:
-                    count(index, confusion_matrix(prediction, batch["label"][position], self.num_classes))
+                    count(index, count_pairs(self.images, prediction, batch["label"][position], self.num_classes))
                 if save is not None:
                     save(index, prediction)
 
         title = f"evaluating on {self.images.name}"
         self._predictor.sweep(model, self.images, title, read, take, self._sizes, count is not None)
+
+
+def count_pairs(images: ImageSet, prediction: np.ndarray, label, num_classes: int) -> torch.Tensor:
+    """The confusion matrix (see :meth:`Evaluator.matrices`) of one image of a set.
+
+    Args:
+        prediction: H×W uint8, of a model of `num_classes` classes.
+        label: H×W uint8, as the set reads it.
+    """
+    if images.pairing is None:
+        return confusion_matrix(prediction, label, num_classes)
+    return confusion_matrix(images.pairing.scored[prediction], label, len(images.pairing.taxonomy) + 1)
 
 
 def report_lines(scores: Scores, taxonomy: Taxonomy, images: str) -> list[str]:

@@ -92,7 +92,7 @@ def mean_iou_in_label(confusion) -> float:
 class Scores:
     """Everything that is reported of one evaluation, in percent."""
 
-    confusion: np.ndarray  # C×C int64, pixels; rows are labels
+    confusion: np.ndarray  # C×C int64, pixels; rows are labels; one more of each, where a model says what is not scored
     iou: np.ndarray  # per class
     accuracy: np.ndarray  # per class
     occurs: np.ndarray  # bool per class: in the labels or the predictions of the set
@@ -101,16 +101,17 @@ class Scores:
     all_accuracy: float
 
     @classmethod
-    def of(cls, confusion) -> "Scores":
+    def of(cls, confusion, classes: int | None = None) -> "Scores":
+        """Of the first `classes` of a matrix (None: all), none of whose labels is another one."""
         confusion = torch.as_tensor(confusion)
-        accuracies = 100 * accuracy(confusion).numpy()
+        accuracies = 100 * accuracy(confusion).numpy()[:classes]
         total = max(int(confusion.sum()), 1)
         return cls(
             confusion=confusion.long().cpu().numpy(),
-            iou=100 * iou(confusion).numpy(),
+            iou=100 * iou(confusion).numpy()[:classes],
             accuracy=accuracies,
-            occurs=(confusion.sum(0) + confusion.sum(1) > 0).numpy(),
-            labelled=(confusion.sum(1) > 0).numpy(),
+            occurs=(confusion.sum(0) + confusion.sum(1) > 0).numpy()[:classes],
+            labelled=(confusion.sum(1) > 0).numpy()[:classes],
             mean_accuracy=float(accuracies.mean()),
             all_accuracy=100 * int(confusion.diagonal().sum()) / total,
         )

@@ -138,7 +138,8 @@ def select_checkpoint(
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
     put_on_device(model, config, device)
-    LOGGER.info("images: %d of %s, with labels", len(images), images.name)
+    note = images.note and f": {images.note}"
+    LOGGER.info("images: %d of %s, with labels%s", len(images), images.name, note)
     path = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR") / f"{TABLE}{folder_name(images.name)}.csv"
     if save is not None:
         make_folder(Path(save).absolute().parent, "--save: folder")
@@ -150,7 +151,7 @@ def select_checkpoint(
     if not counts[0].truths.any():
         raise UserError(f"--select-with {images.name}: no pixel of its labels has a class")
     names, comparison = [candidate.name for candidate in candidates], compare(counts, config.SEED)
-    _write_table(path, names, comparison, [taxonomy.names[index] for index in comparison.classes])
+    _write_table(path, names, comparison, [images.scored_of(taxonomy).names[index] for index in comparison.classes])
     LOGGER.info("wrote %s", path)
     if save is not None:
         chosen = candidates[comparison.best]

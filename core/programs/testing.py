@@ -95,6 +95,7 @@ def evaluate_checkpoints(
     put_on_device(model, config, device)
     LOGGER.info("images: %d of %s%s", len(images), images.name, images.note and f": {images.note}")
     evaluator = Evaluator(images, len(taxonomy), Predictor(config, device), flip, multi_scale)
+    scored = images.scored_of(taxonomy)
     folder = make_folder(config.OUTPUT_DIR, "OUTPUT_DIR")
     if label_ids is not None:
         make_folder(label_ids, "--save-label-ids")
@@ -109,11 +110,11 @@ def evaluate_checkpoints(
         scores = evaluator.run(model, partial(save_prediction, savers[path]) if savers[path] else None)
         if scores is None:
             continue
-        for line in report_lines(scores, taxonomy, images.name):
+        for line in report_lines(scores, scored, images.name):
             LOGGER.info(line)
         if not distributed.is_main():
             continue
-        row = {"checkpoint": path.name, **table_row(scores, taxonomy)}
+        row = {"checkpoint": path.name, **table_row(scores, scored)}
         averaged = "_flip" * flip + "_multi_scale" * multi_scale
         if table is None:
             table = Table(folder / f"test_{label}{averaged}.csv", tuple(row))
@@ -122,7 +123,7 @@ def evaluate_checkpoints(
         if len(checkpoints) > 1:
             confusion = make_folder(confusion, "OUTPUT_DIR") / path.stem
         title = f"{images.name}, {path.name}: mIoU {scores.mean_iou:.2f}"
-        write_confusion(confusion, scores.confusion, taxonomy.names, title)
+        write_confusion(confusion, scores.confusion, scored.names, title)
         LOGGER.info("wrote %s.csv and .png", confusion)
         results.append((scores.mean_iou, path))
     if table is not None:

@@ -70,7 +70,8 @@ class Training(ABC):
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
         self.result = model
         self.evaluator, self.device = evaluator, next(model.parameters()).device
-        self.output = RunOutput(config, taxonomy, self.device)
+        scored = None if evaluator is None else evaluator.images.scored_of(taxonomy)
+        self.output = RunOutput(config, taxonomy, self.device, scored)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
         self.parallel = distributed.parallel(model)  # what a step calls for its gradients

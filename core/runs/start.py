@@ -130,7 +130,8 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     log_dead_channels(trainer.model)
     if trainer.evaluator is not None:
         images = trainer.evaluator.images
-        LOGGER.info("evaluation: %d images of %s at every checkpoint", len(images), images.name)
+        note = images.note and f": {images.note}"
+        LOGGER.info("evaluation: %d images of %s at every checkpoint%s", len(images), images.name, note)
     else:
         LOGGER.info("no evaluation: %s", "--skip-test" if skip_test else "DATASETS.TEST is empty")
     LOGGER.info(

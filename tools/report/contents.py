@@ -59,6 +59,7 @@ class Report:
 
     def __init__(self, run: Run, count: int | None):
         self.run, self.names = run, run.taxonomy.names
+        self.test_names = run.scored.names
         self.painter = Painter.of(run.config.VIS, run.taxonomy)
         self.labelled = bool(run.evaluations)
         self.missing: list[str] = []
@@ -200,11 +201,13 @@ class Report:
 
     def changes(self) -> list[tuple[str, float, float]]:
         """(name, source's, adapted) IoU of every class, and means, in percent."""
-        before, after = (table_row(seen.scores, self.run.taxonomy) for seen in (self.source, self.adapted))
+        before, after = (table_row(seen.scores, self.run.scored) for seen in (self.source, self.adapted))
         occurs, labelled = self.source.scores.occurs | self.adapted.scores.occurs, self.adapted.scores.labelled
         held = {"mIoU_occurring": occurs, "mIoU_labelled": labelled}
         same = [name for name, classes in held.items() if classes.all()]  # as mIoU
-        shown = {f"IoU_{n}": n + " (occurs nowhere)" * (not seen) for n, seen in zip(self.names, occurs, strict=True)}
+        shown = {
+            f"IoU_{n}": n + " (occurs nowhere)" * (not seen) for n, seen in zip(self.test_names, occurs, strict=True)
+        }
         for column in sorted(before, key=lambda name: not name.startswith("mIoU")):
             if not column.startswith(("IoU_", "accuracy_")) and column not in same:
                 name = column.replace("_occurring", " (occurring)").replace("_labelled", " (labelled)")
@@ -226,7 +229,7 @@ class Report:
 
     def over_time(self) -> Table:
         source, shown, rows = self.source_scores, spread(self.run.evaluations), []
-        for number, name in enumerate(self.names):
+        for number, name in enumerate(self.test_names):
             values = [float(row[f"IoU_{name}"]) for row in shown]
             first = source.iou[number] if source else values[0]
             start = [f"{first:.1f}"] if source else []
@@ -237,12 +240,12 @@ class Report:
         """Of every class that the truth holds, the shares that the adapted model takes for each class."""
         scores, rows = self.adapted.scores, []
         classes = np.flatnonzero(scores.occurs)
-        for number, shares in enumerate(shares_of_truth(scores.confusion)[:, classes]):
+        for number, shares in enumerate(shares_of_truth(scores.confusion)[: len(self.test_names), classes]):
             if scores.confusion[number].any():
                 strengths = np.where(classes == number, shares, -2 * shares) / 100
                 words = [f"{share:.1f}" if share >= 0.05 else "" for share in shares]
-                rows.append((self.names[number], *map(Shaded, words, strengths)))
-        return Table(("truth, %", *(self.names[number] for number in classes)), rows)
+                rows.append((self.test_names[number], *map(Shaded, words, strengths)))
+        return Table(("truth, %", *(self.test_names[number] for number in classes)), rows)
 
     def order(self) -> tuple[Table, float | None]:
         """The checkpoints, and by how many points of mIoU the first is behind the best, where labels tell."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from core.adaptation.guard import Verdict
 from core.configs import load_config
 from core.configs.node import Config
-from core.datasets.catalog import find_taxonomy
+from core.datasets.catalog import find_pairing, find_taxonomy
 from core.datasets.taxonomy import Taxonomy
 from core.runs.folder import CANDIDATES, CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS, VERDICT
 from core.runs.resume import checkpoints_in
@@ -20,6 +20,7 @@ class Run:
     """A run folder; tables are lists of rows, strings by column, empty where the run has none.
 
     Attributes:
+        scored: the classes that evaluations score; mostly `taxonomy`.
         checkpoints: by iteration, and last the adapted model where the run has one; empty before the first.
         environment: what the run was made with, empty where it did not say.
         verdict: what an automatic run holds of its adapted model; None of others, and before the end.
@@ -28,6 +29,7 @@ class Run:
     folder: Path
     config: Config
     taxonomy: Taxonomy
+    scored: Taxonomy
     metrics: list[dict]
     evaluations: list[dict]
     history: list[dict]
@@ -46,7 +48,8 @@ class Run:
         config = load_config(folder / CONFIG, options)
         tables = [read_table(folder / name) for name in (METRICS, EVALUATION, HISTORY, CANDIDATES)]
         found = checkpoints_in(folder), _read_object(folder / ENVIRONMENT), _read_verdict(folder)
-        return cls(folder, config, find_taxonomy(config), *tables, *found)
+        taxonomy, pairing = find_taxonomy(config), find_pairing(config)
+        return cls(folder, config, taxonomy, pairing.taxonomy if pairing else taxonomy, *tables, *found)
 
     @property
     def done(self) -> int:

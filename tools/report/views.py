@@ -11,7 +11,8 @@ from torch import nn
 
 from core.datasets.loading import full_view_loader
 from core.datasets.reader import ImageSet
-from core.evaluation.metrics import Scores, confusion_matrix, mean_iou_in_label
+from core.evaluation.evaluator import count_pairs
+from core.evaluation.metrics import Scores, mean_iou_in_label
 from core.evaluation.pictures import Painter
 from core.evaluation.predictor import Predictor, evaluating, view_sizes
 from core.utils.checkpoints import load_checkpoint
@@ -60,18 +61,19 @@ class Viewer:
     def observe(self, checkpoint: Path) -> Observation:
         """Raises UserError for a checkpoint that does not fit, or an image that cannot be read."""
         labelled = self.images.label_path is not None
-        total, values = torch.zeros(self._num_classes, self._num_classes, dtype=torch.int64), []
-        thinned = []
+        total, values, thinned = 0, [], []
         for index, prediction, confidence in self._predictions(checkpoint, range(len(self.images)), not labelled):
             step = -(-max(prediction.shape) // _THINNED)
             thinned.append(prediction[::step, ::step].copy())
             if not labelled:
                 values.append(100 * float(confidence.mean()))
                 continue
-            confusion = confusion_matrix(prediction, self.images.read_label(index), self._num_classes)
+            confusion = count_pairs(self.images, prediction, self.images.read_label(index), self._num_classes)
             total += confusion
             values.append(mean_iou_in_label(confusion))
-        return Observation(Scores.of(total) if labelled else None, np.array(values), tuple(thinned))
+        pairing = self.images.pairing
+        scores = Scores.of(total, None if pairing is None else len(pairing.taxonomy)) if labelled else None
+        return Observation(scores, np.array(values), tuple(thinned))
 
     def pictures(self, checkpoints: Sequence[Path], indices: Sequence[int], painter: Painter) -> list[list[bytes]]:
         """JPEG files of each image: as it is, every checkpoint's overlay, what changed where they are two, the label's
@@ -83,7 +85,8 @@ class Viewer:
             image = self.images.form.read(self.images.paths[index])
             layers = [of_checkpoint[place] for of_checkpoint in maps]
             if self.images.label_path is not None:
-                layers.append(self.images.read_label(index))
+                label, pairing = self.images.read_label(index), self.images.pairing
+                layers.append(label if pairing is None else pairing.shown[label])
             scale = min(WIDTH / max(image.shape), 1)
             size = [max(round(length * scale), 1) for length in image.shape[1::-1]]
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
