@@ -124,7 +124,9 @@ def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
     if reader.submission is None:
         return output_names(images), _value_table(taxonomy, reader.values)
     values = reader.values if reader.submission.values is None else reader.submission.values
-    return [reader.submission.name(path) for path in images.paths], _value_table(taxonomy, values)
+    names = [reader.submission.name(path) for path in images.paths]
+    unique = len(set(names)) == len(names)  # as published
+    return names if unique else output_names(images), _value_table(taxonomy, values)
 
 
 def _value_table(taxonomy: Taxonomy, by_name: Mapping[str, int]) -> np.ndarray:
