@@ -53,14 +53,14 @@ option("DATASETS.ROOT", "datasets", free=True, path=True)  # the folder that hol
 option("DATASETS.SOURCE_TRAIN", "")  # <data set>_<split>; in adaptation only its class names are used
 # balanced: images drawn class-balanced | uniform | auto: balanced for gta5
 option("DATASETS.SOURCE_SAMPLING", "auto", one_of("auto", "balanced", "uniform"))
-# unlabelled images to adapt to: <data set>_<split>, folder:PATH, video:PATH
+# unlabelled images to adapt to: <data set>_<split>, folder:PATH (or folder:A,folder:B, …), video:PATH
 option("DATASETS.TARGET_TRAIN", "", path=True)
 option("DATASETS.TEST", "", path=True)  # labelled images to evaluate on; empty: no evaluation
 option("DATASETS.TT", "", free=True)  # of the release; means TARGET_TRAIN
 option("DATASETS.II", "", free=True)  # of the release; means TARGET_TRAIN
 # text file of the images to use, which must stay the same; empty: all
 option("DATASETS.TARGET_LIST", "", free=True, path=True)
-option("DATASETS.CUSTOM", OpenConfig())  # own data sets by name, as datasets/README.md describes them
+option("DATASETS.CUSTOM", OpenConfig())  # own data sets by name, as docs/own_data.md describes them
 
 option("VIDEO.EVERY", 0, at_least(0))  # of `video:PATH` every so manieth frame; 0: such that there are at most 500
 option("VIDEO.MIN_CHANGE", 1.0, at_least(0))  # grey levels, on average, by which a frame differs from the last one kept

@@ -148,9 +148,11 @@ def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
     if "TEST" not in _named(config):
         return output_names(images), find_label_values(config)
     reader, taxonomy, pairing = _find_entry(config, "TEST")[0].reader, find_taxonomy(config), images.pairing
-    submission = reader.submission
+    submission, names = reader.submission, output_names(images)
     values = reader.values if submission is None or submission.values is None else submission.values
-    names = output_names(images) if submission is None else [submission.name(path) for path in images.paths]
+    if submission is not None:
+        published = [submission.name(path) for path in images.paths]
+        names = published if len(set(published)) == len(published) else names
     if pairing is None:
         return names, _value_table(taxonomy, values)
     return names, np.append(_value_table(pairing.taxonomy, values), IGNORE)[pairing.scored]

@@ -164,7 +164,7 @@ def parse_data_set(name: Any, tree: Any, where: str) -> tuple[Taxonomy, CustomRe
         where: the key of the section, with the file before it; begins every message.
 
     Raises:
-        UserError: anything that is not as datasets/README.md describes it.
+        UserError: anything that is not as docs/own_data.md describes it.
     """
     key = f"{where}.{name}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):

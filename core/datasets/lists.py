@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.datasets.images import EXTENSIONS
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line
 from core.utils.files import open_regular
 
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")  # two columns, where no tab is
@@ -56,9 +56,9 @@ def read_list(file: Path, images: Sequence[Path], labels: Sequence[Path], where:
             continue
         place = f"{file} line {number}"
         image, label = _columns(line, images)
-        path, name = _find(image, images, EXTENSIONS)
+        path, name = _find(image, images)
         if path is None:
-            raise UserError(f"{where}: {place}: image {_below(images[0], image)} is missing")
+            raise UserError(f"{where}: {place}: image {one_line(_below(images[0], image))} is missing")
         whole = os.path.abspath(path)
         if whole in found:
             raise UserError(f"{where}: {place}: image {path} stands in line {_number(found[whole])} already")
@@ -84,12 +84,12 @@ def _columns(line: str, folders: Sequence[Path]) -> tuple[str, str]:
         return image.strip(), label.strip()
     cuts = list(_BETWEEN.finditer(line))
     readings = [(line, ""), *((line[: cut.start()], line[cut.end() :]) for cut in cuts)]
-    known = (reading for reading in readings if _find(reading[0], folders, EXTENSIONS)[0] is not None)
+    known = (reading for reading in readings if _find(reading[0], folders)[0] is not None)
     return next(known, readings[len(cuts) == 1])
 
 
-def _find(text: str, folders: Sequence[Path], endings: Sequence[str] = ()) -> tuple[Path | None, str]:
-    """The file that a path means, in the first folder that has it, there maybe with one of the endings; and its name.
+def _find(text: str, folders: Sequence[Path]) -> tuple[Path | None, str]:
+    """The file that a path means, in the first folder that has it, there maybe with an image's ending; and its name.
 
     An absolute one is taken as it stands, if it is there.
     """
@@ -97,8 +97,9 @@ def _find(text: str, folders: Sequence[Path], endings: Sequence[str] = ()) -> tu
         path = Path(os.path.normpath(text))
         above = os.path.abspath(folders[0])
         return path, path.relative_to(above if path.is_relative_to(above) else "/").as_posix()
+    endings = ("",) if text.lower().endswith(EXTENSIONS) else ("", *EXTENSIONS)
     for folder in folders:
-        for ending in ("", *endings):
+        for ending in endings:
             path = _below(folder, f"{text}{ending}")
             if os.path.isfile(path):
                 inside = os.path.relpath(path, folder)

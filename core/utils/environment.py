@@ -46,7 +46,8 @@ def started_as(program: str) -> tuple[str, ...]:
     module = spec.name.removesuffix(".__main__") if spec is not None else ""
     if module.startswith("core.programs.") or module == program:
         return *distributed.launcher(), "-m", module
-    known = Path(given).resolve() in (_file(program), _file(program) / "__main__.py")
+    file = _file(program)
+    known = Path(given).resolve() in (file, file / "__main__.py", file.with_suffix(".py"))
     return *distributed.launcher(), *((given,) if known else _by_python(program))
 
 

@@ -350,6 +350,16 @@ def test_predictions_are_written_as_the_test_server_wants_them(options, tmp_path
     assert (values[19:] == IGNORE).all()
 
 
+def test_predictions_never_share_a_file(options, tmp_path):
+    """Two images of one name, which no published split has: their paths are kept."""
+    for condition in ("fog", "snow"):
+        write_image(tmp_path / f"acdc/rgb_anon/{condition}/test/G1/a_rgb_anon.png")
+    config = options(TEST="acdc_test")
+    names, values = find_submission(config, find_test_images(config))
+    assert names == [f"rgb_anon/{condition}/test/G1/a_rgb_anon.png" for condition in ("fog", "snow")]
+    assert values[18] == 18
+
+
 def test_a_form_that_lacks_the_labels_gives_way_to_one_that_has_them(options, tmp_path):
     """The same images: labelIds if there, else trainIds; images alone will do where no label is needed."""
     image, ids = anonymous(ACDC[0].format("val"), "labelIds")
