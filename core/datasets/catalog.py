@@ -15,7 +15,7 @@ from core.datasets import bdd100k, camvid, cityscapes, gta5, synthia, toy
 from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind
 from core.datasets.images import EXTENSIONS
 from core.datasets.label_kinds import KINDS, check_kind
-from core.datasets.masks import split_masks
+from core.datasets.masks import like_masks, split_masks
 from core.datasets.reader import ImageSet, Reader, require_utf_8, walk_files
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
@@ -278,7 +278,10 @@ def _find_folder(name: str, where: str) -> ImageSet:
         raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
     paths, masks = split_masks(found, folder)
     names, left_out = (tuple(path.relative_to(folder).as_posix() for path in some) for some in (paths, masks))
-    return ImageSet(name, tuple(paths), names, left_out=left_out)
+    note = ""
+    if doubtful := [path.relative_to(folder).as_posix() for path in like_masks(paths)]:
+        note = f"some hold few values, as label files do; take these out, if they are: {shorten(doubtful)}"
+    return ImageSet(name, tuple(paths), names, left_out=left_out, note=note)
 
 
 def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
