@@ -4,7 +4,6 @@ A data set is built in (ENTRIES) or described by the config itself (DATASETS.CUS
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,19 +31,17 @@ from core.datasets.blind import BlindSpots
 from core.datasets.cityscapes import TAXONOMIES
 from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind, parse_merge
 from core.datasets.depth import set_depth, with_depth
-from core.datasets.images import EXTENSIONS, image_size
+from core.datasets.folders import FOLDER_PREFIX, find_folders, restricted
+from core.datasets.images import image_size
 from core.datasets.label_kinds import KINDS, check_kind
-from core.datasets.masks import split_masks
 from core.datasets.pairs import Pairing, pair
-from core.datasets.reader import ImageSet, Reader, name_prefixes, require_utf_8, walk_files
+from core.datasets.reader import ImageSet, Reader, require_utf_8
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, COMMA_5, COMMA_6, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
-from core.utils.errors import UserError, shorten
+from core.utils.errors import UserError
 
-FOLDER_PREFIX = "folder:"
-_NEXT_FOLDER = re.compile(rf"\s*[,;]\s*{FOLDER_PREFIX}")
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
 
 
@@ -227,7 +224,7 @@ def _find_images(config, key: str) -> ImageSet:
         raise UserError(f"{where} is empty; set it to a data set{unlabelled}")
     where = f"{where} {name}"
     if name.startswith(FOLDER_PREFIX):
-        images = _find_folders(name, where)
+        images = find_folders(name, where)
     elif name.startswith(VIDEO_PREFIX):
         if key == "SOURCE_TRAIN":
             raise UserError(f"{where} has no labels; source training needs them")
@@ -259,7 +256,7 @@ def find_target_images(config) -> ImageSet:
     told = {"left_out": found.left_out, "note": found.note, "form": found.form, "blind": found.blind}
     images = ImageSet(found.name, found.paths, found.names, **told, skipped=skipped)
     list_file = config.DATASETS.TARGET_LIST
-    return _restrict(images, Path(list_file)) if list_file else images
+    return restricted(images, Path(list_file)) if list_file else images
 
 
 def find_test_images(config) -> ImageSet:
@@ -398,60 +395,3 @@ def _relabelled(name: str, fields, where: str) -> Entry:
 
     others = tuple(map(holding, entry.reader.others))
     return replace(entry, reader=replace(holding(entry.reader), others=others))
-
-
-def folders_of(name: str) -> list[str]:
-    """The folders of `folder:PATH`, of which several may follow one another: `folder:A,folder:B`."""
-    return _NEXT_FOLDER.split(name.removeprefix(FOLDER_PREFIX))
-
-
-def _find_folders(name: str, where: str) -> ImageSet:
-    folders = [Path(folder) for folder in folders_of(name)]
-    for folder in folders:
-        if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
-            several = f"; several are written {FOLDER_PREFIX}A,{FOLDER_PREFIX}B"
-            raise UserError(f"{where}: {folder} is not a folder{several if re.search('[,;]', str(folder)) else ''}")
-    images, left_out = [], []
-    for folder, above in zip(folders, name_prefixes(folders, where), strict=True):
-        found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
-        if not found:
-            raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")
-        for kind, paths in zip((images, left_out), split_masks(found, folder), strict=True):
-            kind += [(path, f"{above}{path.relative_to(folder).as_posix()}") for path in paths]
-    paths, names = zip(*sorted(images), strict=True)
-    return ImageSet(name, paths, names, left_out=tuple(name for _, name in left_out))
-
-
-def _restrict(images: ImageSet, list_file: Path) -> ImageSet:
-    """The images that a list file names, each as the set does, or by the end of its path, with or without ending."""
-    try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"DATASETS.TARGET_LIST {list_file} cannot be read: {error}") from None
-    by_tail: dict[str, list[int]] = {}
-    for index, path in enumerate(images.paths):
-        parts = path.absolute().as_posix().split("/")
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            for key in {tail, tail.rsplit(".", 1)[0]}:
-                by_tail.setdefault(key, []).append(index)
-    by_name = {name: index for index, name in enumerate(images.names)}
-    chosen, unknown = set(), []
-    for number, line in enumerate(lines, start=1):
-        entry = line.strip().removeprefix("./")
-        if line in by_name:
-            chosen.add(by_name[line])
-            continue
-        if not entry or entry.startswith("#"):
-            continue
-        found = by_tail.get(entry, [])
-        if len(found) != 1:
-            unknown.append(f"line {number} {entry!r} ({len(found)} images)")
-        chosen.update(found)
-    if unknown:
-        raise UserError(
-            f"DATASETS.TARGET_LIST {list_file}: each line must name one image of {images.name}, but {shorten(unknown)}"
-        )
-    if not chosen:
-        raise UserError(f"DATASETS.TARGET_LIST {list_file} names no image")
-    return images.restricted(sorted(chosen))

@@ -1,23 +1,26 @@
 """Label files that lie among images: told from them by their names, and by their few values."""
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 _LABEL_WORDS = (
     "masks?|labels?|label_?ids|label_?train_?ids|train_?ids?|gt|gtfine|gtcoarse|groundtruth|seg|segmentations?|semantic|"
-    "semantic_rgb|instances?|instance_?ids|panoptic|annot|annotations?"
+    "semantic_rgb|instances?|instance_?ids|panoptic|annot|annotations?|lbl"
 )
 _IMAGE_WORDS = "images?|img|leftimg8bit|rgb|frame"
 _ENDING = re.compile(rf"[-_. ]({_LABEL_WORDS}|{_IMAGE_WORDS}|colou?r)$")
-_IS_LABEL = re.compile(rf"(^|[-_. ])({_LABEL_WORDS})([-_. ]colou?r)?$")
+_IS_LABEL = re.compile(rf"(^|[-_. ]|train|val|test)({_LABEL_WORDS})([-_. ]colou?r)?$")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _FEW_LEVELS, _FEW_COLOURS = 64, 256  # that a label has at most: of 8 bits in one channel, else
 _READ = 16  # files of a kind, whose values are looked at
+_DRAWN = 64  # images, among which one looks for what has no name of a label
 
 
 def split_masks(paths: Sequence[Path], top: Path) -> tuple[list[Path], list[Path]]:
@@ -39,6 +42,26 @@ def split_masks(paths: Sequence[Path], top: Path) -> tuple[list[Path], list[Path
             kinds[path.parent, path.stem.lower().removeprefix(_bare(path.stem))].append(path)
     masks = {path for kind in kinds.values() if _hold_few_values(kind) for path in kind}
     return [path for path in paths if path not in masks], [path for path in paths if path in masks]
+
+
+def like_masks(paths: Sequence[Path]) -> list[Path]:
+    """Of at most 64 images, drawn evenly, those that may be label files by their values, whatever their names.
+
+    That is, stored without loss in one channel, of few values; none where all are so.
+    """
+    drawn = paths[:: -(-len(paths) // _DRAWN)]
+    found = [path for path in drawn if path.suffix.lower() in _LOSSLESS and _is_grey(path) and _has_few_values(path)]
+    return found if len(found) < len(drawn) else []
+
+
+def _is_grey(path: Path) -> bool:
+    """Whether a file's header says that it holds one channel, or a palette; False where it cannot be read."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            return len(picture.getbands()) == 1
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _bare(stem: str) -> str:

@@ -11,7 +11,7 @@ from core.utils import distributed, signals
 from core.utils.environment import started_as
 from core.utils.errors import Correctable, UserError, as_shell, one_line
 from core.utils.files import expanded
-from core.utils.logging import stop_logging
+from core.utils.logging import LOGGER, stop_logging
 from core.utils.streams import Forgiving, fall_silent, take_any_character
 
 _PATH_WORDS = 20  # at most, that a path without its quotes is taken to consist of
@@ -137,7 +137,8 @@ def run_program(
 
 
 def _say(line: str) -> None:
-    """On standard error, if anyone reads it."""
+    """On standard error, if anyone reads it, and in the log file of a run that has one."""
+    LOGGER.debug("%s", line)
     print(line, file=Forgiving(sys.stderr), flush=True)
 
 

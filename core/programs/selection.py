@@ -159,6 +159,8 @@ def select_checkpoint(
         LOGGER.info("wrote %s: %s", save, chosen.name)
     for line in selection_lines(names, comparison):
         LOGGER.info(line)
+    if save is None:
+        LOGGER.info("next, the selected model as a checkpoint: the same command with --save FILE")
 
 
 def _find_source(config, given: str | None) -> Path | None:

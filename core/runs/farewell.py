@@ -5,7 +5,7 @@ from pathlib import Path
 from core.adaptation.choices import CHOSEN
 from core.configs import load_config
 from core.configs.node import Config
-from core.datasets.catalog import FOLDER_PREFIX, folders_of
+from core.datasets.folders import FOLDER_PREFIX, folders_of
 from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
 from core.runs.resume import source_checkpoint

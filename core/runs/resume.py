@@ -21,7 +21,8 @@ from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
 from core.configs.rules import Rule
-from core.datasets.catalog import FOLDER_PREFIX, class_names
+from core.datasets.catalog import class_names
+from core.datasets.folders import FOLDER_PREFIX
 from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
 from core.models.deeplab import Segmentor

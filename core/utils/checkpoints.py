@@ -21,6 +21,7 @@ CLASSES, SIZE = "classes", "size"  # the names of their classes, the (width, hei
 DEPTH, BANDS = "depth", "bands"  # the values of 16-bit images that become 0 and 255, the bands that it sees
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
+_LINES = {ord(c): " " for c in "\t\r\n"}
 _LOOKED_AT = 512  # bytes, of what a file may be instead
 _STATES = {  # by the keys that tell them
     "pytorch-lightning_version": "a checkpoint of PyTorch Lightning",
@@ -45,7 +46,11 @@ def read_tensors(path: str | Path) -> dict:
                 raise UserError(f"{path} is not a checkpoint: {told}")
             if beginning.startswith(_ARCHIVE):  # by which torch tells it from a plain pickle
                 with zipfile.ZipFile(file) as archive:
+                    names = archive.namelist()
                     claimed = sum(entry.file_size for entry in archive.infolist())
+                if not any(name.endswith("data.pkl") for name in names):
+                    what = f"it is a zip archive that holds {shorten(names) or 'nothing'}"
+                    raise UserError(f"{path} is not a checkpoint: {what}: unpack it")
                 size = os.fstat(file.fileno()).st_size
                 if claimed > size:  # torch writes uncompressed
                     raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
@@ -90,6 +95,8 @@ def _other_file(beginning: bytes) -> str:
         return "it is a compressed file or an archive: unpack it"
     if beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0"):
         return "it is a safetensors file, which is not read here; load it by safetensors, and save it by torch.save"
+    if beginning.isascii() and beginning.decode().translate(_LINES).isprintable():
+        return f"it is a text, {shown(beginning.decode())} (the download met an error); download the file itself"
     return ""
 
 

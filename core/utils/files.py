@@ -56,8 +56,11 @@ def writing(path: str | Path) -> Iterator[None]:
     """Turn an error of the operating system (a full disk, say) into a UserError that names `path`."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:
+        refused = error if isinstance(error, OSError) else error.__context__  # torch.save: an error upon the error
+        if not isinstance(refused, OSError):
+            raise
+        reason = refused.strerror or refused
         raise UserError(f"{path} cannot be written ({reason}); what was there before is untouched") from error
 
 

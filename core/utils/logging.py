@@ -12,6 +12,7 @@ from core.utils.errors import one_line
 from core.utils.streams import Forgiving, fall_silent, reader_is_gone
 
 LOGGER = logging.getLogger("dtst")
+_KEPT = 1000  # records, until there is a file
 
 
 class _OneLine(logging.Formatter):
@@ -19,6 +20,18 @@ class _OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
+
+
+class _Earlier(logging.Handler):
+    """Keeps the first records, for a file that there is not yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.records) < _KEPT:
+            self.records.append(record)
 
 
 class _TerminalHandler(logging.StreamHandler):
@@ -45,8 +58,10 @@ class _TerminalHandler(logging.StreamHandler):
 def start_logging(file: str | Path | None = None) -> None:
     """Log to the terminal, and to `file` (appended) when given; replaces what an earlier call set up.
 
-    What is logged with level DEBUG goes to the file only. Of several processes only the main one logs.
+    A file also gets what was logged since an earlier call without one, the first 1000 lines. What is logged with level
+    DEBUG goes to the file only. Of several processes only the main one logs.
     """
+    earlier = [record for handler in LOGGER.handlers if isinstance(handler, _Earlier) for record in handler.records]
     stop_logging()
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
@@ -55,12 +70,12 @@ def start_logging(file: str | Path | None = None) -> None:
         return
     terminal = _TerminalHandler(alone=file is None)
     terminal.setLevel(logging.INFO)
-    handlers: list[logging.Handler] = [terminal]
-    if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-    for handler in handlers:
+    kept = _Earlier() if file is None else logging.FileHandler(file, encoding="utf-8")
+    for handler in (terminal, kept):
         handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(handler)
+    for record in earlier:
+        kept.handle(record)
 
 
 def stop_logging() -> None:

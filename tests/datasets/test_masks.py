@@ -43,6 +43,8 @@ def split(folder):
         (["image_2/1.png"], ["semantic/1.png", "instance/1.png"]),
         (["JPEGImages/1.jpg"], ["Annotations/1.png"]),
         (["1-img.png"], ["1-seg.png"]),
+        (["train/1.png", "val/2.png"], ["trainannot/1.png", "valannot/2.png"]),
+        (["1.png"], ["1_lbl.png"]),
         (["1.jpg"], ["1.png"]),
     ],
     ids=lambda names: " ".join(names),
@@ -93,6 +95,24 @@ def test_a_target_goes_without_them_and_keeps_their_names(write, tmp_path):
     images = find_target_images(changed(cfg, DATASETS__TARGET_TRAIN=f"folder:{tmp_path}"))
     assert images.names == ("0.jpg", "1.jpg")
     assert images.left_out == ("0_mask.png", "1_mask.png")
+
+
+def test_label_files_with_names_of_their_own_are_images_but_named(write, tmp_path):
+    for number in range(3):
+        write(f"frame_{number}.jpg")
+        write(f"mask_{number}.png", True, 1)
+        write(f"night_{number}.png", channels=1)  # a grey image
+        write(f"comic_{number}.png", True)
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    images = find_target_images(changed(cfg, DATASETS__TARGET_TRAIN=f"folder:{tmp_path}"))
+    assert len(images) == 13
+    assert images.note.endswith("take these out, if they are: mask_0.png, mask_1.png, mask_2.png")
+
+
+def test_images_that_all_hold_few_values_are_not_doubted(write, tmp_path):
+    for number in range(3):
+        write(f"{number}.png", True, 1)
+    assert find_target_images(changed(cfg, DATASETS__TARGET_TRAIN=f"folder:{tmp_path}")).note == ""
 
 
 def test_folders_of_tools_and_what_is_hidden_hold_no_images(write, tmp_path):

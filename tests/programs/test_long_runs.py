@@ -299,6 +299,7 @@ def test_a_signal_stops_with_its_code_and_a_command_that_goes_on(begin, cityscap
     assert [signal.getsignal(n) for n in signals.SIGNALS] == handlers
     (line,) = capsys.readouterr().err.splitlines()
     out = cityscapes_root / "out"
+    assert (out / "log.txt").read_text().splitlines()[-1].endswith(line)  # where the terminal has gone
     said, _, command = line.partition("; go on with: python train_TCR_DTU.py ")
     assert said == f"stopped by {number.name} after iteration 2, state saved as {out}/state/iter000002.pth"
     assert command == " ".join([*argv, "resume", "auto"])

@@ -15,6 +15,7 @@ PROGRAMS = [
     "train_src",
     "test",
     "tools.benchmark.__main__",
+    "tools.compare.__main__",
     "tools.demo",
     "tools.export",
     "tools.gpu_check.runner",
@@ -69,7 +70,9 @@ def test_help_is_shown_in_any_encoding(name, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     assert importlib.import_module(name).main(["--help"]) == 0
     stream.flush()
-    assert b"usage:" in stream.buffer.getvalue()
+    told = stream.buffer.getvalue()
+    assert b"usage:" in told
+    assert rb"\u" not in told  # nothing has to be written out
 
 
 def test_a_run_goes_on_where_nobody_reads_what_it_says(cityscapes_root, write_config, tiny_checkpoint):

@@ -138,7 +138,8 @@ def test_a_source_model_that_has_moved_is_left_out_unless_given(cityscapes_root,
     (line,) = [line for line in log.splitlines() if "left out" in line]
     assert "source.pth" in line
     assert "--source FILE" in line
-    assert log.splitlines()[-2].endswith(")")
+    assert log.splitlines()[-3].endswith(")")
+    assert log.splitlines()[-2].endswith("as a checkpoint: the same command with --save FILE")
     assert "; source" not in log
     assert program("resume", run, "--source", moved)[0] == 0
     assert [row["candidate"] for row in table_of(cityscapes_root)] == NAMES + CHECKPOINTS
@@ -156,7 +157,7 @@ def test_images_without_a_label_file_play_no_part(cityscapes_root, run, program)
     assert code == 0
     assert "1 of 3 images of cityscapes_val are labelled" in log
     assert "one image gives no interval" in log
-    assert log.splitlines()[-2].split("selected with ")[1].startswith("1 labelled image: ")
+    assert log.splitlines()[-3].split("selected with ")[1].startswith("1 labelled image: ")
     rows = table_of(cityscapes_root)
     assert {row["mIoU_low"] for row in rows} == {""}
     assert {row["told_apart"] for row in rows} == {"no"}

@@ -61,7 +61,9 @@ def test_layout_and_names_are_those_of_cityscapes_and_files_hold_what_draw_image
 
 def test_the_program_draws_the_same_bytes_in_several_processes_and_says_what(tree, tmp_path, capsys):
     assert main([str(tmp_path / "new/toy"), "--images-per-split", "2", "--size", "128x64"]) == 0
-    assert capsys.readouterr().out.startswith("8 images with labels: ")
+    told, following = capsys.readouterr().out.splitlines()
+    assert told.startswith("8 images with labels: ")
+    assert following.endswith(f"train_src.py -cfg configs/toy_src.yaml DATASETS.ROOT {tmp_path}/new/toy")
     assert COUNTS == {"toy_source": {"train": 400, "val": 80}, "toy_target": {"train": 200, "val": 80}}  # unasked
     drawn = contents(tmp_path / "new/toy")
     assert len(drawn) == 2 * 8

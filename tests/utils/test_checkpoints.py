@@ -1,6 +1,7 @@
 """Checkpoints (method §1): the published format in all its variants, errors that name what is wrong, safe writing."""
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -265,7 +266,7 @@ def test_what_is_no_checkpoint_is_an_error_with_its_name(tmp_path):
     for name, reason in (
         ("absent", "does not exist"),
         ("empty", "is not a checkpoint: it is empty"),
-        ("text", "loaded safely"),
+        ("text", "is not a checkpoint: it is a text, 'weights' "),
         ("pickle", "loaded safely"),
         ("folder", "not a regular file|Is a directory"),
         ("pipe", "cannot be read: it is not a regular file"),
@@ -273,6 +274,14 @@ def test_what_is_no_checkpoint_is_an_error_with_its_name(tmp_path):
     ):
         with pytest.raises(UserError, match=rf"{name}\.pth .*({reason})"):
             read_tensors(tmp_path / f"{name}.pth")
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -285,9 +294,12 @@ def test_what_is_no_checkpoint_is_an_error_with_its_name(tmp_path):
             "it is a Git LFS pointer in the place of the file of 178412 bytes: fetch that by `git lfs pull`",
         ),
         (gzip.compress(b"weights"), "it is a compressed file or an archive: unpack it"),
+        (b"Entry not found", "it is a text, 'Entry not found' (the download met an error)"),
+        (b'{"message": "Not Found",\r\n\t"status": "404"}', 'it is a text, \'{"message": "Not Found"'),
+        (zipped({"a/model.pth": "weights"}), "it is a zip archive that holds a/model.pth: unpack it"),
         ((16).to_bytes(8, "little") + b'{"a": {}}', "it is a safetensors file"),
     ],
-    ids=["page", "error", "lfs", "gzip", "safetensors"],
+    ids=["page", "error", "lfs", "gzip", "plain", "json", "zip", "safetensors"],
 )
 def test_another_file_in_a_checkpoints_place_is_told(tmp_path, content, words):
     (tmp_path / "a.pth").write_bytes(content)

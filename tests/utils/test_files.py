@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -186,19 +187,36 @@ def test_what_is_written_is_on_disk_before_it_takes_its_place_and_its_place_afte
     assert ("synced", place.parent.stat().st_ino) in events[moment:]
 
 
+@contextmanager
+def room_for(count):
+    """No file may become larger than so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_checkpoint_that_there_is_no_room_for(tmp_path):
     """The room ends while the weights are written, not after."""
     path = tmp_path / "model.pth"
     save_checkpoint(small_model(1), path, 1)
     before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # bytes of a file
-    try:
-        with pytest.raises(UserError, match=r"model\.pth cannot be written \(File too large\)"):
-            save_checkpoint(small_model(2), path, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with room_for(2000), pytest.raises(UserError, match=r"model\.pth cannot be written \(File too large\)"):
+        save_checkpoint(small_model(2), path, 2)
     assert contents(tmp_path) == {"model.pth": before}
+
+
+@pytest.mark.parametrize("room", [1000, 100_000, 500_000])
+def test_a_large_state_that_there_is_no_room_for(tmp_path, room):
+    """Torch makes an error of its own of what the disk refuses in the middle of a tensor."""
+    states = StateFolder(tmp_path)
+    weights = {name: torch.zeros(100_000) for name in "ab"}
+    old = states.write({"iteration": 1, "weights": {}})
+    with room_for(room), pytest.raises(UserError, match=r"iter000002\.pth cannot be written \(File too large\)"):
+        states.write({"iteration": 2, "weights": weights})
+    assert list(old.parent.iterdir()) == [old]
 
 
 def test_rows_that_are_kept_are_left_as_they_were(tmp_path):

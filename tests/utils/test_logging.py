@@ -24,6 +24,25 @@ def test_a_record_is_one_line_on_the_terminal_and_in_the_file(tmp_path, capsys):
     assert r"a\nb\r\x1b[31m\u2028ü × 7.png" in told
 
 
+def test_a_file_has_what_was_said_before_it(tmp_path, capsys):
+    (tmp_path / "log.txt").write_text("an earlier run\n")
+    start_logging()
+    LOGGER.info("at the start")
+    LOGGER.debug("for the file")
+    start_logging(tmp_path / "log.txt")
+    LOGGER.info("then")
+    stop_logging()
+    start_logging()
+    start_logging(tmp_path / "other.txt")
+    LOGGER.info("another run")
+    stop_logging()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[0] == "an earlier run"
+    assert [line.split(" ", 2)[2] for line in lines[1:]] == ["at the start", "for the file", "then"]
+    assert len((tmp_path / "other.txt").read_text().splitlines()) == 1
+    assert capsys.readouterr().out.count("at the start") == 1
+
+
 @pytest.mark.parametrize("note", ["", f"after iteration 2, state saved as {NAME}"])
 def test_the_last_line_is_one_line_and_a_command_that_a_shell_takes(capsys, note):
     argv = ["-cfg", "a.yaml", "OUTPUT_DIR", "it's\na \\ folder"]

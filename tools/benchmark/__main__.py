@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure and print a table; returns the exit code."""
     parser = Parser(__doc__, f"python -m tools.benchmark --config {CONFIG} --json benchmark.json")
     parser.add_argument("--config", default=CONFIG, help="default %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default %(default)s)")
     parser.add_argument("--stages", default=",".join(STAGES), help="some of %(default)s")
     parser.add_argument("--json", type=Path, help="write the table to this file, too")

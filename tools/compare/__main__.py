@@ -1,6 +1,6 @@
 """Source model beside adapted model on one's own images or videos, and what changed; no labels are needed.
 
-`python -m tools.compare RUN INPUT…` takes both models from a run's folder: the source model that it started from, and
+`python -m tools.compare RUN INPUT` takes both models from a run's folder: the source model that it started from, and
 model_adapted.pth, or else its last checkpoint. Without INPUT it takes the images that the run tests or trains on, at
 most 50. OUT/comparison/<name>.png shows each image, a movie each video (--as changes that); OUT/compare.html those that
 changed most and which class became which; OUT/changes.csv how much of every image.

@@ -3,7 +3,7 @@ are needed.
 
 An image becomes PNG files OUT/<what>/<name>.png, a video one MP4 file for each thing to save; --as changes that, and
 makes a movie of all images with gif or mp4. OUT/legend.png shows the classes' colours and names. A camera (0,
-/dev/video0) or stream (rtsp://…, http://…) ends at Ctrl-C, after --frames or --seconds; what was made until then is
+/dev/video0) or stream (rtsp://..., http://...) ends at Ctrl-C, after --frames or --seconds; what was made until then is
 kept, and frames that come while one is predicted are dropped. Of the options, INPUT.INPUT_SIZE_TEST is the size that
 the network sees, TEST.WINDOW what it sees at a time of images at their own size instead, TEST.BATCH_SIZE how many
 images at a time, MODEL.DEVICE where it runs. A bad file is one line, and the work goes on; the exit code is 1 in the
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     out = "folder for the pictures"
     parser.add_argument("-o", "--out", required=True, type=path_argument, metavar="OUT", help=out)
-    parser.add_argument("--save", type=_kinds, default=(), metavar="WHAT,…", help=kinds)
+    parser.add_argument("--save", type=_kinds, default=(), metavar="WHAT,...", help=kinds)
     parser.add_argument("--as", dest="container", choices=("png", *CONTAINERS), help=containers)
     parser.add_argument("--fps", type=_fps, metavar="N", help=fps)
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's prediction")

@@ -1,6 +1,6 @@
 """One page about a training run: how it went, what it made of the model, and with what.
 
-Writes one HTML file that holds all it shows: an automatic run's verdict, curves, IoU per class, source → adapted,
+Writes one HTML file that holds all it shows: an automatic run's verdict, curves, IoU per class, source and adapted,
 which classes are taken for which, the dynamic teacher's decisions, candidates, an order of the checkpoints without
 labels, the worst and best images, config, environment and command. No network and no script is needed to read it. Of a
 run without labels it shows the label-free signals instead of IoU, and the images that adaptation changed most. The run
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-images",
         action="store_true",
-        help="only what the run recorded: no model is run, so no source → adapted and no new order of the checkpoints",
+        help="only what the run recorded: no model is run: no source beside adapted, no new order of checkpoints",
     )
     return run_program(write_report, parser, argv)
 

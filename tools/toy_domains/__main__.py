@@ -14,7 +14,8 @@ if not __package__:  # started by its path, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core.programs.frame import Parser, run_program
-from core.utils.errors import UserError
+from core.utils.environment import start_of
+from core.utils.errors import UserError, as_shell
 from tools.toy_domains.domains import DOMAINS
 from tools.toy_domains.drawing import COUNTS, SIZE, draw_domains
 
@@ -37,6 +38,9 @@ def draw(args: argparse.Namespace) -> None:
     draw_domains(args.out, args.seed, counts, args.size)
     total = sum(sum(splits.values()) for splits in counts.values())
     print(f"{total} images with labels: {', '.join(str(args.out / name) for name in counts)}")
+    if "toy_source" in counts:
+        words = [*start_of("train_src.py"), "-cfg", "configs/toy_src.yaml", "DATASETS.ROOT", args.out]
+        print(f"next, a source model: {as_shell(words)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
