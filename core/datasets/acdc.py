@@ -11,14 +11,14 @@ from core.datasets.cityscapes import LABEL_IDS, NO_CLASS, TRAIN_IDS
 from core.datasets.reader import Reader, Submission, beside
 
 CONDITIONS = ("fog", "night", "rain", "snow")
-LABELLED, UNLABELLED = ("train", "val"), ("test",)
-TIMES = {"train": "night", "twilight_train": "twilight", "day_train": "day"}
+SPLITS = ("train", "val", "test")
+TIMES = {"train": "night", "twilight_train": "twilight", "day_train": "day"}  # of Dark Zurich's training splits
 
 _label_path = partial(beside, folders={"rgb_anon": "gt"}, replaced="_rgb_anon")
 
 
 def _with_train_ids(reader: Reader) -> Reader:
-    """The same images; what their labels lie as beside labelIds."""
+    """The same images, with the label files that lie beside those of labelIds."""
     path = partial(_label_path, ending="_gt_labelTrainIds.png")
     return replace(reader, label_path=path, values=TRAIN_IDS, no_class=(), kind="trainIds")
 
@@ -28,7 +28,7 @@ _ACDC = Reader(
     splits={
         f"{prefix}{split}": (f"rgb_anon/{condition}/{split}/*/*_rgb_anon.png",)
         for prefix, condition in (("", "*"), *((f"{condition}_", condition) for condition in CONDITIONS))
-        for split in (*LABELLED, *UNLABELLED)
+        for split in SPLITS
     },
     label_path=partial(_label_path, ending="_gt_labelIds.png"),
     values=LABEL_IDS,
@@ -39,7 +39,7 @@ _ACDC = Reader(
 )
 _MERGED = replace(
     _ACDC,
-    splits={split: (f"rgb_anon/{split}/*/*_rgb_anon.png",) if "_" not in split else () for split in _ACDC.splits},
+    splits={**dict.fromkeys(_ACDC.splits, ()), **{split: (f"rgb_anon/{split}/*/*_rgb_anon.png",) for split in SPLITS}},
 )
 READER = replace(_ACDC, others=(_with_train_ids(_ACDC), _MERGED, _with_train_ids(_MERGED)))
 
