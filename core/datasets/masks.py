@@ -1,5 +1,6 @@
 """Label files that lie among images: told from them by their names, and by their few values."""
 
+import os
 import re
 import warnings
 from collections import defaultdict
@@ -49,7 +50,7 @@ def like_masks(paths: Sequence[Path]) -> list[Path]:
 
     That is, stored without loss in one channel, of few values; none where all are so.
     """
-    drawn = paths[:: -(-len(paths) // _DRAWN)]
+    drawn = [path for path in paths[:: -(-len(paths) // _DRAWN)] if os.path.isfile(path)]  # a pipe would be waited for
     found = [path for path in drawn if path.suffix.lower() in _LOSSLESS and _is_grey(path) and _has_few_values(path)]
     return found if len(found) < len(drawn) else []
 
