@@ -34,6 +34,8 @@ from tools.toy_domains.drawing import COUNTS
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
 AUTOMATIC_CONFIG, INPUT_SIZE = "configs/adapt.yaml", "(256,128)"
 TARGET = "toy_target_val"
+LENGTH = "1100"  # iterations of source training, so that the demo stays below twelve minutes; the config has 1800
+SOURCE_OPTIONS = ("SOLVER.MAX_ITER", LENGTH, "SOLVER.STOP_ITER", LENGTH, "SOLVER.CHECKPOINT_PERIOD", LENGTH)
 DRAWING_OPTIONS: tuple[str, ...] = ()  # of tools.toy_domains
 QUARTILES = {"25th percentile": 0.25, "median image": 0.5, "75th percentile": 0.75}  # of the improvement
 MARKS = {"gained": (20, 90, 230), "lost": (225, 30, 30), "wrong": (250, 205, 100)}  # pixels, between two predictions
@@ -73,7 +75,8 @@ class Demo:
         self.domains, runs = folder / "domains", folder / f"seed_{seed}"
         self.picture = runs / "before_and_after.png"
         common = ("DATASETS.ROOT", str(self.domains), "SEED", str(seed), "SOLVER.AMP", amp)
-        self.source = DemoRun("train_src.py", SOURCE_CONFIG, runs / "source", common, "source model")
+        trained = (*common, *SOURCE_OPTIONS)
+        self.source = DemoRun("train_src.py", SOURCE_CONFIG, runs / "source", trained, "source model")
         self.adapted = (*common, "resume", str(self.source.checkpoint))
         program, off = "train_TCR_DTU.py", ("DTU.DYNAMIC", "False", "TCR.RESAMPLE", "False", "TCR.PASTE", "False")
         fixed = (*self.adapted, *off)

@@ -12,6 +12,7 @@ from core.configs import load_config
 from core.configs.choices import with_chosen
 from core.configs.node import Config
 from core.runs.folder import ADAPTED, CONFIG, VERDICT
+from core.runs.resume import SPAN_KEY
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, write_json
@@ -40,7 +41,7 @@ class Run:
         """With what the run has chosen itself (ADAPT.AUTO), once it has begun."""
         config, saved = load_config(self.config_file, self.words), self.folder / CONFIG
         begun = config.ADAPT.AUTO and saved.is_file()
-        return with_chosen(config, load_config(saved), CHOSEN) if begun else config
+        return with_chosen(config, load_config(saved), (*CHOSEN, SPAN_KEY)) if begun else config
 
     @property
     def checkpoint(self) -> Path:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from core.datasets import (
 from core.datasets.blind import BlindSpots
 from core.datasets.cityscapes import TAXONOMIES
 from core.datasets.custom import CustomReader, parse_data_set, parse_label_kind, parse_merge
-from core.datasets.depth import set_depth, with_depth
+from core.datasets.depth import Span, with_depth
 from core.datasets.folders import FOLDER_PREFIX, find_folders, restricted
 from core.datasets.images import image_size
 from core.datasets.label_kinds import KINDS, check_kind
@@ -197,12 +198,16 @@ def find_images(config, key: str) -> ImageSet:
             file, or images of 8 bits and of 16.
     """
     images, where = _find_images(config, key), f"DATASETS.{key} {config.DATASETS[key]}"
-    if key == "TEST" and config.DATASETS.TARGET_TRAIN and not config.INPUT.DEPTH_RANGE and set_depth(images, where) > 8:
-        with suppress(UserError):
-            span = find_images(config, "TARGET_TRAIN").form.span
-            config = config.changed({"INPUT.DEPTH_RANGE": span})
-    images = with_depth(images, config.INPUT, where)
+    shares = key == "TEST" and config.DATASETS.TARGET_TRAIN
+    images = with_depth(images, config.INPUT, where, partial(_targets_range, config) if shares else tuple)
     return images if key == "SOURCE_TRAIN" else _with_blind_spots(images, config.INPUT)
+
+
+def _targets_range(config) -> Span:
+    """What of the target's 16 bits becomes 8; empty where it has 8, or is not there."""
+    with suppress(UserError):
+        return find_images(config, "TARGET_TRAIN").form.span
+    return ()
 
 
 def _with_blind_spots(images: ImageSet, options) -> ImageSet:

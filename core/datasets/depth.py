@@ -1,5 +1,6 @@
 """Images of more than 8 bits: which of their values become the 8 bits that networks take, found once for a set."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ BITS = ("8", "10", "12", "14", "16")
 SHARES = (0.01, 0.99)  # of the pixels, below which the ends of PERCENTILE lie
 _WASTED = 4  # times the values of these shares, from which on a wider range is worth a word
 _VALUES = 2**16
+Span = tuple[int, int] | tuple[()]
 
 
 class Values(NamedTuple):
@@ -47,32 +49,40 @@ def set_depth(images: ImageSet, where: str) -> int:
     return next(iter(first), 8)
 
 
-def with_depth(images: ImageSet, options, where: str) -> ImageSet:
+def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span] = tuple) -> ImageSet:
     """The set, told how its 16 bits become 8, where it has 16.
 
     Args:
         options: the config node INPUT.
         where: begins messages.
+        shared: called where INPUT.DEPTH_RANGE is not given: gives the range of a set that this one goes with, if any.
     Raises:
         UserError: images of 8 bits and of 16, or none that can be read.
     """
     if set_depth(images, where) == 8:
         return images
-    if options.DEPTH_RANGE:
-        span, words = tuple(options.DEPTH_RANGE), "INPUT.DEPTH_RANGE"
-    elif options.DEPTH in BITS:
-        span, words = (0, 2 ** int(options.DEPTH) - 1), f"INPUT.DEPTH {options.DEPTH}"
-    else:
-        values = distributed.from_main(lambda: look_at_values(images, where))
-        span = values.usual if options.DEPTH == PERCENTILE else values.ends
-        seen = f"all {values.images}" if values.images == len(images) else f"{values.images} of {len(images)}"
-        seen = f"{seen} images" if len(images) > 1 else "the only image"
-        words = f"INPUT.DEPTH {options.DEPTH}, by {seen}"
-        (low, high), (first, last) = values.usual, values.ends
-        if options.DEPTH == AUTO and last - first > _WASTED * (high - low):
-            words += f"; 98 % of the pixels lie in {low} to {high}: INPUT.DEPTH {PERCENTILE} would keep more contrast"
+    span, words = tuple(options.DEPTH_RANGE), "INPUT.DEPTH_RANGE"
+    if not span:
+        span, words = shared(), "as those of DATASETS.TARGET_TRAIN"
+    if not span:
+        span, words = _range(images, options.DEPTH, where)
     note = f"16 bits, of which {span[0]} to {span[1]} become 0 to 255 ({words})"
     return replace(images, form=replace(images.form, span=span), note="; ".join(filter(None, (images.note, note))))
+
+
+def _range(images: ImageSet, depth: str, where: str) -> tuple[Span, str]:
+    """What INPUT.DEPTH makes of a set, and why, in words."""
+    if depth in BITS:
+        return (0, 2 ** int(depth) - 1), f"INPUT.DEPTH {depth}"
+    values = distributed.from_main(lambda: look_at_values(images, where))
+    seen = f"all {values.images}" if values.images == len(images) else f"{values.images} of {len(images)}"
+    words = f"INPUT.DEPTH {depth}, by {f'{seen} images' if len(images) > 1 else 'the only image'}"
+    (low, high), (first, last) = values.usual, values.ends
+    if depth == PERCENTILE:
+        return values.usual, words
+    if last - first > _WASTED * (high - low):
+        words += f"; 98 % of the pixels lie in {low} to {high}: INPUT.DEPTH {PERCENTILE} would keep more contrast"
+    return values.ends, words
 
 
 def look_at_values(images: ImageSet, where: str) -> Values:

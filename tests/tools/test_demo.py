@@ -50,6 +50,7 @@ def small(tmp_path, monkeypatch):
         small.write_text(yaml.safe_dump(options), encoding="utf-8")
         monkeypatch.setattr(demo, name, str(small))
     monkeypatch.setattr(demo, "INPUT_SIZE", "(64,32)")
+    monkeypatch.setattr(demo, "SOURCE_OPTIONS", ())
     monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "4", "--size", "128x64"))
     return tmp_path / "demo"
 
