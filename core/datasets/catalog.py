@@ -22,6 +22,7 @@ from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, TOY_14, Taxonomy
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError, shorten
+from core.utils.files import meant
 
 FOLDER_PREFIX = "folder:"
 KEYS = ("TARGET_TRAIN", "TEST", "SOURCE_TRAIN")  # the first that has class names gives those of the run
@@ -272,7 +273,7 @@ def _relabelled(name: str, fields, where: str) -> Entry:
 def _find_folder(name: str, where: str) -> ImageSet:
     folder = Path(name.removeprefix(FOLDER_PREFIX))
     if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
-        raise UserError(f"{where}: {folder} is not a folder")
+        raise UserError(f"{where}: {folder} is not a folder{meant(folder, '*/')}")
     found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))
     if not found:
         raise UserError(f"{where}: no image ({', '.join(EXTENSIONS)}) below {folder}")

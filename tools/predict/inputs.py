@@ -12,7 +12,7 @@ from core.datasets.reader import ImageSet, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
 from core.utils.errors import UserError
-from core.utils.files import expanded
+from core.utils.files import expanded, meant
 from core.utils.logging import LOGGER
 
 _KNOWN = ", ".join((*EXTENSIONS, *VIDEO_EXTENSIONS))
@@ -84,7 +84,7 @@ def _find(word: str) -> list[Path]:
         require_files([path], "input", "inputs")
         return [path]
     if not glob.has_magic(str(path)):
-        raise UserError(f"input {word}: there is no such file or folder")
+        raise UserError(f"input {word}: there is no such file or folder{meant(word, '*')}")
     matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
     if not matches:
         raise UserError(f"input {word}: no file matches it")
