@@ -244,6 +244,7 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(f"{path} is already there: choose another -o, or give --overwrite")
     model = new_model(config)
     load_checkpoint(model, checkpoint)
+    LOGGER.info("checkpoint: %s", checkpoint)
     log_dead_channels(model)
     make_folder(path.parent, "the folder of -o" if args.out else "OUTPUT_DIR")
     normalise = Normalise(config.INPUT)

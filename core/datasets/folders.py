@@ -8,6 +8,7 @@ from core.datasets.images import EXTENSIONS
 from core.datasets.masks import like_masks, split_masks
 from core.datasets.reader import ImageSet, name_prefixes, walk_files
 from core.utils.errors import UserError, shorten
+from core.utils.files import meant
 
 FOLDER_PREFIX = "folder:"
 _NEXT_FOLDER = re.compile(rf"\s*[,;]\s*{FOLDER_PREFIX}")
@@ -30,7 +31,8 @@ def find_folders(name: str, where: str) -> ImageSet:
     for folder in folders:
         if not os.path.isdir(folder):  # unlike Path's, false for whatever cannot be a folder
             several = f"; several are written {FOLDER_PREFIX}A,{FOLDER_PREFIX}B"
-            raise UserError(f"{where}: {folder} is not a folder{several if re.search('[,;]', str(folder)) else ''}")
+            hint = several if re.search("[,;]", str(folder)) else meant(folder, "*/")
+            raise UserError(f"{where}: {folder} is not a folder{hint}")
     images, left_out = [], []
     for folder, above in zip(folders, name_prefixes(folders, where), strict=True):
         found = sorted(path for path in walk_files(folder) if path.name.lower().endswith(EXTENSIONS))

@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets.catalog import (
-    FOLDER_PREFIX,
-    find_submission,
-    find_taxonomy,
-    find_test_images,
-    folders_of,
-    output_names,
-)
+from core.datasets.catalog import find_submission, find_taxonomy, find_test_images, output_names
+from core.datasets.folders import FOLDER_PREFIX, folders_of
 from core.datasets.images import write_palette_png, write_png
 from core.datasets.videos import VIDEO_PREFIX
 from core.evaluation.confusion import write_confusion

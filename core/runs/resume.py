@@ -30,6 +30,7 @@ from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
 from core.utils.checkpoints import BANDS, CLASSES, DEPTH, SIZE, load_checkpoint, load_imagenet_weights, read_about
 from core.utils.errors import Correctable, UserError, replaced
+from core.utils.files import near
 from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
@@ -273,7 +274,7 @@ def find_checkpoints(config: Config) -> list[Path]:
         raise Correctable("nothing to evaluate: give `resume FILE` (or a folder of model_iter*.pth)", _naming_source)
     if not path.is_dir():
         if not path.exists():
-            raise UserError(f"checkpoint {path} does not exist")
+            raise UserError(f"checkpoint {path} does not exist{near(path, '*.pth')}")
         return [path]
     found = checkpoints_in(path)
     if not found:

@@ -157,6 +157,12 @@ def near(path: str | Path, pattern: str) -> str:
     path = Path(path)
     if not os.path.isdir(path.parent):
         return f" (nor does its folder {path.parent})"
+    return meant(path, pattern)
+
+
+def meant(path: str | Path, pattern: str) -> str:
+    """For the message that a path leads nowhere: which one beside it, of those that match, may be meant."""
+    path = Path(path)
     found = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob(pattern)], n=1)
     return f"; did you mean {path.parent / found[0]}?" if found else ""
 

@@ -238,6 +238,13 @@ def test_a_folder_that_cannot_be_is_an_error(options, folder):
         find_target_images(options(TARGET_TRAIN=f"folder:{folder}"))
 
 
+def test_a_misspelt_folder_is_found_again(options, tmp_path):
+    (tmp_path / "my_frames").mkdir()
+    (tmp_path / "my_frmes.txt").touch()
+    with pytest.raises(UserError, match=rf"my_frmes is not a folder; did you mean {tmp_path}/my_frames\?"):
+        find_target_images(options(TARGET_TRAIN=f"folder:{tmp_path}/my_frmes"))
+
+
 NAMES = [
     "with space.png",
     " leading and trailing .png",

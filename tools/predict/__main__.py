@@ -132,6 +132,7 @@ def _load(config, checkpoint: Path) -> nn.Module:
         load_checkpoint(model, checkpoint)
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
+    LOGGER.info("checkpoint: %s", checkpoint)  # that a run's config.yaml names its source model is easily forgotten
     log_dead_channels(model)
     return model
 

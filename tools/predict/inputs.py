@@ -15,7 +15,7 @@ from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
 from core.runs.resume import known_bands
 from core.utils.errors import UserError
-from core.utils.files import expanded
+from core.utils.files import expanded, meant
 from core.utils.logging import LOGGER
 
 _KNOWN = ", ".join((*EXTENSIONS, *VIDEO_EXTENSIONS))
@@ -102,7 +102,7 @@ def _find(word: str) -> list[Path]:
         require_files([path], "input", "inputs")
         return [path]
     if not glob.has_magic(str(path)):
-        raise UserError(f"input {word}: there is no such file or folder")
+        raise UserError(f"input {word}: there is no such file or folder{meant(word, '*')}")
     matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
     if not matches:
         raise UserError(f"input {word}: no file matches it")

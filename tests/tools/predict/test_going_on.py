@@ -78,9 +78,11 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_one_that_was_not(run, config,
     skipped = sum(f"colour/{name.removeprefix('overlay/')}" in kept for name in kept if name.startswith("overlay/"))
     assert f"--go-on: {skipped} are there already" in done.out
     assert f"made pictures of {count - skipped} images ({skipped} were there already): {out}" in done.out
+    assert "checkpoint: " in done.out  # of a run's config.yaml, without `resume`, it is the source model
     again = run(frames, "--go-on")
     assert f"made pictures of nothing new ({count} were there already): {out}" in again.out
     assert "device:" not in again.out  # it needs no model
+    assert "checkpoint:" not in again.out
 
 
 def test_a_signal_says_how_far_it_came_and_how_to_go_on(run, images, tmp_path, monkeypatch):
