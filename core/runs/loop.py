@@ -70,8 +70,7 @@ class Training(ABC):
         self.config, self.model, self.images, self.taxonomy = config, model, images, taxonomy
         self.result = model
         self.evaluator, self.device = evaluator, next(model.parameters()).device
-        scored = None if evaluator is None else evaluator.images.scored_of(taxonomy)
-        self.output = RunOutput(config, taxonomy, self.device, scored)
+        self.output = RunOutput(config, taxonomy, self.device)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
         self.parallel = distributed.parallel(model)  # what a step calls for its gradients
@@ -127,6 +126,8 @@ class Training(ABC):
             model = distributed.synchronised_norms(model, device)
         training = cls(config, model, images, taxonomy, evaluator)
         training.choices, training.survey = choices, survey
+        if evaluator is not None:
+            training.output.scored = evaluator.images.scored_of(taxonomy)
         return training
 
     @classmethod

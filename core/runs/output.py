@@ -36,15 +36,15 @@ class RunOutput:
         config: a whole config; nothing is made or written before the first call.
         taxonomy: the class set.
         device: whose peak memory is logged.
-        scored: the classes that evaluations score; None: all.
 
     Attributes:
         monitor: shows the run while it lasts.
         resumed: the iteration that the run goes on from; None: it is new.
         evaluated: iterations.
+        scored: the classes that evaluations score.
     """
 
-    def __init__(self, config, taxonomy: Taxonomy, device: torch.device, scored: Taxonomy | None = None):
+    def __init__(self, config, taxonomy: Taxonomy, device: torch.device):
         self.folder, solver, vis = Path(config.OUTPUT_DIR), config.SOLVER, config.VIS
         self.states = StateFolder(self.folder, solver.KEEP_STATES)
         painter, shown = Painter.of(vis, taxonomy), distributed.is_main()
@@ -52,8 +52,8 @@ class RunOutput:
         self.monitor = Monitor(self.folder, painter, vis.PERIOD * shown, tensorboard)
         self.resumed: int | None = None
         self.evaluated: set[int] = set()
+        self.scored = taxonomy
         self._taxonomy, self._stop, self._device = taxonomy, solver.STOP_ITER, device
-        self._scored = scored or taxonomy
         self._test_images = config.DATASETS.TEST
         self._tables: dict[str, Table] = {}
         self._sums: dict[str, torch.Tensor] = {}
@@ -182,13 +182,13 @@ class RunOutput:
 
     def evaluation(self, iteration: int, scores: Scores) -> None:
         """Log the scores of a checkpoint, write its confusion matrix, and add both to tables and TensorBoard."""
-        for line in report_lines(scores, self._scored, self._test_images):
+        for line in report_lines(scores, self.scored, self._test_images):
             LOGGER.info(line)
         if distributed.is_main():
             title = f"{self._test_images}, iteration {iteration}: mIoU {scores.mean_iou:.2f}"
-            picture = write_confusion(self.folder / CONFUSION, scores.confusion, self._scored.names, title)
+            picture = write_confusion(self.folder / CONFUSION, scores.confusion, self.scored.names, title)
             self.monitor.picture(iteration, "confusion", picture)
-        row = table_row(scores, self._scored)
+        row = table_row(scores, self.scored)
         self.append(EVALUATION, {"iteration": iteration, **row})
         self.evaluated.add(iteration)
         self.monitor.scalars(iteration, {_evaluation_tag(column): float(value) for column, value in row.items()})
@@ -207,9 +207,9 @@ class RunOutput:
         LOGGER.info("evaluating %s", model)
         scores = evaluate()
         with signals.deferred():
-            for line in report_lines(scores, self._scored, self._test_images):
+            for line in report_lines(scores, self.scored, self._test_images):
                 LOGGER.info(line)
-            row = table_row(scores, self._scored)
+            row = table_row(scores, self.scored)
             self.append(table, {"iteration": iteration, "checkpoint": model, **row})
             if table == SOURCE_EVALUATION:
                 self.monitor.scalars(0, {_evaluation_tag(column): float(value) for column, value in row.items()})
