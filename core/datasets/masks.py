@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from core.utils.files import open_regular
+
 _LABEL_WORDS = (
     "masks?|labels?|label_?ids|label_?train_?ids|train_?ids?|gt|gtfine|gtcoarse|groundtruth|seg|segmentations?|semantic|"
     "semantic_rgb|instances?|instance_?ids|panoptic|annot|annotations?|lbl"
@@ -58,7 +60,7 @@ def like_masks(paths: Sequence[Path]) -> list[Path]:
 def _is_grey(path: Path) -> bool:
     """Whether a file's header says that it holds one channel, or a palette; False where it cannot be read."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as picture:
             warnings.simplefilter("ignore")
             return len(picture.getbands()) == 1
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
