@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +14,9 @@ from core.configs import load_config
 from core.datasets.images import read_image
 from core.datasets.taxonomy import CITYSCAPES_19
 from test import main as evaluate
-from tests.helpers import PROJECT, events_of, read_checkpoint, rows_of, same_weights, start, without_details
+from tests.helpers import events_of, read_checkpoint, rows_of, same_weights, start, without_details
 from train_TCR_DTU import main as adapt
 
-]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
 LONG = {"SOLVER.STOP_ITER": 8}  # passes before training and after 2 and 5 iterations; checkpoints after 4 and 8
 

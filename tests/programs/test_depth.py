@@ -90,4 +90,4 @@ def test_an_evaluation_of_a_source_model_shares_the_targets_range(place, capfd):
     folder, config = place
     words = ["DATASETS.TEST", f"folder:{folder / 'deep'}", "OUTPUT_DIR", str(folder / "tested"), "--saveres"]
     assert evaluate(["-cfg", str(config), *words]) == 0
-    assert "become 0 to 255 (INPUT.DEPTH_RANGE)" in capfd.readouterr().out
+    assert "7400 to 7910 become 0 to 255 (as those of DATASETS.TARGET_TRAIN)" in capfd.readouterr().out

@@ -9,6 +9,7 @@ from core.datasets.taxonomy import CITYSCAPES_19
 from tests.helpers import same_weights
 from train_TCR_DTU import main as adapt
 
+
 def paint_labels(folder, out, write):
     """Cityscapes' label ids as pictures in its official colours, black where they are no class."""
     colours = np.zeros((256, 3), np.uint8)

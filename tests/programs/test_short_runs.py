@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from core.configs import load_config
-from core.selftraining import samples as samples_module
+from core.selftraining.samples import TargetSamples
 from test import main as evaluate
 from tests.helpers import PROJECT, OpenWatch, read_checkpoint, rows_of
 from tools.compare.__main__ import main as compare
@@ -31,6 +31,8 @@ TOOLS = [
     f"tools.{p.parent.name if p.stem == '__main__' else p.stem}" for p in FILES if MAIN.search(p.read_text("utf-8"))
 ]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="inotify is Linux's")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_labels_of_the_target_training_split_are_never_opened(adapted, cityscapes_root, write_png, workers):
@@ -188,13 +190,13 @@ def test_camvid_needs_no_labels_of_its_target_either(camvid_root, make_checkpoin
 @pytest.fixture
 def images_read(monkeypatch):
     """Paths of the images that training samples read, in order: the image itself, and what is pasted from."""
-    seen, read_image = [], samples_module.read_image
+    seen, cached = [], TargetSamples.cached
 
-    def reading(path):
+    def reading(samples, path, *others):
         seen.append(Path(path))
-        return read_image(path)
+        return cached(samples, path, *others)
 
-    monkeypatch.setattr(samples_module, "read_image", reading)
+    monkeypatch.setattr(TargetSamples, "cached", reading)
     return seen
 
 
