@@ -36,7 +36,7 @@ from core.evaluation.predictor import evaluating
 from core.models import log_dead_channels
 from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, path_argument, run_program
-from core.runs.resume import find_checkpoint, new_model, with_known
+from core.runs.resume import find_checkpoint, known_bands, new_model, with_known
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
@@ -164,12 +164,19 @@ def describe(
             "mean": list(options.PIXEL_MEAN),
             "std": list(options.PIXEL_STD),
             "usual_size": list(options.INPUT_SIZE_TEST),  # (width, height)
+            **_of_other_images(config, checkpoint),
         },
         "output": {"name": output, "layout": layout, "dtype": dtype},
         "computes_in": "float16" if half else "float32",
         "model": config.MODEL.NAME,
         "checkpoint": checkpoint.name,
     }
+
+
+def _of_other_images(config, checkpoint: Path) -> dict:
+    """Of a model for 16-bit images or bands: the values that become 0 and 255, and which are red, green, blue."""
+    found = {"values_of_0_and_255": list(config.INPUT.DEPTH_RANGE), "bands": list(known_bands(checkpoint))}
+    return {key: value for key, value in found.items() if value}
 
 
 @torch.inference_mode()

@@ -36,6 +36,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     config.merge_from_file(str(_find_file(Path(path))))
     _check_pairs(options)
     config.merge_from_list(list(options))
+    if "INPUT.DEPTH" in options[::2] and "INPUT.DEPTH_RANGE" not in options[::2]:
+        config.INPUT.DEPTH_RANGE = ()  # that a run has found by another
     if not config.OUTPUT_DIR:
         config.OUTPUT_DIR = default_output_dir(path)
     for key, facts in OPTIONS.items():

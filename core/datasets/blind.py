@@ -10,6 +10,7 @@ import numpy as np
 from core.datasets.images import read_pixels
 from core.utils.errors import UserError
 
+_LOSSY = (".jpg", ".jpeg", ".webp")
 _OTHER_SHAPE = 0.01  # by which the aspect of an image may differ from the mask's
 
 
@@ -76,7 +77,14 @@ def _blind(spots: BlindSpots, size: tuple[int, int], seen_at: tuple[int, int]) -
 @lru_cache(maxsize=1)
 def _read_mask(path: str) -> np.ndarray:
     """H×W uint8, not 0 where an image is to be looked at."""
-    sighted = read_pixels(path).any(axis=2).astype(np.uint8)
+    if path.lower().endswith(_LOSSY):
+        raise UserError(f"INPUT.MASK {path} is stored with loss, so that 0 is not 0 everywhere: give it as PNG")
+    try:
+        sighted = read_pixels(path).any(axis=2).astype(np.uint8)
+    except UserError as error:
+        raise UserError(f"INPUT.MASK: {error}") from None
+    if not sighted.any():
+        raise UserError(f"INPUT.MASK {path} masks everything: its colours are 0 everywhere (alpha plays no part)")
     if sighted.all():
         raise UserError(f"INPUT.MASK {path} masks nothing: none of its pixels is 0")
     return sighted

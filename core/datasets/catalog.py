@@ -153,7 +153,7 @@ def find_submission(config, images: ImageSet) -> tuple[list[str], np.ndarray]:
         names = published if len(set(published)) == len(published) else names
     if pairing is None:
         return names, _value_table(taxonomy, values)
-    return names, np.append(_value_table(pairing.taxonomy, values), IGNORE)[pairing.scored]
+    return names, _value_table(pairing.taxonomy, values)[pairing.scored]
 
 
 def _value_table(taxonomy: Taxonomy, by_name: Mapping[str, int]) -> np.ndarray:
@@ -198,13 +198,13 @@ def find_images(config, key: str) -> ImageSet:
             file, or images of 8 bits and of 16.
     """
     images, where = _find_images(config, key), f"DATASETS.{key} {config.DATASETS[key]}"
-    shares = key == "TEST" and config.DATASETS.TARGET_TRAIN
-    images = with_depth(images, config.INPUT, where, partial(_targets_range, config) if shares else tuple)
-    return images if key == "SOURCE_TRAIN" else _with_blind_spots(images, config.INPUT)
+    if key != "SOURCE_TRAIN":
+        images = _with_blind_spots(images, config.INPUT)
+    return with_depth(images, config.INPUT, where, partial(find_targets_range, config) if key == "TEST" else tuple)
 
 
-def _targets_range(config) -> Span:
-    """What of the target's 16 bits becomes 8; empty where it has 8, or is not there."""
+def find_targets_range(config) -> Span:
+    """What of the 16 bits of DATASETS.TARGET_TRAIN becomes 8; empty where it has 8, is not there, or not given."""
     with suppress(UserError):
         return find_images(config, "TARGET_TRAIN").form.span
     return ()
@@ -215,7 +215,7 @@ def _with_blind_spots(images: ImageSet, options) -> ImageSet:
     spots = BlindSpots.given(options)
     if spots is None:
         return images
-    sizes = dict.fromkeys(filter(None, (image_size(images.paths[index]) for index in spread(len(images)))))
+    sizes = dict.fromkeys(filter(None, map(image_size, images.paths)))
     share = f"{100 * spots.share(sizes):.1f} % of the picture is masked"
     return replace(images, blind=spots, note="; ".join(filter(None, (images.note, share))))
 
@@ -241,10 +241,13 @@ def _find_images(config, key: str) -> ImageSet:
             known = ", ".join(f"{dataset}_{known}" for known in entry.reader.splits)
             raise UserError(f"{where}: {dataset} has no split {split!r}; known are {known}")
         pairing = find_pairing(config) if key == "TEST" else None
-        taxonomy = find_taxonomy(config) if pairing is None else pairing.taxonomy
+        taxonomy = find_taxonomy(config) if pairing is None else pairing.test
         images = entry.reader.image_set(name, split, Path(config.DATASETS.ROOT), taxonomy, where)
         if pairing is not None:
-            images = replace(images, pairing=pairing, note=pairing.words)
+            table = None if images.label_table is None else pairing.labels[images.label_table]
+            images = replace(images, pairing=pairing, label_table=table, note=pairing.words)
+    if key == "TARGET_TRAIN" and config.DATASETS.TARGET_LIST:
+        images = restricted(images, Path(config.DATASETS.TARGET_LIST))
     require_utf_8(images.paths, where)
     if key == "TEST" or not config.DATALOADER.SKIP_BAD_IMAGES:
         require_files(images.paths, "image", where)
@@ -259,9 +262,7 @@ def find_target_images(config) -> ImageSet:
     found = find_images(config, "TARGET_TRAIN")
     skipped = SkippedImages(config.DATALOADER.SKIP_BAD_IMAGES)
     told = {"left_out": found.left_out, "note": found.note, "form": found.form, "blind": found.blind}
-    images = ImageSet(found.name, found.paths, found.names, **told, skipped=skipped)
-    list_file = config.DATASETS.TARGET_LIST
-    return restricted(images, Path(list_file)) if list_file else images
+    return ImageSet(found.name, found.paths, found.names, **told, skipped=skipped)
 
 
 def find_test_images(config) -> ImageSet:

@@ -320,7 +320,9 @@ def _split(name: Any, tree: Any, key: str) -> Split:
         several = field in ("images", "labels") and "list" not in fields
         texts = value if several and isinstance(value, list) and value else [value]
         if not all(isinstance(text, str) and text for text in texts):
-            raise UserError(f"{key}.{field} must be text{', or a list of folders' * several}, not {shown(value)}")
+            kinds = "text, or a list of folders" if several else "text"
+            one = "; beside a list there is one folder" * (field in ("images", "labels") and "list" in fields)
+            raise UserError(f"{key}.{field} must be {kinds}, not {shown(value)}{one}")
         if field.endswith("pattern") and ("*" not in value or "**" in value):
             raise UserError(f"{key}.{field} must hold a *, which stands for any path, or several apart, not {value!r}")
         if field.endswith("pattern") and value.startswith(("/", "./", "../")):

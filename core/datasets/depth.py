@@ -1,7 +1,9 @@
 """Images of more than 8 bits: which of their values become the 8 bits that networks take, found once for a set."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ BITS = ("8", "10", "12", "14", "16")
 SHARES = (0.01, 0.99)  # of the pixels, below which the ends of PERCENTILE lie
 _WASTED = 4  # times the values of these shares, from which on a wider range is worth a word
 _VALUES = 2**16
+_FIRST, _HALF = 4, 0.5  # images that are looked at where a range is given, and pixels that may lie beyond it in silence
 Span = tuple[int, int] | tuple[()]
 
 
@@ -66,6 +69,8 @@ def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span]
         span, words = shared(), "as those of DATASETS.TARGET_TRAIN"
     if not span:
         span, words = _range(images, options.DEPTH, where)
+    elif (missed := distributed.from_main(lambda: _missed(images, span))) > _HALF:
+        words += f"; {100 * missed:.0f} % of the pixels of the first images lie beyond: is it another camera's?"
     note = f"16 bits, of which {span[0]} to {span[1]} become 0 to 255 ({words})"
     return replace(images, form=replace(images.form, span=span), note="; ".join(filter(None, (images.note, note))))
 
@@ -90,11 +95,10 @@ def look_at_values(images: ImageSet, where: str) -> Values:
     counts, seen, bad = np.zeros(_VALUES, np.int64), 0, None
     for index in progress(spread(len(images)), "range of 16-bit images"):
         try:
-            pixels = read_pixels(images.paths[index], images.form.bands)
+            counts += _counts(images, images.paths[index])
         except BadImage as error:  # whoever needs it will say so
             bad = bad or error
             continue
-        counts += np.bincount(pixels.ravel(), minlength=_VALUES)
         seen += 1
     if not seen:
         raise UserError(f"{where}: none of the images looked at can be read; the first: {bad}")
@@ -102,6 +106,22 @@ def look_at_values(images: ImageSet, where: str) -> Values:
     used = np.flatnonzero(counts)
     usual = np.searchsorted(upto, np.array(SHARES) * upto[-1])
     return Values(_span(used[0], used[-1]), _span(*usual), seen)
+
+
+def _counts(images: ImageSet, path: Path) -> np.ndarray:
+    """65536 int64: how often each value stands in an image, where that is not blind."""
+    pixels = read_pixels(path, images.form.bands)
+    blind = images.blind_at(path, pixels.shape[:2])
+    return np.bincount((pixels if blind is None else pixels[~blind]).ravel(), minlength=_VALUES)
+
+
+def _missed(images: ImageSet, span: Span) -> float:
+    """Share of the pixels of the first images that lie beyond a range."""
+    counts = np.zeros(_VALUES, np.int64)
+    for path in images.paths[:_FIRST]:
+        with suppress(BadImage):
+            counts += _counts(images, path)
+    return 1 - counts[span[0] : span[1] + 1].sum() / max(counts.sum(), 1)
 
 
 def _span(low: int, high: int) -> tuple[int, int]:

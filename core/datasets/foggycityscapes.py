@@ -33,4 +33,5 @@ _BESIDE = replace(
     unlabelled=(),
     submission=None,
 )
-READER = replace(_BESIDE, others=(replace(_BESIDE, label_path=partial(_label_path, gt_fine="../cityscapes/gtFine")),))
+_LABELS = [partial(_label_path, gt_fine=f"../{name}/gtFine") for name in ("cityscapes", "Cityscapes", "CITYSCAPES")]
+READER = replace(_BESIDE, others=tuple(replace(_BESIDE, label_path=path) for path in _LABELS))

@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -198,10 +198,11 @@ def _stored_bands(path: str | Path, data: bytes) -> tuple[np.ndarray, bool]:
     layout = tiff.read_layout(io.BytesIO(data))
     if not (layout.bits <= 16 and layout.numbers):
         raise BadImage(f"image {path} has {layout.bits}-bit numbers; whole ones of up to 16 bits are read", path)
-    if layout.plain and not (layout.alpha and layout.bits == 8):  # where OpenCV would multiply colours by alpha
-        return _in_file_order(_decode(path, data, cv2.IMREAD_UNCHANGED, "image")), layout.alpha
+    if layout.by_opencv and not (layout.alpha and layout.bits == 8):  # where OpenCV would multiply colours by alpha
+        with suppress(BadImage):  # compressed as it does not know
+            return _in_file_order(_decode(path, data, cv2.IMREAD_UNCHANGED, "image")), layout.alpha
     try:
-        if layout.plain:
+        if layout.by_opencv and layout.alpha and layout.bits == 8:
             with _opened(io.BytesIO(data)) as image:
                 stored = np.array(image)
         else:
@@ -228,6 +229,10 @@ def read_label(path: str | Path) -> np.ndarray:
     """
     data = _read_bytes(path, "label")
     label = _stored_label(path, data, indices=True)
+    if label.ndim == 2 and label.dtype == np.uint8 and tiff.is_tiff(data):
+        layout = tiff.read_layout(io.BytesIO(data))
+        if layout.white_is_zero:  # which readers turn to black
+            label = np.uint8(2**layout.bits - 1) - label
     if label.ndim == 3 and _is_grey(label):
         label = label[..., 0].copy()
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
@@ -281,7 +286,7 @@ def read_colours(path: str | Path) -> np.ndarray:
 
 
 def _stored_label(path: str | Path, data: bytes, indices: bool = False) -> np.ndarray:
-    """What a label file stores, not turned by EXIF: H×W, or H×W×C in OpenCV's order BGR(A).
+    """What a label file stores, turned by EXIF where it is TIFF: H×W, or H×W×C in OpenCV's order BGR(A).
 
     Args:
         data: of the file.
@@ -317,13 +322,15 @@ def write_label(path: str | Path, label: np.ndarray) -> None:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write H×W (grey) or H×W×3 (RGB) uint8, atomically."""
+    """Write H×W (grey; uint16, too) or H×W×3 (RGB) uint8, atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(png_bytes(image))
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """The PNG file of H×W (grey) or H×W×3 (RGB) uint8."""
+    """The PNG file of H×W (grey; uint16, too) or H×W×3 (RGB) uint8."""
+    if image.dtype not in (np.uint8, np.uint16):  # which OpenCV would cut off
+        raise ValueError(f"no PNG holds {image.dtype}")
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image)[1].tobytes()

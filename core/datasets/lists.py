@@ -46,7 +46,10 @@ def read_list(file: Path, images: Sequence[Path], labels: Sequence[Path], where:
     """
     try:
         with open_regular(file) as opened:
-            text = opened.read().decode("utf-8-sig")
+            data = opened.read()
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError("it is UTF-16; save it as UTF-8")
+        text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: list {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found: dict[str, Listed] = {}  # by absolute path
@@ -55,10 +58,13 @@ def read_list(file: Path, images: Sequence[Path], labels: Sequence[Path], where:
         if not line or line.startswith("#"):
             continue
         place = f"{file} line {number}"
+        if _find(line, images)[0] is None:
+            line = re.sub(r"\s+#.*", "", line)
         image, label = _columns(line, images)
         path, name = _find(image, images)
         if path is None:
-            raise UserError(f"{where}: {place}: image {one_line(_below(images[0], image))} is missing")
+            of = f", of the line {line!r}," if label else ""
+            raise UserError(f"{where}: {place}: image {one_line(_below(images[0], image))}{of} is missing")
         whole = os.path.abspath(path)
         if whole in found:
             raise UserError(f"{where}: {place}: image {path} stands in line {_number(found[whole])} already")
@@ -97,7 +103,7 @@ def _find(text: str, folders: Sequence[Path]) -> tuple[Path | None, str]:
         path = Path(os.path.normpath(text))
         above = os.path.abspath(folders[0])
         return path, path.relative_to(above if path.is_relative_to(above) else "/").as_posix()
-    endings = ("",) if text.lower().endswith(EXTENSIONS) else ("", *EXTENSIONS)
+    endings = ("",) if text.lower().endswith(EXTENSIONS) else ("", *EXTENSIONS, *map(str.upper, EXTENSIONS))
     for folder in folders:
         for ending in endings:
             path = _below(folder, f"{text}{ending}")

@@ -16,6 +16,8 @@ class Pairing:
 
     Attributes:
         taxonomy: the scored classes, in the test set's order.
+        test: all of the test set's.
+        labels: 256 uint8, from the test set's class to the scored one, IGNORE where the model does not have it.
         scored: 256 uint8, from the model's class to the scored one; len(taxonomy), where it is none: predicted, it is
             wrong wherever the truth has a class.
         shown: 256 uint8, from the scored class to the model's (of several the first), IGNORE elsewhere.
@@ -23,6 +25,8 @@ class Pairing:
     """
 
     taxonomy: Taxonomy
+    test: Taxonomy
+    labels: np.ndarray
     scored: np.ndarray
     shown: np.ndarray
     words: str
@@ -51,7 +55,8 @@ def pair(model: Taxonomy, test: Taxonomy, merge: Mapping[str, Sequence[str]], wh
     for name in test.names:
         if name in model.names:
             owner.setdefault(name, name)
-    names = tuple(name for name in test.names if name in owner.values())
+    own = {name: name if name in merge else owner.get(name, name) for name in test.names}  # what its labels count as
+    names = tuple(name for name in test.names if own[name] == name and name in owner.values())
     if not names:
         raise UserError(
             f"{where}: its classes ({shorten(test.names)}) are none of the model's ({shorten(model.names)}); `merge` "
@@ -64,14 +69,18 @@ def pair(model: Taxonomy, test: Taxonomy, merge: Mapping[str, Sequence[str]], wh
             shown[scored[index]] = index
     subsets = tuple((title, some) for title, some in test.subsets if set(some) <= set(names))
     taxonomy = Taxonomy(names, subsets=subsets, colours=test.colours)
-    return Pairing(taxonomy, scored, shown, _in_words(model, test, names, owner))
+    labels = np.arange(256, dtype=np.uint8)  # what is no class stays what it is
+    labels[: len(test)] = [names.index(own[name]) if own[name] in names else IGNORE for name in test.names]
+    return Pairing(taxonomy, test, labels, scored, shown, _in_words(model, names, owner, own))
 
 
-def _in_words(model: Taxonomy, test: Taxonomy, names: Sequence[str], owner: Mapping[str, str]) -> str:
+def _in_words(model: Taxonomy, names: Sequence[str], owner: Mapping[str, str], own: Mapping[str, str]) -> str:
     words = [f"{len(names)} classes are scored ({shorten(names, 5)})"]
     if merged := [f"{member} as {name}" for member, name in owner.items() if member != name]:
-        words.append(f"{shorten(merged, 5)} of the model")
-    if unsaid := [name for name in test.names if name not in names]:
+        words.append(f"of the model count {shorten(merged, 5)}")
+    if coarser := [f"{name} as {scored}" for name, scored in own.items() if name != scored]:
+        words.append(f"so do labels: {shorten(coarser, 5)}")
+    if unsaid := [name for name, scored in own.items() if scored not in names]:
         words.append(f"the model does not have {shorten(unsaid, 5)}: pixels of these have no label")
     if others := [name for name in model.names if name not in owner]:
         words.append(f"{shorten(others, 5)} of the model are none of the set's: wrong wherever there is a label")

@@ -22,6 +22,7 @@ from core.datasets.images import (
 from core.datasets.pairs import Pairing
 from core.datasets.skipping import BadImage, SkippedImages
 from core.datasets.taxonomy import IGNORE, Taxonomy
+from core.datasets.tiff import ENDINGS
 from core.utils.errors import UserError, shorten
 
 _TOOL_FOLDERS = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
@@ -128,6 +129,9 @@ class ImageSet:
         header = stored_size(image)
         if header is None or header[1] == UPRIGHT:
             return label
+        own = stored_size(path)
+        if path.suffix.lower() in ENDINGS and own is not None and own[1] != UPRIGHT:
+            return label  # it says itself how it lies, and was turned as it was read
         (stored, orientation), size = header, label.shape[::-1]
         shown = turned_size(stored, orientation)
         if size not in (stored, shown):

@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from core.utils.errors import UserError
 
 ENDINGS = (".tif", ".tiff")
-_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0")
 _BIG = b"+"  # in the beginning: numbers of 64 bits, and so a longer header
 _WIDTH, _HEIGHT, _BITS, _KIND, _ORIENTATION, _BANDS, _PLANAR, _EXTRA, _FORMAT = (
     256,
@@ -24,7 +24,8 @@ _WIDTH, _HEIGHT, _BITS, _KIND, _ORIENTATION, _BANDS, _PLANAR, _EXTRA, _FORMAT = 
     339,
 )
 _DATA = ((273, 279), (324, 325))  # where strips or tiles begin, and their bytes
-_GREY, _RGB, _YCBCR = (0, 1, 3), 2, 6  # kinds: white is 0, black is 0, palette; and colours
+_WHITE_IS_ZERO = 0
+_GREY, _RGB, _YCBCR = (_WHITE_IS_ZERO, 1, 3), 2, 6  # kinds: white is 0, black is 0, palette; and colours
 _ALPHA = (1, 2)  # what an extra band may be
 _WHOLE_NUMBERS = 1
 
@@ -40,7 +41,8 @@ class Layout(NamedTuple):
         alpha: whether the last band is.
         orientation: EXIF's, 1 to 8.
         end: bytes that the file has at least.
-        plain: whether OpenCV reads it rightly.
+        by_opencv: whether OpenCV reads it rightly, if it does.
+        white_is_zero: grey is stored inverted.
     """
 
     size: tuple[int, int]
@@ -50,7 +52,8 @@ class Layout(NamedTuple):
     alpha: bool
     orientation: int
     end: int
-    plain: bool
+    by_opencv: bool
+    white_is_zero: bool
 
 
 def is_tiff(beginning: bytes) -> bool:
@@ -81,7 +84,8 @@ def read_layout(file: IO[bytes]) -> Layout:
         alpha=bands in (2, 4) and tags.get(_EXTRA, (0,))[-1] in _ALPHA,
         orientation=orientation if orientation in range(1, 9) else 1,
         end=max(start + size for part in parts for start, size in part),
-        plain=usual and bits in (1, 8, 16),
+        by_opencv=usual and bits in (1, 8, 16),
+        white_is_zero=kind == _WHITE_IS_ZERO,
     )
 
 

@@ -223,7 +223,7 @@ def rank_checkpoints(config) -> None:
     if distributed.count() > 1:
         raise UserError("--rank-without-labels is for one process: start it by python, not by torchrun")
     checkpoints = find_checkpoints(config)
-    config = with_known(config, checkpoints[0])
+    config = with_known(config, checkpoints[0], evaluated=True)
     device = prepare_device(config)
     taxonomy, images = find_taxonomy(config), find_unlabelled_images(config)
     model = new_model(config).requires_grad_(False).to(device)

@@ -17,7 +17,7 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.interpolation import interpolate
 from core.programs.testing import folder_name, put_on_device
-from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered, with_known
+from core.runs.resume import find_checkpoints, find_run_source, known_form, new_model, numbered, with_known
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint, save_checkpoint
 from core.utils.devices import prepare_device
@@ -126,7 +126,7 @@ def select_checkpoint(
         raise UserError("--select-with is for one process: start it by python, not by torchrun")
     config = config.changed({"DATASETS.TEST": data_set})
     checkpoints, found = find_checkpoints(config), _find_source(config, source)
-    config = with_known(config, checkpoints[0])
+    config = with_known(config, checkpoints[0], evaluated=True)
     if len(checkpoints) == 1 and found is None:
         raise UserError(f"nothing to select from: {checkpoints[0]} is one checkpoint; give --source FILE, or a folder")
     if save is not None and os.path.isdir(save):
@@ -137,6 +137,7 @@ def select_checkpoint(
     model = new_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
+    model.about |= known_form(checkpoints[-1])
     put_on_device(model, config, device)
     note = images.note and f": {images.note}"
     LOGGER.info("images: %d of %s, with labels%s", len(images), images.name, note)

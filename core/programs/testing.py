@@ -48,7 +48,7 @@ def evaluate_checkpoints(
         UserError: no such checkpoint, missing data, predictions that are there already, …
     """
     checkpoints = distributed.from_main(lambda: find_checkpoints(config))  # a run may be adding to them
-    config = with_known(config, checkpoints[0])
+    config = with_known(config, checkpoints[0], evaluated=True)
     device = prepare_device(config)
     taxonomy = find_taxonomy(config)
     images = find_test_images(config)

@@ -27,7 +27,7 @@ from core.runs.resume import SPAN_KEY, check_length, check_source, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
-from core.utils.checkpoints import BANDS
+from core.utils.checkpoints import BANDS, DOMAIN
 from core.utils.devices import prepare_device
 from core.utils.errors import UserError, shorten
 from core.utils.logging import LOGGER
@@ -110,7 +110,7 @@ class Training(ABC):
         check_length(config.SOLVER)
         check_division(config.SOLVER)
         if config.DATASETS.TEST and not skip_test:
-            tests = find_test_images(config)
+            tests = find_test_images(cls.config_of_tests(config))
             if tests.label_path is None:
                 raise UserError(
                     f"DATASETS.TEST {tests.name} has no labels to evaluate on; leave it empty, or give --skip-test"
@@ -119,6 +119,8 @@ class Training(ABC):
         model = load_model(config, device, uncertain=cls.UNCERTAIN, weights=weights)
         if images.form.bands:
             model.about[BANDS] = list(images.form.bands)
+        if images.form.span:
+            model.about[DOMAIN] = cls.DOMAIN
         survey = cls.settle(choices, model, images, taxonomy) if weights else None
         config = choices.config
         check_whole_batches(model, config)
@@ -129,6 +131,11 @@ class Training(ABC):
         if evaluator is not None:
             training.output.scored = evaluator.images.scored_of(taxonomy)
         return training
+
+    @classmethod
+    def config_of_tests(cls, config: Config) -> Config:
+        """The config by which DATASETS.TEST is read."""
+        return config
 
     @classmethod
     def choose(cls, choices: Choices, images: ImageSet) -> None:

@@ -21,14 +21,24 @@ from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
 from core.configs.rules import Rule
-from core.datasets.catalog import class_names
+from core.datasets.catalog import class_names, find_targets_range
 from core.datasets.folders import FOLDER_PREFIX
 from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
 from core.runs.states import FOLDER, StateFolder, flat_config
-from core.utils.checkpoints import BANDS, CLASSES, DEPTH, SIZE, load_checkpoint, load_imagenet_weights, read_about
+from core.utils.checkpoints import (
+    BANDS,
+    CLASSES,
+    DEPTH,
+    DOMAIN,
+    SIZE,
+    SOURCE,
+    load_checkpoint,
+    load_imagenet_weights,
+    read_about,
+)
 from core.utils.errors import Correctable, UserError, replaced
 from core.utils.files import near
 from core.utils.locks import check_unlocked
@@ -214,9 +224,18 @@ def known_bands(checkpoint: Path) -> tuple[int, ...]:
     return _numbers(read_about(checkpoint), BANDS, rules.BANDS) or ()
 
 
-def with_known(config: Config, checkpoint: Path) -> Config:
+def known_form(checkpoint: Path) -> dict:
+    """What a checkpoint says of the images that its model takes."""
+    return {key: value for key, value in read_about(checkpoint).items() if key in (DEPTH, BANDS, DOMAIN)}
+
+
+def with_known(config: Config, checkpoint: Path, evaluated: bool = False) -> Config:
     """`config` with what a checkpoint says that its model is used to, where it is not given: the size of the full view,
     and the values of 16-bit images that become 0 and 255.
+
+    Args:
+        evaluated: on DATASETS.TEST, whose range is the target's, as it is in adaptation: so a source model, which is
+            used to another, is held against what becomes of it.
     """
     about, found = read_about(checkpoint), {}
     size, span = _numbers(about, SIZE, rules.SIZE), _numbers(about, DEPTH, rules.SPAN)
@@ -225,7 +244,10 @@ def with_known(config: Config, checkpoint: Path) -> Config:
         if size != config.find(SIZE_KEY):
             LOGGER.info("%s is not given: %d×%d, as %s is used to", SIZE_KEY, *size, checkpoint)
     if span and not (config.gives(SPAN_KEY) or config.gives("INPUT.DEPTH")):
-        found[SPAN_KEY] = span
+        found[SPAN_KEY], whose = span, f"{checkpoint} is used to"
+        if evaluated and about.get(DOMAIN) == SOURCE and (targets := find_targets_range(config)):
+            found[SPAN_KEY], whose = targets, "that of DATASETS.TARGET_TRAIN"
+        LOGGER.info("%s is not given: (%d, %d), as %s", SPAN_KEY, *found[SPAN_KEY], whose)
     config = config.changed(found)
     config.freeze()
     return config

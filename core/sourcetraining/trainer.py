@@ -8,7 +8,7 @@ from torch import nn
 
 from core.configs.choices import Choices
 from core.configs.node import Config
-from core.datasets.catalog import find_source_images
+from core.datasets.catalog import find_source_images, find_targets_range
 from core.datasets.reader import ImageSet
 from core.datasets.sampling import Stream
 from core.datasets.taxonomy import IGNORE, Taxonomy
@@ -19,7 +19,7 @@ from core.models.dsu import DSU
 from core.runs.farewell import say_trained
 from core.runs.loop import Training
 from core.runs.panels import source_tiles
-from core.runs.resume import source_checkpoint
+from core.runs.resume import SPAN_KEY, source_checkpoint
 from core.sourcetraining.choices import CHOSEN, choose_all
 from core.sourcetraining.samples import SourceBatch, SourceSamples, source_order
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
@@ -75,6 +75,12 @@ class SourceTrainer(Training):
                 "or give `resume` or MODEL.WEIGHTS"
             )
         return find_source_images(config)
+
+    @classmethod
+    def config_of_tests(cls, config: Config) -> Config:
+        """With the range of the target's 16-bit images, where it has such, in place of that of the source's."""
+        span = () if config.gives(SPAN_KEY) else find_targets_range(config.changed({SPAN_KEY: ()}))
+        return config.changed({SPAN_KEY: span}) if span else config
 
     def describe_images(self) -> None:
         for note in self._notes:

@@ -18,7 +18,8 @@ from core.utils.logging import LOGGER
 PARTS = ("feature_extractor", "classifier")
 ABOUT = "about"  # beside them: what else the weights are,
 CLASSES, SIZE = "classes", "size"  # the names of their classes, the (width, height) that the network is used to,
-DEPTH, BANDS = "depth", "bands"  # the values of 16-bit images that become 0 and 255, the bands that it sees
+DEPTH, BANDS = "depth", "bands"  # the values of 16-bit images that become 0 and 255, the bands that it sees,
+DOMAIN, SOURCE = "domain", "source"  # whose values these are: source or target
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
 _LINES = {ord(c): " " for c in "\t\r\n"}

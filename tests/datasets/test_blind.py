@@ -1,5 +1,6 @@
 """INPUT.MASK and INPUT.MARGINS: blind pixels have no label, are not pasted from or onto, and not scored."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -151,18 +152,49 @@ def test_a_mask_is_scaled_to_images_of_other_sizes(config, cityscapes_root):
     [
         ({"MARGINS": (64, 0, 64, 0)}, r"^INPUT\.MARGINS \(64, 0, 64, 0\) leaves nothing of an image of 128×64$"),
         ({"MARGINS": (0, 999, 0, 0)}, r"leaves nothing of an image of 128×64$"),
-        ({"MASK": "missing.png"}, r"^image .*missing\.png cannot be read: No such file"),
+        ({"MASK": "missing.png"}, r"^INPUT\.MASK: image .*missing\.png cannot be read: No such file"),
+        (
+            {"MASK": "drawn.jpg"},
+            r"^INPUT\.MASK .*drawn\.jpg is stored with loss, so that 0 is not 0 everywhere: give it as",
+        ),
         ({"MASK": "wide.png"}, r"^INPUT\.MASK .*wide\.png is 150×64, but there is an image of 128×64: a mask must"),
         ({"MASK": "white.png"}, r"^INPUT\.MASK .*white\.png masks nothing: none of its pixels is 0$"),
-        ({"MASK": "black.png"}, r"^INPUT\.MASK .*black\.png leaves nothing of an image of 128×64$"),
+        ({"MASK": "black.png"}, r"^INPUT\.MASK .*black\.png masks everything: its colours are 0 everywhere"),
     ],
 )
 def test_what_does_not_fit_is_one_line(config, cityscapes_root, write_png, inputs, message):
-    for name, value, width in (("wide", 0, 150), ("white", 255, 128), ("black", 0, 128)):
-        write_png(cityscapes_root / f"{name}.png", np.full((64, width), value, np.uint8))
+    for name, seen, width in (("wide", 75, 150), ("white", 128, 128), ("black", 0, 128)):
+        write_png(cityscapes_root / f"{name}.png", np.uint8(255 * (np.arange(width) < seen))[None].repeat(64, 0))
     inputs = {key: str(cityscapes_root / v) if key == "MASK" else v for key, v in inputs.items()}
     with pytest.raises(UserError, match=message):
         find_target_images(config(**inputs))
+
+
+def test_one_image_of_another_shape_among_many_is_found_at_the_start(config, cityscapes_root, write_png):
+    folder = cityscapes_root / "many"
+    first = write_png(folder / "000.png", np.zeros((64, 128, 3), np.uint8))
+    for number in range(1, 400):
+        (folder / f"{number:03d}.png").symlink_to(first)
+    (folder / "101.png").unlink()
+    write_png(folder / "101.png", np.zeros((32, 128, 3), np.uint8))
+    options = config(MASK=str(cityscapes_root / "bonnet.png")).changed({"DATASETS.TARGET_TRAIN": f"folder:{folder}"})
+    with pytest.raises(UserError, match="but there is an image of 128×32: a mask must have the images' size"):
+        find_target_images(options)
+
+
+def test_the_range_of_16_bits_is_that_of_what_is_seen(config, cityscapes_root):
+    folder = cityscapes_root / "thermal"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(7000, 7500, (64, 128)).astype(np.uint16)
+    values[0, :2] = 7000, 7499
+    values[48:] = 0
+    values[50, 50] = 65535  # a time stamp
+    assert cv2.imwrite(str(folder / "0.png"), values)
+    target = {"DATASETS.TARGET_TRAIN": f"folder:{folder}"}
+    assert find_target_images(config().changed(target)).form.span == (0, 65535)
+    images = find_target_images(config(MARGINS=(0, 0, 0, 16)).changed(target))
+    assert images.form.span == (7000, 7499)
+    assert images.note.startswith("25.0 % of the picture is masked; 16 bits, of which 7000 to 7499 become")
 
 
 def test_the_log_says_how_much_it_is(blind):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from core.configs.loading import load_config
 from core.datasets.catalog import find_images, find_target_images, find_test_images
-from core.datasets.images import image_size, read_image, read_pixels, stored_depth, to_bytes
+from core.datasets.images import image_size, read_image, read_label, read_pixels, stored_depth, to_bytes
 from core.datasets.sampling import Request
 from core.datasets.taxonomy import Taxonomy
 from core.selftraining.samples import TargetSamples
@@ -169,6 +169,66 @@ def test_images_that_are_all_one_value_have_a_range(frames):
 def test_a_range_that_is_given_goes_before_all(frames):
     images = find_target_images(frames({"0.png": thermal(0)}, DEPTH_RANGE=(7000, 8000), DEPTH="12"))
     assert images.form.span == (7000, 8000)
+
+
+def test_a_range_that_misses_most_of_the_pixels_is_said(frames):
+    told = "(INPUT.DEPTH_RANGE; 100 % of the pixels of the first images lie beyond: is it another camera's?)"
+    assert find_target_images(frames({"0.png": thermal(0)}, DEPTH_RANGE=(0, 100))).note.endswith(told)
+
+
+def test_images_that_a_list_leaves_out_play_no_part(frames, tmp_path):
+    config = frames(
+        {"0.png": thermal(0, 7400, 7800), "1.png": thermal(1, 100, 9000), "9.png": random_bands(3, np.uint8)}
+    )
+    (tmp_path / "list.txt").write_text("0.png\n")
+    images = find_target_images(config.changed({"DATASETS.TARGET_LIST": str(tmp_path / "list.txt")}))
+    assert (images.names, images.form.span) == (("0.png",), (7400, 7800))
+
+
+def test_a_depth_of_the_command_line_goes_before_a_range_that_a_run_has_found(tmp_path):
+    (tmp_path / "config.yaml").write_text("INPUT: {DEPTH: auto, DEPTH_RANGE: [7000, 12100]}\n")
+    found = load_config(tmp_path / "config.yaml").INPUT
+    assert (found.DEPTH, found.DEPTH_RANGE) == ("auto", (7000, 12100))
+    found = load_config(tmp_path / "config.yaml", ["INPUT.DEPTH", "14"]).INPUT
+    assert (found.DEPTH, found.DEPTH_RANGE) == ("14", ())
+    found = load_config(tmp_path / "config.yaml", ["INPUT.DEPTH", "14", "INPUT.DEPTH_RANGE", "(1, 2)"]).INPUT
+    assert found.DEPTH_RANGE == (1, 2)
+
+
+def test_labels_of_tiff_images_that_turn_themselves_lie_as_these_do(options, tmp_path):
+    for orientation in range(1, 9):
+        folder = tmp_path / str(orientation)
+        values = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32) % 3
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True)
+            Image.fromarray(values * (80 if name == "images" else 1)).save(folder / name / "0.tif", exif=exif)
+        splits = {"all": {"images": "images", "labels": "masks", "label_pattern": "*.tif"}}
+        config = options(3, TEST="town_all", ROOT=str(folder))
+        config.DATASETS.CUSTOM.merge({"town": {"classes": ["a", "b", "c"], "splits": splits}}, "some.yaml")
+        images = find_test_images(config)
+        seen = images.form.read(images.paths[0])[..., 0] // 80
+        assert np.array_equal(images.read_label(0), seen)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
+def test_labels_whose_white_is_0_are_what_is_stored(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    values = (np.arange(24 * 32).reshape(24, 32) % (2 if dtype is bool else 7)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    assert np.array_equal(read_label(tmp_path / "a.tif"), values)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma", "deflate", "lzw"])
+@pytest.mark.parametrize("predictor", [True, False])
+def test_any_compression_is_read(tmp_path, compression, predictor):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    values = random_bands(3)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, compression=compression, predictor=predictor, photometric="rgb")
+    assert np.array_equal(read_pixels(path), values)
 
 
 @pytest.mark.parametrize("depth", ["auto", "16", "percentile"])

@@ -50,6 +50,7 @@ BOTH = {"images": "voc/JPEGImages", "labels": "voc/Masks"}
         ("a.jpg\nd.jpg\n", BOTH, ["a.jpg", "d.jpg"]),
         ("d.jpg\nb c.jpg", BOTH, ["b c.jpg", "d.jpg"]),  # sorted, as any set; blanks in names
         ("a\nb c\n", BOTH, ["a.jpg", "b c.jpg"]),  # as VOC's own
+        ("a.jpg  # at night\nd # and\n", BOTH, ["a.jpg", "d.jpg"]),
         ("\ufeff# chosen\r\n\r\n  /a.jpg \r\n./d.jpg\r\n\r\n", BOTH, ["a.jpg", "d.jpg"]),
         ("{root}/voc/JPEGImages/a.jpg\n", BOTH, ["a.jpg"]),  # as `find` prints it
         ("JPEGImages/a.jpg\n", {"labels": "voc", "pattern": "JPEGImages/*.jpg", "label_pattern": "Masks/*.png"}, None),
@@ -84,6 +85,11 @@ def test_lines_and_what_they_name(town, tmp_path, text, fields, names):
     assert pickle.loads(pickle.dumps(images)).label_path(images.paths[-1]) == images.label_path(images.paths[-1])
 
 
+def test_an_ending_may_be_left_out_in_upper_case_too(town, tmp_path):
+    (tmp_path / "voc/JPEGImages/d.jpg").rename(tmp_path / "voc/JPEGImages/d.JPG")
+    assert find_test_images(town("d\n", **BOTH)).names == ("d.JPG",)
+
+
 def test_one_column_without_labels_is_a_split_without_labels(town):
     config = town("JPEGImages/a.jpg\n")
     assert find_test_images(config).label_path is None
@@ -97,12 +103,18 @@ def test_one_column_without_labels_is_a_split_without_labels(town):
         ("a.jpg\n\nx.jpg\n", BOTH, r"list\.txt line 3: image .*/voc/JPEGImages/x\.jpg is missing$"),
         ("a.jpg\n./a.jpg\n", BOTH, r"line 2: image .*JPEGImages/a\.jpg stands in line 1 already$"),
         ("a\nd\nJPEGImages/a.jpg\n", BOTH, r"line 3: image .*JPEGImages/a\.jpg stands in line 1 already$"),
-        ("JPEGImages/x.jpg Masks/x.png\n", {}, r"line 1: image .*/JPEGImages/x\.jpg is missing$"),
+        (
+            "JPEGImages/x.jpg Masks/x.png\n",
+            {},
+            r"line 1: image .*/JPEGImages/x\.jpg, of the line 'JPEGI.*', is missing$",
+        ),
+        ("im 9.jpg\n", BOTH, r"line 1: image .*/JPEGImages/im, of the line 'im 9\.jpg', is missing$"),
         ("JPEGImages/a.jpg Masks/a.png\nJPEGImages/d.jpg\n", {}, r"line 2 names no label, but line 1 has one$"),
         ("JPEGImages/a.jpg\n\nJPEGImages/d.jpg Masks/d.png\n", {}, r"line 3 names a label, but line 1 has none$"),
         ("x\0\x1b[2Jy.jpg\n", BOTH, r"line 1: image \S*voc/JPEGImages/x\S*y\.jpg is missing$"),
         ("\n# nothing\n", {}, r"list .*list\.txt names no image$"),
-        (b"\xff\xfea\0.\0j\0p\0g\0", BOTH, r"list .*list\.txt cannot be read: .*utf-8.* can't decode"),
+        (b"\xff\xfea\0.\0j\0p\0g\0", BOTH, r"list .*list\.txt cannot be read: it is UTF-16; save it"),
+        (b"\xe9a.jpg", BOTH, r"list .*list\.txt cannot be read: .*utf-8.* can't decode"),
         ("a.jpg\n", BOTH | {"list": "voc/lost.txt"}, r"list .*voc/lost\.txt cannot be read: No such file"),
         ("a.jpg\n", BOTH | {"list": "voc"}, r"list .*voc cannot be read: "),
         (

@@ -14,6 +14,7 @@ from core.datasets.catalog import (
     find_taxonomy,
     find_test_images,
 )
+from core.datasets.images import write_png
 from core.datasets.pairs import pair
 from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, CITYSCAPES_19, IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
@@ -49,15 +50,33 @@ def test_several_classes_count_as_one_with_that_of_its_own_name():
     assert pairing.shown[:4].tolist() == [0, 1, 3, IGNORE]
     words = pairing.words.split("; ")
     assert words[0] == "3 classes are scored (ground, car, person)"
-    assert words[1] == "road as ground, truck as car of the model"
+    assert words[1] == "of the model count road as ground, truck as car"
     assert words[2] == "the model does not have dog: pixels of these have no label"
     assert words[3:] == ["tree of the model are none of the set's: wrong wherever there is a label"]
 
 
-def test_a_class_that_counts_as_another_is_not_its_own_any_more():
-    pairing = pair(MODEL, Taxonomy(("car", "truck", "road")), {"car": ["car", "truck"]}, "")
+def test_labels_of_a_class_that_counts_as_another_count_as_that_too():
+    pairing = pair(MODEL, Taxonomy(("car", "truck", "road", "dog")), {"car": ["car", "truck"]}, "")
     assert pairing.taxonomy.names == ("car", "road")
     assert pairing.scored[:CLASSES].tolist() == [1, 0, 0, 2, 2]
+    assert pairing.labels[:4].tolist() == [0, 0, 1, IGNORE]
+    assert pairing.labels[[254, 255]].tolist() == [254, 255]
+    assert "so do labels: truck as car" in pairing.words
+    assert "the model does not have dog: pixels" in pairing.words
+
+
+def test_the_same_classes_may_be_scored_coarser(options, cityscapes_root):
+    config = options(SOURCE_TRAIN="gta5_train", TEST="cityscapes_val")
+    plain = find_test_images(config).read_label(0)
+    config.DATASETS.CUSTOM.merge({"cityscapes": {"merge": {"rider": ["bicycle"], "pole": ["sign"]}}}, "some.yaml: C")
+    images = find_test_images(config)
+    names = images.scored_of(CITYSCAPES_19).names
+    assert len(names) == 17
+    assert cityscapes_root.is_dir()
+    merged = {"bicycle": "rider", "sign": "pole"}
+    expected = np.full(256, IGNORE, np.uint8)
+    expected[:19] = [names.index(merged.get(name, name)) for name in CITYSCAPES_19.names]
+    assert np.array_equal(images.read_label(0), expected[plain])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +168,7 @@ def test_every_reader_of_the_labels_has_them_so(place):
     expected = np.array([0, 1, IGNORE, 2])[stored]
     for images in (find_test_images(config), find_labelled_images(config), find_images(config, "TEST")):
         assert np.array_equal(images.read_label(0), expected)
-        assert images.note.startswith("3 classes are scored (vehicle, person, road); car as vehicle, truck as vehicle")
+        assert images.note.startswith("3 classes are scored (vehicle, person, road); of the model count car as vehicle")
     assert find_target_images(config).pairing is None
 
 
@@ -159,6 +178,17 @@ def test_written_numbers_are_the_test_sets_own(place):
     assert values[:CLASSES].tolist() == [40, 10, 10, 20, IGNORE]
     assert len(images) == 3
     assert find_label_values(config)[:CLASSES].tolist() == [0, 1, 2, 3, 4]  # of the source, whose the classes are
+
+
+def test_written_numbers_of_16_bits_are_not_cut_off(place, tmp_path):
+    config = place(labels={300: "vehicle", 1000: "person", 20000: "dog", 65000: "road"})
+    _, values = find_submission(config, find_images(config, "TEST"))
+    assert values.dtype == np.uint16
+    write_png(tmp_path / "a.png", values[np.arange(CLASSES, dtype=np.uint8)[None]])
+    stored = np.asarray(Image.open(tmp_path / "a.png"))
+    assert stored[0].tolist() == [65000, 300, 300, 1000, IGNORE]
+    with pytest.raises(ValueError, match="no PNG holds int64"):
+        write_png(tmp_path / "b.png", values.astype(np.int64)[None])
 
 
 def test_19_classes_on_a_built_in_set_of_11(options, camvid_root):

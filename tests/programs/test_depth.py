@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from core.configs.loading import load_config
 from core.programs.adapt import main as adapt
@@ -84,6 +85,33 @@ def test_predictions_take_the_checkpoints_range_not_that_of_the_frame(place, cap
     assert predict(["-cfg", str(config), *mixed, *checkpoint]) == 1
     assert "images of one set must have one depth" in capfd.readouterr().err
     assert not (folder / "none").exists()
+
+
+def test_a_source_model_of_another_range_is_scored_by_the_targets_and_predicts_by_its_own(place, capfd):
+    folder, config = place
+    checkpoint = read_checkpoint(folder / "out/model_iter000002.pth")
+    assert checkpoint["about"]["domain"] == "target"
+    checkpoint["about"] |= {"depth": [0, 30000], "domain": "source"}
+    torch.save(checkpoint, folder / "source.pth")
+    model = ["resume", str(folder / "source.pth")]
+    words = ["DATASETS.TEST", f"folder:{folder / 'deep'}", "OUTPUT_DIR", str(folder / "scored"), "--saveres"]
+    assert evaluate(["-cfg", str(config), *words, *model]) == 0
+    said = capfd.readouterr().out
+    assert "INPUT.DEPTH_RANGE is not given: (7400, 7910), as that of DATASETS.TARGET_TRAIN" in said
+    assert "16 bits, of which 7400 to 7910 become 0 to 255" in said
+    assert predict(["-cfg", str(config), str(folder / "deep"), "-o", str(folder / "by_source"), *model]) == 0
+    assert "16 bits, of which 0 to 30000 become 0 to 255" in capfd.readouterr().out
+
+
+def test_predictions_by_another_range_are_not_gone_on_with(place, capfd):
+    folder, config = place
+    command = ["-cfg", str(config), str(folder / "deep"), "-o", str(folder / "more"), "resume"]
+    command.append(str(folder / "out/model_iter000002.pth"))
+    assert predict(command) == 0
+    (folder / "more/colour/1.png").unlink()
+    assert predict([*command, "--go-on", "INPUT.DEPTH", "16"]) == 1
+    assert "span" in capfd.readouterr().err
+    assert predict([*command, "--go-on"]) == 0
 
 
 def test_an_evaluation_of_a_source_model_shares_the_targets_range(place, capfd):

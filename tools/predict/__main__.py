@@ -89,7 +89,8 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     legend = png_bytes(painter.legend(LEGEND_WIDTH))
     record, skipped = None, 0
     if stream is None:
-        record = Record(out, settings(config, checkpoint, common_folder(images, videos), args), args.overwrite)
+        made_with = settings(config, checkpoint, common_folder(images, videos), images.form, args)
+        record = Record(out, made_with, args.overwrite)
         if args.go_on:
             planned, skipped = record.left_of(planned)
             LOGGER.info("--go-on: %d are there already and left as they are", skipped)

@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from core.datasets import tiff
 from core.datasets.catalog import find_bands, require_files, require_utf_8
 from core.datasets.depth import with_depth
 from core.datasets.images import EXTENSIONS, ImageForm
@@ -78,7 +79,10 @@ def as_taken(images: ImageSet, config, checkpoint: Path) -> ImageSet:
     Raises:
         UserError: images of 8 bits and of 16.
     """
-    images = replace(images, form=ImageForm(known_bands(checkpoint) or find_bands(config)))
+    bands = known_bands(checkpoint) or find_bands(config)
+    if bands and any(path.name.lower().endswith(tiff.ENDINGS) for path in images.paths):  # others have colours
+        LOGGER.info("images: %s", f"bands {', '.join(map(str, bands))} are red, green, blue")
+        images = replace(images, form=ImageForm(bands))
     images = with_depth(images, config.INPUT, "inputs")
     if images.note:
         LOGGER.info("images: %s", images.note)

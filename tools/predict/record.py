@@ -6,9 +6,10 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from core.datasets.images import ImageForm
 from core.datasets.reader import ImageSet
 from core.utils.errors import UserError, shown
 from core.utils.files import open_regular, write_json
@@ -17,7 +18,8 @@ from tools.predict.studio import Series
 RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 _OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES", "TEST.WINDOW", "TEST.STRIDE")
-_OLDER = {"TEST.WINDOW": [], "TEST.STRIDE": []}  # what records that do not speak of an option were made with
+# what records that do not speak of an option were made with
+_OLDER = {"TEST.WINDOW": [], "TEST.STRIDE": [], "bands": [], "span": []}
 _REPLACES = "replaces what was there"
 _LACKING = "movies without some of their input"
 # arguments that do not change how a picture looks
@@ -25,13 +27,15 @@ _FREE = {"config_file", "words", "out", "save", "container", "fps", "overwrite",
 _FREE |= {"colour_blind"}  # which is VIS.COLOURS
 
 
-def settings(config, checkpoint: Path, inputs: str, args: Namespace) -> dict:
+def settings(config, checkpoint: Path, inputs: str, form: ImageForm, args: Namespace) -> dict:
     """All that a picture of an input depends on, plain for JSON: the checkpoint by its content, options, arguments.
 
     Args:
         inputs: the folder below which the inputs have their names.
+        form: how images are read.
     """
     found = {"resume": f"SHA-256 {_digest(checkpoint)}", "inputs": inputs}
+    found |= {name: list(value) for name, value in asdict(form).items()}
     for key in _OPTIONS:
         section, name = key.split(".")
         value = config[section][name]
