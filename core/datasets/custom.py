@@ -23,6 +23,7 @@ REST = "rest"  # as `ignore`: every value that `labels` does not name
 _FIELDS = ("classes", "colours", "paste", "partners", "labels", "ignore", "splits")
 _FIELDS += ("by_colour", "palette", "label_channel", "bands", "merge")
 _SPLIT_FIELDS = ("images", "pattern", "labels", "label_pattern", "list")
+_LABEL_ENDINGS = (".png", ".tif", ".tiff", ".bmp")  # the first that is there
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -37,7 +38,8 @@ class Split:
             image file.
         labels: the folder of the label files of each; empty without labels.
         label_pattern: of the label files' paths below that; its n-th `*` is what the image's n-th `*` is, or the
-            image's path without ending where it has no pattern. None: the image's path with the ending .png.
+            image's path without ending where it has no pattern. None: the image's path with the first of the endings
+            .png, .tif, .tiff, .bmp that is there.
         list_file: names the images, and maybe their labels; None: all that fit.
     """
 
@@ -69,7 +71,7 @@ class Split:
             if not fitting:
                 raise UserError(f"{where}: no {self._wanted} below {folder}")
             for path, name in fitting:
-                label = root / self.labels[number] / self._label_name(name) if self.labels else None
+                label = self._label(root / self.labels[number], name, path) if self.labels else None
                 found.append(Listed(path, f"{above}{name}", label, ""))
         labels = {one.label for one in found}  # where images and labels share a folder
         images = sorted((one for one in found if one.image not in labels), key=lambda one: one.image)
@@ -94,17 +96,18 @@ class Split:
             if _stars(one.name, self.pattern) is None:
                 raise UserError(f"{where}: {one.place}: image {one.name} does not fit the pattern {self.pattern}")
         if label_folders:
-            found = [replace(one, label=label_folders[0] / self._label_name(one.name)) for one in found]
+            found = [replace(one, label=self._label(label_folders[0], one.name, one.image)) for one in found]
         return sorted(found, key=lambda one: one.image)
 
-    def _label_name(self, name: str) -> str:
-        """The path of an image's label below its folder."""
+    def _label(self, folder: Path, name: str, image: Path) -> Path:
+        """The label file in a folder of an image of that name."""
         stem = name.removesuffix(PurePath(name).suffix)
         if self.label_pattern is None:
-            return f"{stem}.png"
+            files = [folder / f"{stem}{ending}" for ending in _LABEL_ENDINGS]
+            return next((file for file in files if file != image and os.path.isfile(file)), files[0])
         stars = [stem] if self.pattern is None else _stars(name, self.pattern)
         parts = self.label_pattern.split("*")
-        return "".join(chain.from_iterable(zip_longest(parts, stars, fillvalue="")))
+        return folder / "".join(chain.from_iterable(zip_longest(parts, stars, fillvalue="")))
 
 
 @dataclass(frozen=True)

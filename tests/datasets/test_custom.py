@@ -100,6 +100,16 @@ def test_a_split_without_labels_takes_every_image(load, warehouse):
         find_source_images(config)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "tiff", "bmp"])
+def test_labels_of_any_lossless_kind_are_found_by_their_images_names(load, tmp_path, ending):
+    for name in ("a.tif", "b.jpg"):
+        write(tmp_path / "photos" / name)
+        write(tmp_path / f"masks/{name[0]}.{ending}", np.zeros((4, 8), np.uint8))
+    splits = {"all": {"images": "photos", "labels": "masks"}}
+    images = find_test_images(load({"town": {"classes": CLASSES, "splits": splits}}, TEST="town_all"))
+    assert [images.label_path(path).name for path in images.paths] == [f"a.{ending}", f"b.{ending}"]
+
+
 def test_labels_missing_and_values_unknown_are_named(load, warehouse):
     mask = warehouse / "warehouse/masks/train/a_mask.png"
     config = load(changed(), SOURCE_TRAIN="warehouse_train", TARGET_TRAIN="warehouse_train")

@@ -343,7 +343,7 @@ def test_files_as_people_have_them(tmp_path, options):
     with pytest.raises(UserError, match=r"9\.png has 8 bits, .*0\.png 16"):
         find_target_images(config.changed({"DATASETS.TARGET_TRAIN": f"folder:{tmp_path}/mixed_depth/images"}))
     fields = {"classes": ["sky", "road", "car", "pole"], "bands": [3, 2, 1]}
-    fields["splits"] = {"all": {"images": "images", "labels": "masks", "label_pattern": "*.tif"}}
+    fields["splits"] = {"all": {"images": "images", "labels": "masks"}}
     config = options(4, TARGET_TRAIN="field_all", TEST="field_all", ROOT=str(tmp_path / "sixteen_bit_tiff"))
     config.DATASETS.CUSTOM.merge({"field": fields}, "some.yaml")
     images = find_test_images(config)
