@@ -15,6 +15,11 @@ from core.utils.checkpoints import PARTS
 from core.utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
+_MAIN = re.compile("^def main", re.MULTILINE)
+_FILES = sorted([*(PROJECT / "tools").glob("*.py"), *(PROJECT / "tools").glob("*/__main__.py")])
+TOOLS = [
+    f"tools.{p.parent.name if p.stem == '__main__' else p.stem}" for p in _FILES if _MAIN.search(p.read_text("utf-8"))
+]
 SOURCE = {  # what makes the tiny experiment of write_config a source training
     "resume": "",
     "MODEL.FREEZE_BN": False,

@@ -15,8 +15,7 @@ import pytest
 from core.programs.adapt import main as adapt
 from core.utils import environment
 from core.utils.environment import INSTALLED, start_of, started_as
-from tests.helpers import PROJECT
-from tests.programs.test_adaptation import TOOLS
+from tests.helpers import PROJECT, TOOLS
 
 if sys.version_info >= (3, 11):
     import tomllib

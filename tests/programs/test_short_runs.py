@@ -19,17 +19,12 @@ from PIL import Image
 from core.configs import load_config
 from core.selftraining.samples import TargetSamples
 from test import main as evaluate
-from tests.helpers import PROJECT, OpenWatch, read_checkpoint, rows_of
+from tests.helpers import PROJECT, TOOLS, OpenWatch, read_checkpoint, rows_of
 from tools.compare.__main__ import main as compare
 from tools.predict.__main__ import main as predict
 from tools.report.__main__ import main as report
 from train_TCR_DTU import main as adapt
 
-MAIN = re.compile("^def main", re.MULTILINE)
-FILES = sorted([*(PROJECT / "tools").glob("*.py"), *(PROJECT / "tools").glob("*/__main__.py")])
-TOOLS = [
-    f"tools.{p.parent.name if p.stem == '__main__' else p.stem}" for p in FILES if MAIN.search(p.read_text("utf-8"))
-]
 QUICK = {"TCR.RESAMPLE": False, "TCR.PASTE": False, "SOLVER.STOP_ITER": 1, "SOLVER.BATCH_SIZE": 1}
 
 
