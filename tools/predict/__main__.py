@@ -96,7 +96,8 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
             LOGGER.info("--go-on: %d are there already and left as they are", skipped)
     if not args.overwrite:
         claimed = [path for series in planned for path in series.claimed]
-        refuse_existing(claimed, "choose another -o, or give --overwrite")
+        go_on = "" if stream else "--go-on (what is there stays) or "
+        refuse_existing(claimed, f"choose another -o, or give {go_on}--overwrite")
         if (out / LEGEND).is_file() and (out / LEGEND).read_bytes() != legend:
             other = f"{out / LEGEND} is there with other classes or colours"
             raise UserError(f"{other}: choose another -o, or give --overwrite")

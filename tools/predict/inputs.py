@@ -11,11 +11,12 @@ from core.datasets import tiff
 from core.datasets.catalog import find_bands, require_files, require_utf_8
 from core.datasets.depth import with_depth
 from core.datasets.images import EXTENSIONS, ImageForm
+from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
 from core.runs.resume import known_bands
-from core.utils.errors import UserError
+from core.utils.errors import UserError, one_line, shorten
 from core.utils.files import expanded, meant
 from core.utils.logging import LOGGER
 
@@ -99,7 +100,7 @@ def _find(word: str) -> list[Path]:
     """The images and videos of one word, sorted."""
     path = Path(word)
     if os.path.isdir(path):
-        return sorted(filter(_is_input, walk_files(path)))
+        return _in_folder(path)
     if os.path.lexists(path):
         if not _is_input(path):
             raise UserError(f"input {word} is not an image or video: its name must end in one of {_KNOWN}")
@@ -113,6 +114,17 @@ def _find(word: str) -> list[Path]:
     found = []
     for match in matches:
         found += _find(str(match)) if os.path.isdir(match) else filter(_is_input, [match])
+    return found
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The images and videos below a folder, sorted, without label files of some of them, which the log names."""
+    found = sorted(filter(_is_input, walk_files(folder)))
+    _, masks = split_masks([path for path in found if not _is_video(path)], folder)
+    if masks:
+        names = shorten(path.relative_to(folder).as_posix() for path in masks)
+        LOGGER.info("%d label files among the images of %s are left out: %s", len(masks), one_line(folder), names)
+        found = [path for path in found if path not in {*masks}]
     return found
 
 

@@ -64,3 +64,13 @@ def test_left_out_folders(tree):
 def test_a_link_to_a_folder_is_followed_once(tree):
     (tree / "b/again").symlink_to(tree / "b")
     assert find_inputs(["b"])[0].names == ("1.jpg", "2.PNG", "c/3.webp")
+
+
+def test_label_files_among_a_folders_images_are_left_out_and_named(tmp_path, write_png, draw_scene, log_lines):
+    image, labels = draw_scene(0)
+    write_png(tmp_path / "in/a.png", image)
+    write_png(tmp_path / "in/a_mask.png", labels)
+    images, _ = find_inputs([str(tmp_path / "in")])
+    assert images.names == ("a.png",)
+    assert log_lines == [f"1 label files among the images of {tmp_path / 'in'} are left out: a_mask.png"]
+    assert find_inputs([str(tmp_path / "in/a_mask.png")])[0].names == ("a_mask.png",)  # asked for by name
