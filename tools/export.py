@@ -298,7 +298,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(__doc__, EXAMPLE)
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
     parser.add_argument("--normalise", action="store_true", help="put the normalisation inside: uint8 RGB in")
-    parser.add_argument("--output", choices=tuple(OUTPUTS), default="logits", help="what it gives (default: logits)")
+    gives = "what it gives (default: logits; argmax is labels)"
+    known = {"argmax": LABELS}
+    parser.add_argument(
+        "--output", type=lambda name: known.get(name, name), choices=tuple(OUTPUTS), default="logits", help=gives
+    )
     parser.add_argument("--half", action="store_true", help="compute in float16: half the size; logits stay float32")
     out = "default: OUTPUT_DIR/<checkpoint> with the format's ending"
     parser.add_argument("-o", "--out", type=path_argument, metavar="FILE", help=out)

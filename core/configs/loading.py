@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     _check_windows(config.TEST)
     paths = {key: _expanded(config.find(key), key) for key, facts in OPTIONS.items() if facts.path}
     config = config.changed(paths)
-    _expand_custom(config.find(_CUSTOM), _CUSTOM)
+    for name, fields in config.find(_CUSTOM).items():
+        _expand_custom(fields, f"{_CUSTOM}.{name}", used=name in _named_sets(config))
     config.freeze()
     return config
 
@@ -73,13 +75,20 @@ def _expanded(value: Any, key: str) -> Any:
     return "".join(expanded(part, key) if place % 2 == 0 and part else part for place, part in enumerate(parts))
 
 
-def _expand_custom(section: Any, key: str) -> None:
-    """The same of all paths in own data sets, in place."""
-    for name, value in section.items():
+def _named_sets(config: Config) -> set[str]:
+    """The names of the data sets that a config uses."""
+    options = (config.DATASETS.SOURCE_TRAIN, config.DATASETS.TARGET_TRAIN, config.DATASETS.TEST)
+    return {option.partition("_")[0] for option in options}
+
+
+def _expand_custom(section: Any, key: str, used: bool) -> None:
+    """The same of all paths in an own data set, in place; one that is not used may have variables that are not set."""
+    for name, value in section.items() if isinstance(section, Mapping) else ():
         if isinstance(value, Mapping):
-            _expand_custom(value, f"{key}.{name}")
+            _expand_custom(value, f"{key}.{name}", used)
         elif name in _CUSTOM_PATHS:
-            section[name] = _expanded(value, f"{key}.{name}")
+            with nullcontext() if used else suppress(UserError):
+                section[name] = _expanded(value, f"{key}.{name}")
 
 
 def _find_file(path: Path) -> Path:

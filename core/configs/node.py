@@ -56,6 +56,10 @@ class Config(CfgNode):
         tree = {} if tree is None else tree
         if not isinstance(tree, dict):
             raise UserError(f"config {path} must hold KEY: VALUE pairs, not a {type(tree).__name__}")
+        for key in tree:
+            section, _, name = str(key).rpartition(".")
+            if section and isinstance(tree.get(section), dict) and name in tree[section]:
+                raise UserError(f"config {path}: {key} is given twice, so and as {name} of {section}: join them")
         self._merge_tree(tree, str(path), ())
 
     def merge_from_list(self, cfg_list: list[str]) -> None:

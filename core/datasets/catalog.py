@@ -83,8 +83,8 @@ def find_taxonomy(config) -> Taxonomy:
     The other sets have the same, or are target and test of other classes (:func:`find_pairing`).
 
     Raises:
-        UserError: none of them has a class set of NUM_CLASSES classes, or SOURCE_TRAIN has not, or two of as many
-            classes have different ones.
+        UserError: none of them has a class set of NUM_CLASSES classes, or SOURCE_TRAIN has not; two have the same
+            classes in another order, or, without SOURCE_TRAIN, as many other ones.
     """
     if not _named(config):
         raise UserError(
@@ -94,6 +94,9 @@ def find_taxonomy(config) -> Taxonomy:
     fitting = {key: taxonomy for key in _named(config) if (taxonomy := _fitting(config, key)) is not None}
     if not fitting or ("SOURCE_TRAIN" in _named(config) and "SOURCE_TRAIN" not in fitting):
         raise UserError(_of_other_count(config, "SOURCE_TRAIN" if fitting else _named(config)[0]))
+    model = fitting.get("SOURCE_TRAIN")
+    if model is not None:  # others that have other names, beside being in another order, are sets of other classes
+        fitting = {key: one for key, one in fitting.items() if sorted(one.names) == sorted(model.names)}
     (first, taxonomy), *others = fitting.items()
     for key, other in others:
         for index, (name, other_name) in enumerate(zip(taxonomy.names, other.names, strict=True)):
@@ -130,7 +133,8 @@ def find_label_values(config) -> np.ndarray:
     The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
     """
     taxonomy = find_taxonomy(config)
-    entry, _ = _find_entry(config, next(key for key in _named(config) if _fitting(config, key) is not None))
+    of_model = (key for key in _named(config) if (one := _fitting(config, key)) and one.names == taxonomy.names)
+    entry, _ = _find_entry(config, next(of_model))
     return _value_table(taxonomy, entry.reader.values)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.datasets.images import read_pixels, stored_depth
+from core.datasets.images import read_pixels, stored_depth, to_bytes
 from core.datasets.reader import ImageSet
 from core.datasets.sizes import spread
 from core.datasets.skipping import BadImage
@@ -21,6 +21,8 @@ BITS = ("8", "10", "12", "14", "16")
 SHARES = (0.01, 0.99)  # of the pixels, below which the ends of PERCENTILE lie
 _WASTED = 4  # times the values of these shares, from which on a wider range is worth a word
 _VALUES = 2**16
+_FOUND = "INPUT.DEPTH"  # begins the words of a range that was
+_FEW = 16  # levels
 _FIRST, _HALF = 4, 0.5  # images that are looked at where a range is given, and pixels that may lie beyond it in silence
 Span = tuple[int, int] | tuple[()]
 
@@ -63,14 +65,17 @@ def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span]
         UserError: images of 8 bits and of 16, or none that can be read.
     """
     if set_depth(images, where) == 8:
-        return images
-    span, words = tuple(options.DEPTH_RANGE), "INPUT.DEPTH_RANGE"
+        if not options.DEPTH_RANGE:
+            return images
+        note = f"8 bits: INPUT.DEPTH_RANGE {tuple(options.DEPTH_RANGE)}, of 16-bit images, plays no part"
+        return replace(images, note="; ".join(filter(None, (images.note, note))))
+    span, words = tuple(options.DEPTH_RANGE), "given by INPUT.DEPTH_RANGE"
     if not span:
         span, words = shared(), "as those of DATASETS.TARGET_TRAIN"
     if not span:
         span, words = _range(images, options.DEPTH, where)
-    elif (missed := distributed.from_main(lambda: _missed(images, span))) > _HALF:
-        words += f"; {100 * missed:.0f} % of the pixels of the first images lie beyond: is it another camera's?"
+    if not words.startswith(_FOUND):
+        words += distributed.from_main(lambda: _misfit(images, span))
     note = f"16 bits, of which {span[0]} to {span[1]} become 0 to 255 ({words})"
     return replace(images, form=replace(images.form, span=span), note="; ".join(filter(None, (images.note, note))))
 
@@ -78,10 +83,10 @@ def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span]
 def _range(images: ImageSet, depth: str, where: str) -> tuple[Span, str]:
     """What INPUT.DEPTH makes of a set, and why, in words."""
     if depth in BITS:
-        return (0, 2 ** int(depth) - 1), f"INPUT.DEPTH {depth}"
+        return (0, 2 ** int(depth) - 1), f"{depth} bits, INPUT.DEPTH"
     values = distributed.from_main(lambda: look_at_values(images, where))
     seen = f"all {values.images}" if values.images == len(images) else f"{values.images} of {len(images)}"
-    words = f"INPUT.DEPTH {depth}, by {f'{seen} images' if len(images) > 1 else 'the only image'}"
+    words = f"{_FOUND} {depth}, by {f'{seen} images' if len(images) > 1 else 'the only image'}"
     (low, high), (first, last) = values.usual, values.ends
     if depth == PERCENTILE:
         return values.usual, words
@@ -115,13 +120,20 @@ def _counts(images: ImageSet, path: Path) -> np.ndarray:
     return np.bincount((pixels if blind is None else pixels[~blind]).ravel(), minlength=_VALUES)
 
 
-def _missed(images: ImageSet, span: Span) -> float:
-    """Share of the pixels of the first images that lie beyond a range."""
+def _misfit(images: ImageSet, span: Span) -> str:
+    """What to say of a range that was not found, by the first images; empty where it fits them."""
     counts = np.zeros(_VALUES, np.int64)
     for path in images.paths[:_FIRST]:
         with suppress(BadImage):
             counts += _counts(images, path)
-    return 1 - counts[span[0] : span[1] + 1].sum() / max(counts.sum(), 1)
+    used = np.flatnonzero(counts)
+    missed = 1 - counts[span[0] : span[1] + 1].sum() / max(counts.sum(), 1)
+    if missed > _HALF:
+        return f"; {100 * missed:.0f} % of the pixels of the first images lie beyond: is it another camera's?"
+    levels = len(np.unique(to_bytes(used.astype(np.uint16), span)))
+    if levels < min(len(used), _FEW):
+        return f"; of 256 levels the first images have {levels}: INPUT.DEPTH {AUTO} keeps more"
+    return ""
 
 
 def _span(low: int, high: int) -> tuple[int, int]:

@@ -196,6 +196,8 @@ def _stored_bands(path: str | Path, data: bytes) -> tuple[np.ndarray, bool]:
         with _opened(io.BytesIO(data)) as image:
             return turned(stored, _orientation(image)), stored.shape[2] in (2, 4)
     layout = tiff.read_layout(io.BytesIO(data))
+    if layout.cmyk:
+        raise BadImage(f"image {path} has the colours of printers (CMYK): convert it to RGB", path)
     if not (layout.bits <= 16 and layout.numbers):
         raise BadImage(f"image {path} has {layout.bits}-bit numbers; whole ones of up to 16 bits are read", path)
     if layout.by_opencv and not (layout.alpha and layout.bits == 8):  # where OpenCV would multiply colours by alpha
@@ -235,6 +237,8 @@ def read_label(path: str | Path) -> np.ndarray:
             label = np.uint8(2**layout.bits - 1) - label
     if label.ndim == 3 and _is_grey(label):
         label = label[..., 0].copy()
+    if label.ndim == 2 and label.dtype.kind in "iu" and label.min() >= 0 and label.max() < 2**16:
+        label = label.astype(np.uint16) if label.itemsize != 1 else label.astype(np.uint8)  # of any width, in TIFF
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
         raise BadImage(
             f"label {path} is {_kind_of(label)}; it must hold the class numbers in one channel, in three equal ones or "

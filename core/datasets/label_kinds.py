@@ -20,6 +20,7 @@ LOOKED_AT = 32  # label files: sky, vegetation, cars are in almost any street sc
 _STRAY = 1e-3  # share of pixels that may be no value of a kind which the set is taken for, and that a road has at least
 _EMPTY = 4  # what has no class is labelled below, as all of Cityscapes' test split
 _ROAD = 0.1  # share of pixels that a road has, to tell by it alone
+_SIGNS = 0.02  # share of pixels that traffic signs have at most
 _COMMON = ("road", "building", "pole")  # each more common than those that have the labelIds before and after it
 _PLAIN = 0.5  # share of classes that a kind must show where the labels cannot be what is expected
 
@@ -56,12 +57,15 @@ class Kind:
         return Kind(values, tuple(value + by for value in self.no_class if value + by >= 0), self.of, margin)
 
 
+_VOID_19, _FROM_1 = "trainIds with 19 for no class", "trainIds counted from 1"
+_COMMON_IDS = np.array([TRAIN_IDS[name] for name in ("building", "vegetation", "sky", "car")])  # then: rare ones
 KINDS = {
     "labelIds": Kind(LABEL_IDS, (*NO_CLASS, LICENCE_PLATE), "labelIds", 0.2),
     "trainIds": Kind(TRAIN_IDS, (), "trainIds", 0.2),
 }
 _FOUND = KINDS | {
-    "trainIds counted from 1": KINDS["trainIds"].shifted(1, 0.2),
+    _VOID_19: Kind(TRAIN_IDS, (19,), "trainIds", 0.2),
+    _FROM_1: KINDS["trainIds"].shifted(1, 0.2),
     "labelIds plus 1": KINDS["labelIds"].shifted(1, 0),
     "labelIds minus 1": KINDS["labelIds"].shifted(-1, 0),
 }
@@ -84,15 +88,19 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
     shares = {name: evidence[kind.classes].sum() / labelled for name, kind in _FOUND.items()}
     own = KINDS[expected]
     can_be = not counts[~own.possible].any()
+    if expected == "labelIds" and _has_train_ids_road(counts):
+        return _VOID_19 if counts[19] > _STRAY * pixels else "trainIds"
 
     def is_plain(name: str, kind: Kind) -> bool:
         if counts[~kind.possible].sum() > (_STRAY * pixels if can_be else 0):
             return False
         if counts[kind.values["road"]] < _STRAY * pixels:
             return False
+        if name in (_VOID_19, _FROM_1) and _is_shifted(counts) != (name == _FROM_1):
+            return False
         if expected == "trainIds" and can_be:  # every number is a class: which of them is the road?
             road, other = counts[own.values["road"]], counts[kind.values["road"]]
-            return kind.of == expected and road < _STRAY * pixels and other > _ROAD * pixels
+            return kind.of == expected and road < _STRAY * pixels and other > _ROAD * pixels and _is_shifted(counts)
         if kind.of == "labelIds" and name != "labelIds":
             more = [counts[kind.values[one]] - counts[LABEL_IDS[one]] for one in _COMMON]
             if min(more) < 0 or min(more) > 0:
@@ -101,6 +109,19 @@ def tell_kind(counts: np.ndarray, expected: str) -> str | None:
 
     plain = [name for name, kind in _FOUND.items() if name != expected and is_plain(name, kind)]
     return max(plain, key=shares.get, default=None)
+
+
+def _has_train_ids_road(counts: np.ndarray) -> bool:
+    """Whether 0 is a road rather than nothing: common, beside other numbers that trainIds have, and no others."""
+    pixels = counts.sum()
+    few = counts[20:IGNORE].sum() <= _STRAY * pixels and counts[1:19].any()
+    road = counts[0] > max(_ROAD * pixels, counts[1]) and counts[LABEL_IDS["road"]] < _SIGNS * pixels
+    return bool(few and road and not _is_shifted(counts))
+
+
+def _is_shifted(counts: np.ndarray) -> bool:
+    """Whether what is common in streets stands where trainIds plus 1 have it."""
+    return bool(counts[_COMMON_IDS + 1].sum() > counts[_COMMON_IDS].sum())
 
 
 def count_values(images: ImageSet) -> np.ndarray:

@@ -1,5 +1,6 @@
 """List files: the images of a split, a line each, maybe with their labels beside them."""
 
+import csv
 import os
 import re
 from collections.abc import Sequence
@@ -85,6 +86,9 @@ def _number(listed: Listed) -> str:
 
 def _columns(line: str, folders: Sequence[Path]) -> tuple[str, str]:
     """An image's path and its label's, which is empty where the line has one column; names may hold blanks."""
+    if line.startswith('"'):  # as spreadsheets write it
+        columns = next(csv.reader([line], delimiter=";" if '";' in line else ","))
+        return columns[0].strip(), columns[1].strip() if len(columns) > 1 else ""
     if "\t" in line:
         image, _, label = line.partition("\t")
         return image.strip(), label.strip()

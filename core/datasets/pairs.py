@@ -75,7 +75,7 @@ def pair(model: Taxonomy, test: Taxonomy, merge: Mapping[str, Sequence[str]], wh
 
 
 def _in_words(model: Taxonomy, names: Sequence[str], owner: Mapping[str, str], own: Mapping[str, str]) -> str:
-    words = [f"{len(names)} classes are scored ({shorten(names, 5)})"]
+    words = [f"{len(names)} class{'es are' if len(names) > 1 else ' is'} scored ({shorten(names, 5)})"]
     if merged := [f"{member} as {name}" for member, name in owner.items() if member != name]:
         words.append(f"of the model count {shorten(merged, 5)}")
     if coarser := [f"{name} as {scored}" for name, scored in own.items() if name != scored]:

@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT, _BITS, _KIND, _ORIENTATION, _BANDS, _PLANAR, _EXTRA, _FORMAT = 
     339,
 )
 _DATA = ((273, 279), (324, 325))  # where strips or tiles begin, and their bytes
-_WHITE_IS_ZERO = 0
+_WHITE_IS_ZERO, _CMYK = 0, 5
 _GREY, _RGB, _YCBCR = (_WHITE_IS_ZERO, 1, 3), 2, 6  # kinds: white is 0, black is 0, palette; and colours
 _ALPHA = (1, 2)  # what an extra band may be
 _WHOLE_NUMBERS = 1
@@ -43,6 +43,7 @@ class Layout(NamedTuple):
         end: bytes that the file has at least.
         by_opencv: whether OpenCV reads it rightly, if it does.
         white_is_zero: grey is stored inverted.
+        cmyk: the colours are printers'.
     """
 
     size: tuple[int, int]
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     end: int
     by_opencv: bool
     white_is_zero: bool
+    cmyk: bool
 
 
 def is_tiff(beginning: bytes) -> bool:
@@ -86,6 +88,7 @@ def read_layout(file: IO[bytes]) -> Layout:
         end=max(start + size for part in parts for start, size in part),
         by_opencv=usual and bits in (1, 8, 16),
         white_is_zero=kind == _WHITE_IS_ZERO,
+        cmyk=kind == _CMYK,
     )
 
 

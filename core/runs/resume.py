@@ -21,7 +21,7 @@ from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
 from core.configs.node import Config
 from core.configs.rules import Rule
-from core.datasets.catalog import class_names, find_targets_range
+from core.datasets.catalog import KEYS, class_names, find_targets_range
 from core.datasets.folders import FOLDER_PREFIX
 from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
@@ -39,12 +39,13 @@ from core.utils.checkpoints import (
     load_imagenet_weights,
     read_about,
 )
-from core.utils.errors import Correctable, UserError, replaced
+from core.utils.errors import Correctable, UserError, replaced, shown
 from core.utils.files import near
 from core.utils.locks import check_unlocked
 from core.utils.logging import LOGGER
 
 AUTO, RANDOM = "auto", "random"
+CUSTOM_KEY = "DATASETS.CUSTOM"
 SIZE_KEY, SPAN_KEY = "INPUT.INPUT_SIZE_TEST", "INPUT.DEPTH_RANGE"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
@@ -118,6 +119,9 @@ def continued_config(state: dict, config: Config, program: str, chosen: Sequence
             continue  # the folder may have moved
         if key == "SOLVER.MAX_ITER" and longer:
             continue
+        if key == CUSTOM_KEY:
+            _compare_sets(config, now, then)
+            continue
         if not OPTIONS[key].free and now != then[key]:
             raise UserError(
                 f"{key} is {now!r}, but the run to go on with has {then[key]!r}: give that, or start another run"
@@ -128,6 +132,22 @@ def continued_config(state: dict, config: Config, program: str, chosen: Sequence
         )
     check_length(solver)
     return config.changed({"resume": then["resume"]})
+
+
+def _compare_sets(config: Config, now: Mapping, then: Mapping) -> None:
+    """Raise UserError if the data sets of a run's own are described otherwise than it began; others may come and go."""
+    used = {config.DATASETS[key].partition("_")[0] for key in KEYS}
+    for name in used:
+        ours, theirs = now.get(name), then[CUSTOM_KEY].get(name)
+        if ours == theirs:
+            continue
+        fields = {*(ours or {}), *(theirs or {})}
+        field = min(field for field in fields if (ours or {}).get(field) != (theirs or {}).get(field))
+        values = [shown((one or {}).get(field)) for one in (ours, theirs)]
+        raise UserError(
+            f"{CUSTOM_KEY}.{name}.{field} is {values[0]}, but the run to go on with has {values[1]}: give that, or "
+            "start another run"
+        )
 
 
 def check_length(solver: Config) -> None:

@@ -49,6 +49,14 @@ def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def _constructed(key: yaml.ScalarNode) -> tuple[str, object]:
+    """A key as yaml takes it, 1 and 0x1 alike, with its type; as it is written, where it takes it for nothing."""
+    try:
+        return key.tag, yaml.SafeLoader("").construct_object(key)
+    except (yaml.YAMLError, ValueError):
+        return key.tag, key.value
+
+
 def _refuse_twins(node: yaml.Node, where: str, path: tuple[str, ...], seen: set[int]) -> None:
     """Raise UserError for a key that a mapping holds twice, at any depth."""
     if isinstance(node, yaml.ScalarNode) or id(node) in seen:
@@ -62,7 +70,7 @@ def _refuse_twins(node: yaml.Node, where: str, path: tuple[str, ...], seen: set[
     for key, value in node.value:
         inside = path
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-            inside, line, name = (*path, key.value), key.start_mark.line + 1, (key.tag, key.value)
+            inside, line, name = (*path, key.value), key.start_mark.line + 1, _constructed(key)
             if name in lines:
                 first, full = lines[name], shorten([".".join(inside)])
                 raise UserError(f"{where}: {full} stands in line {first} and again in line {line}: join them")

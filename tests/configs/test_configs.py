@@ -242,3 +242,21 @@ def test_the_camvid_experiment_needs_no_gpu_and_names_its_paste_classes():
     assert names == ("camvid_day_train", "camvid_dusk_train", "camvid_dusk_val")
     assert config.INPUT.INPUT_SIZE_TEST == (480, 360)
     assert config.TCR.MIX_CLASSES  # camvid has no list of its own
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "DATASETS: {CUSTOM: {a: {labels: {2: car,\n 0x2: pole}}}}",
+            r"DATASETS\.CUSTOM\.a\.labels\.0x2 stands in line 1 and",
+        ),
+        (
+            "SOLVER: {BASE_LR: 0.1}\nSOLVER.BASE_LR: 0.2",
+            r"SOLVER\.BASE_LR is given twice, so and as BASE_LR of SOLVER: join",
+        ),
+    ],
+)
+def test_keys_that_mean_the_same_are_twins(load, text, message):
+    with pytest.raises(UserError, match=message):
+        load(text)

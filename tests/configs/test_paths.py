@@ -169,3 +169,13 @@ def test_arguments_that_are_paths(home, make_cityscapes, write_config, capfd):
     line = capfd.readouterr().err
     assert "--save-label-ids: $NOWHERE/ids: the variable $NOWHERE is not set" in line
     assert line.count("\n") == 1
+
+
+def test_a_variable_that_is_not_set_matters_in_data_sets_that_are_used(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    sets = "{a: {splits: {all: {images: $NOWHERE/x}}}, b: {splits: {all: {images: y}}}}"
+    (tmp_path / "a.yaml").write_text(f"DATASETS: {{CUSTOM: {sets}}}\n")
+    config = load_config(tmp_path / "a.yaml", ["DATASETS.TEST", "b_all"])
+    assert config.DATASETS.CUSTOM.a.splits.all.images == "$NOWHERE/x"
+    with pytest.raises(UserError, match=r"CUSTOM\.a\.splits\.all\.images .*the variable \$NOWHERE is not set"):
+        load_config(tmp_path / "a.yaml", ["DATASETS.TEST", "a_all"])

@@ -80,6 +80,21 @@ def test_bands_of_other_files(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), colours >> 8)
 
 
+def test_printers_colours_are_refused(tmp_path):
+    Image.new("CMYK", (8, 4), (1, 2, 3, 4)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif has the colours of printers \(CMYK\): convert it to RGB"):
+        read_pixels(tmp_path / "a.tif")
+
+
+def test_labels_of_32_bits_are_read_where_their_numbers_are_small(tmp_path):
+    values = np.arange(24 * 32, dtype=np.int32).reshape(24, 32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.array_equal(read_label(tmp_path / "a.tif"), values)
+    Image.fromarray(values - 1).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif is 32-bit with 1 channel"):
+        read_label(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("array", [random_bands(1, np.float32), random_bands(3, np.uint32)])
 def test_other_numbers_are_refused(tmp_path, array):
     (tmp_path / "a.tif").write_bytes(tiff_bytes(array, colours=array.shape[2] == 3))
@@ -150,7 +165,10 @@ def test_auto_takes_the_range_of_the_set_and_says_so(frames):
 def test_a_depth_that_is_given_counts_from_0(frames, bits):
     images = find_target_images(frames({"0.png": thermal(0)}, DEPTH=str(bits)))
     assert images.form.span == (0, 2**bits - 1)
-    assert images.note.endswith(f"(INPUT.DEPTH {bits})")
+    expected = {14: "(14 bits, INPUT.DEPTH; of 256 levels the first images have 9: INPUT.DEPTH auto keeps more)"}
+    expected[16] = expected[14].replace("14", "16").replace("have 9", "have 3")
+    beyond = f"({bits} bits, INPUT.DEPTH; 100 % of the pixels of the first images lie beyond: is it another camera's?)"
+    assert images.note.endswith(expected.get(bits, beyond))
 
 
 def test_percentile_leaves_1_percent_of_the_pixels_at_either_end(frames):
@@ -172,7 +190,7 @@ def test_a_range_that_is_given_goes_before_all(frames):
 
 
 def test_a_range_that_misses_most_of_the_pixels_is_said(frames):
-    told = "(INPUT.DEPTH_RANGE; 100 % of the pixels of the first images lie beyond: is it another camera's?)"
+    told = "(given by INPUT.DEPTH_RANGE; 100 % of the pixels of the first images lie beyond: is it another camera's?)"
     assert find_target_images(frames({"0.png": thermal(0)}, DEPTH_RANGE=(0, 100))).note.endswith(told)
 
 
@@ -234,8 +252,10 @@ def test_any_compression_is_read(tmp_path, compression, predictor):
 @pytest.mark.parametrize("depth", ["auto", "16", "percentile"])
 def test_images_of_8_bits_are_as_they_are(frames, depth):
     stored = random_bands(3, np.uint8)
-    images = find_target_images(frames({"0.png": stored[..., ::-1]}, DEPTH=depth, DEPTH_RANGE=(3, 5)))
+    images = find_target_images(frames({"0.png": stored[..., ::-1]}, DEPTH=depth))
     assert (images.form.span, images.note) == ((), "")
+    images = find_target_images(frames({"0.png": stored[..., ::-1]}, DEPTH=depth, DEPTH_RANGE=(3, 5)))
+    assert (images.form.span, images.note) == ((), "8 bits: INPUT.DEPTH_RANGE (3, 5), of 16-bit images, plays no part")
     assert np.array_equal(images.form.read(images.paths[0]), stored)
 
 

@@ -92,6 +92,9 @@ def test_labels_of_another_kind_are_told(expected, make, found):
         ({24: 50, 8: 40, 27: 8, 18: 2}, "labelIds plus 1"),
         ({22: 50, 6: 40, 25: 8, 16: 2}, "labelIds minus 1"),
         ({0: 50, 2: 20, 8: 20, 13: 10}, "trainIds"),  # road, building, vegetation, car
+        ({0: 30, 13: 10, 255: 60}, "trainIds"),  # road and car alone
+        ({0: 30, 8: 30, 10: 20, 11: 5, 13: 15}, "trainIds"),
+        ({0: 40, 10: 40, 13: 10, 19: 5}, "trainIds with 19 for no class"),
         ({7: 10}, None),
         ({0: 90, 7: 10}, None),  # nothing but roads is labelled
         ({7: 30, 8: 20, 255: 50}, None),
@@ -115,7 +118,10 @@ def test_sets_of_few_classes(values, found):
         ({23: 50, 7: 40, 26: 8, 17: 2}, "labelIds"),
         ({11: 50, 1: 40, 14: 8, 6: 2}, "trainIds counted from 1"),  # no road anywhere, but sidewalk everywhere
         ({24: 50, 8: 40, 27: 8, 18: 2}, "labelIds plus 1"),
-        ({0: 90, 1: 40, 19: 3}, "trainIds counted from 1"),
+        ({0: 90, 1: 40, 19: 3}, "trainIds with 19 for no class"),
+        ({0: 30, 1: 10, 10: 40, 13: 10, 19: 9}, "trainIds with 19 for no class"),
+        ({0: 3, 1: 40, 11: 40, 14: 10, 19: 9}, "trainIds counted from 1"),
+        ({1: 30, 2: 40, 5: 5, 8: 20}, None),  # a footpath
         ({11: 50, 1: 4, 255: 40}, None),
         ({10: 50, 0: 40, 19: 8, 200: 2}, None),
     ],

@@ -51,10 +51,13 @@ BOTH = {"images": "voc/JPEGImages", "labels": "voc/Masks"}
         ("d.jpg\nb c.jpg", BOTH, ["b c.jpg", "d.jpg"]),  # sorted, as any set; blanks in names
         ("a\nb c\n", BOTH, ["a.jpg", "b c.jpg"]),  # as VOC's own
         ("a.jpg  # at night\nd # and\n", BOTH, ["a.jpg", "d.jpg"]),
+        ('"a.jpg"\n"b c.jpg"\n', BOTH, ["a.jpg", "b c.jpg"]),
         ("\ufeff# chosen\r\n\r\n  /a.jpg \r\n./d.jpg\r\n\r\n", BOTH, ["a.jpg", "d.jpg"]),
         ("{root}/voc/JPEGImages/a.jpg\n", BOTH, ["a.jpg"]),  # as `find` prints it
         ("JPEGImages/a.jpg\n", {"labels": "voc", "pattern": "JPEGImages/*.jpg", "label_pattern": "Masks/*.png"}, None),
         # two
+        ('"JPEGImages/b c.jpg","Masks/b c.png"\n', {}, ["JPEGImages/b c.jpg"]),
+        ('"JPEGImages/b c.jpg";"Masks/b c.png"\n', {}, ["JPEGImages/b c.jpg"]),
         (
             "JPEGImages/a.jpg Masks/a.png\nJPEGImages/b c.jpg Masks/b c.png\n",
             {},

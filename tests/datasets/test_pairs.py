@@ -246,3 +246,12 @@ def test_a_wrong_merge_is_one_line(place, merge, message):
 
 def test_a_single_name_will_do(place):
     assert find_pairing(place(merge={"vehicle": "car"})).scored[:3].tolist() == [2, 0, 3]
+
+
+def test_as_many_other_classes_are_other_classes_where_the_source_gives_the_models(place):
+    config = place(classes=["vehicle", "person", "dog", "road", "tree"])
+    assert find_taxonomy(config).names == MODEL.names
+    assert find_test_images(config).scored_of(MODEL).names == ("vehicle", "person", "road", "tree")
+    assert find_label_values(config)[:CLASSES].tolist() == [0, 1, 2, 3, 4]
+    config.DATASETS.SOURCE_TRAIN = ""
+    assert find_taxonomy(config).names[0] == "vehicle"

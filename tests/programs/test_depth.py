@@ -76,7 +76,7 @@ def test_predictions_take_the_checkpoints_range_not_that_of_the_frame(place, cap
     checkpoint = ["resume", str(folder / "out/model_iter000002.pth")]
     command = ["-cfg", str(config), str(folder / "one"), "-o", str(folder / "pictures"), "--save", "side-by-side"]
     assert predict([*command, *checkpoint]) == 0
-    assert "16 bits, of which 7400 to 7910 become 0 to 255 (INPUT.DEPTH_RANGE)" in capfd.readouterr().out
+    assert "16 bits, of which 7400 to 7910 become 0 to 255 (given by INPUT.DEPTH_RANGE)" in capfd.readouterr().out
     shown = cv2.imread(str(folder / "pictures/side-by-side/0.png"))
     assert shown[30:60, 2:120].max() < 140  # half as bright as the range allows
     assert predict([*command, *checkpoint, "INPUT.DEPTH", "auto", "--overwrite"]) == 0

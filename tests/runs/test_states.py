@@ -186,3 +186,18 @@ def test_a_folder_of_images_may_move_but_not_become_another_data_set(continued):
 
 def test_a_continued_run_remembers_what_it_began_with(continued):
     assert continued({"resume": "auto"}, {"resume": "source.pth"}).resume == "source.pth"
+
+
+def with_sets(**sets):
+    """DATASETS.CUSTOM and the option that uses `town`."""
+    described = {name: {"classes": classes} for name, classes in sets.items()}
+    return {"DATASETS.TARGET_TRAIN": "town_all", "DATASETS.CUSTOM": described}
+
+
+def test_data_sets_that_a_run_does_not_use_may_come_and_go(continued):
+    continued(with_sets(town=["a", "b"], other=["c", "d"]), with_sets(town=["a", "b"]))
+    continued(with_sets(town=["a", "b"]), with_sets(town=["a", "b"], other=["c", "d"]))
+    with pytest.raises(UserError, match=r"CUSTOM\.town\.classes is \['a', 'x'\], but the run .* has \['a', 'b'\]:"):
+        continued(with_sets(town=["a", "x"]), with_sets(town=["a", "b"]))
+    with pytest.raises(UserError, match=r"^DATASETS\.CUSTOM\.town\.classes is None, but the run .* has \['a', 'b'\]:"):
+        continued(with_sets(), with_sets(town=["a", "b"]))
