@@ -33,7 +33,7 @@ from core.datasets.catalog import find_taxonomy
 from core.datasets.taxonomy import Taxonomy
 from core.datasets.transforms import Normalise
 from core.evaluation.predictor import evaluating
-from core.models import log_dead_channels
+from core.models import log_network
 from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, path_argument, run_program
 from core.runs.resume import find_checkpoint, known_bands, new_model, with_known
@@ -252,7 +252,7 @@ def export(args: argparse.Namespace) -> None:
     model = new_model(config)
     load_checkpoint(model, checkpoint)
     LOGGER.info("checkpoint: %s", checkpoint)
-    log_dead_channels(model)
+    log_network(model)
     make_folder(path.parent, "the folder of -o" if args.out else "OUTPUT_DIR")
     normalise = Normalise(config.INPUT)
     network = Deployed(plain_copy(model), normalise if args.normalise else None, args.output, args.half)

@@ -39,6 +39,8 @@ option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
 option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own
 option("MODEL.NUM_CLASSES", 19, within(2, 254))
+# of a network of your own, the output's channel of every class, in their order, counted from 0; empty: all as they are
+option("MODEL.CLASSES_OUT", (), rules.CHANNELS)
 option(
     "MODEL.WEIGHTS", "", free=True, path=True
 )  # ImageNet weights (torchvision's), used without `resume`; empty: random

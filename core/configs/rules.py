@@ -42,6 +42,10 @@ POSITIONS = Rule(
     "a list of different numbers from 0 to 5",
     lambda values: _are_whole(values, 0, 5) and len(set(values)) == len(values),
 )
+CHANNELS = Rule(
+    "empty, or a list of different channels, counted from 0",
+    lambda values: _are_whole(values, 0) and len(set(values)) == len(values),
+)
 SIZE = Rule("(width, height) in pixels", lambda size: len(size) == 2 and _are_whole(size, 1))
 WINDOW = Rule(
     "empty, or (width, height) in pixels, multiples of 8 from 32 on",

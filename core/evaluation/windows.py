@@ -6,9 +6,8 @@ from itertools import product
 
 import torch
 
+from core.models.own_network import STRIDES
 from core.utils.errors import UserError
-
-STRIDES = (1, 2, 4, 8, 14, 16, 32)  # that networks have: others would be mistakes in reading a window's points
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Networks from a config, and compiled by torch."""
 
-import importlib
-
 import torch
 from torch import nn
 
 from core.models.backbone import ARCHITECTURES, FeatureExtractor, FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor
+from core.models.own_network import OwnNetwork, build_own_network
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
 
@@ -25,21 +24,29 @@ def build_classifier(cfg) -> AtrousClassifier:
 def build_model(cfg) -> Segmentor:
     """Both, as one module in channels-last layout, on the CPU, randomly initialised.
 
+    A network of one's own is tried on a small image.
+
     Raises:
-        UserError: MODEL.NAME is `module:function`, and that is not a function that gives two modules.
+        UserError: MODEL.NAME is `module:function`, and that is not a function that gives a network for these classes.
     """
     if ":" in cfg.MODEL.NAME:
-        model = Segmentor(*_build_own_network(cfg), still_norms=cfg.MODEL.FREEZE_BN)
-    else:
-        model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
+        model = build_own_network(cfg).to(memory_format=torch.channels_last)
+        model.fit(cfg.MODEL.NUM_CLASSES, cfg.INPUT.INPUT_SIZE_TEST)
+        return model
+    if cfg.MODEL.CLASSES_OUT:
+        raise UserError(f"MODEL.CLASSES_OUT is for networks of your own (module:function), not {cfg.MODEL.NAME}")
+    model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
     return model.to(memory_format=torch.channels_last)
 
 
-def log_dead_channels(model: Segmentor) -> None:
-    """One line that counts the channels of frozen batch norms without variance, if there are any."""
+def log_network(model: Segmentor) -> None:
+    """Log what is peculiar to a network: of frozen batch norms, channels without variance; of one's own, its form."""
     dead = sum(module.dead_channels() for module in model.modules() if isinstance(module, FrozenBatchNorm))
     if dead:
         LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)
+    if isinstance(model, OwnNetwork):
+        sides = f"; images are padded to multiples of {model.multiple}, its output is cropped again"
+        LOGGER.info("%s: stride %d%s", model.name, model.stride, sides if model.multiple > 1 else "")
 
 
 def check_compiler(device: torch.device) -> None:
@@ -66,23 +73,6 @@ def compile_networks(*networks: nn.Module) -> None:
     """
     for network in networks:
         network.compile(dynamic=False)  # few sizes occur, and what is made for one of them is faster
-
-
-def _build_own_network(cfg) -> tuple[nn.Module, nn.Module]:
-    """What the user's function that MODEL.NAME names makes of the config."""
-    module, _, function = cfg.MODEL.NAME.partition(":")
-    try:
-        build = getattr(importlib.import_module(module), function, None)
-    except (ImportError, ValueError, TypeError) as error:  # the latter two for names such as `.x` and none at all
-        raise UserError(
-            f"MODEL.NAME {cfg.MODEL.NAME}: {error}; it must be module:function, importable from here"
-        ) from None
-    if not callable(build):
-        raise UserError(f"MODEL.NAME {cfg.MODEL.NAME}: {module} has no such function; it must be module:function")
-    parts = build(cfg)
-    if not (isinstance(parts, tuple) and len(parts) == 2 and all(isinstance(part, nn.Module) for part in parts)):
-        raise UserError(f"MODEL.NAME {cfg.MODEL.NAME} must return (feature extractor, classifier), two nn.Modules")
-    return parts
 
 
 def _architecture(cfg) -> str:

@@ -69,10 +69,19 @@ class Segmentor(nn.Module):
         Returns:
             B×C×h×w, in float32 at least, whatever precision the networks ran in.
         """
-        logits = self.classifier(self.feature_extractor(image))
+        logits = self.logits(image)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         return logits if size is None else resize_logits(logits, size)
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """B×3×H×W, normalised → B×C×h×w, in whatever precision the networks run in."""
+        return self.classifier(self.feature_extractor(image))
+
+    @property
+    def head(self) -> nn.Module:
+        """What learns at the classifier's rate."""
+        return self.classifier
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from core.datasets.videos import VIDEO_PREFIX
 from core.evaluation.confusion import write_confusion
 from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
-from core.models import log_dead_channels
+from core.models import log_network
 from core.models.build import check_compiler, compile_networks
 from core.runs.resume import find_checkpoints, new_model, with_known
 from core.utils import distributed
@@ -98,7 +98,7 @@ def evaluate_checkpoints(
         if path != checkpoints[0]:
             load_checkpoint(model, path)
         LOGGER.info("checkpoint: %s", path)
-        log_dead_channels(model)
+        log_network(model)
         for target, _, _ in savers[path]:
             LOGGER.info("predictions go to %s", target)
         scores = evaluator.run(model, partial(save_prediction, savers[path]) if savers[path] else None)

@@ -17,16 +17,21 @@ def poly_lr(iteration: int, base_lr: float, max_iter: int, power: float = 0.9) -
 
 
 class Solver:
-    """SGD over `model.feature_extractor` at BASE_LR and `model.classifier` at ten times that, with the poly schedule.
+    """SGD over a segmentor at BASE_LR and its head at ten times that, with the poly schedule.
 
     `options` is the config node SOLVER; the model is on its device.
     """
 
     def __init__(self, model: nn.Module, options):
         self.options = options
+        head = list(model.head.parameters())
+        others = {id(parameter): parameter for parameter in model.parameters()}
+        for parameter in head:
+            others.pop(id(parameter), None)
         groups = [
-            {"params": list(model.feature_extractor.parameters()), "lr_factor": 1},
-            {"params": list(model.classifier.parameters()), "lr_factor": CLASSIFIER_LR_FACTOR},
+            {"params": parameters, "lr_factor": factor}
+            for parameters, factor in ((list(others.values()), 1), (head, CLASSIFIER_LR_FACTOR))
+            if parameters
         ]
         self.optimizer = torch.optim.SGD(
             groups, lr=options.BASE_LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.configs.loading import default_output_dir, load_config
 from core.configs.node import Config
-from core.models import log_dead_channels
+from core.models import log_network
 from core.runs.folder import CONFIG, ENVIRONMENT, IMAGES, LOG, PANELS, TENSORBOARD, check_folder, claimed_folder
 from core.runs.loop import Training
 from core.runs.monitor import tensorboard_is_there
@@ -127,7 +127,7 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     LOGGER.info("classes: %d (%s%s)", len(taxonomy), ", ".join(taxonomy.names[:SHOWN_CLASSES]), more)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, describe_start(config))
-    log_dead_channels(trainer.model)
+    log_network(trainer.model)
     if trainer.evaluator is not None:
         images = trainer.evaluator.images
         note = images.note and f": {images.note}"

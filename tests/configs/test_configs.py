@@ -39,7 +39,7 @@ DEFAULTS = table("""
 OUTPUT_DIR: ''
 resume: ''
 MODEL: {NAME: deeplab_resnet101, NUM_CLASSES: 19, WEIGHTS: '', FREEZE_BN: false, DEVICE: auto, COMPILE: false,
-  UNCERTAINTY: 0.0, POS: []}
+  UNCERTAINTY: 0.0, POS: [], CLASSES_OUT: []}
 DATASETS: {ROOT: datasets, SOURCE_SAMPLING: auto, TARGET_LIST: ''}
 VIDEO: {EVERY: 0, MIN_CHANGE: 1.0, FOLDER: ''}
 DATALOADER: {NUM_WORKERS: 4, SKIP_BAD_IMAGES: 0, CACHE: '', CACHE_GB: 50.0}
@@ -182,6 +182,7 @@ REFUSED = {
     "TCR.PASTE": ("1", "0.0", "None"),
     "INPUT.INPUT_SIZE_TEST": ("512", "None"),
     "MODEL.POS": ("{1, 2}",),
+    "MODEL.CLASSES_OUT": ("5", "(-1, 0)", "(1, 1)", "(True, 2)", "(0.5,)"),
     "VIDEO.EVERY": ("-1", "0.5"),
     "VIDEO.MIN_CHANGE": ("-1",),
     "TEST.WINDOW": ("512", "(512,)", "(512, 24)", "(516, 512)", "(512.0, 512)", "(-512, 512)"),

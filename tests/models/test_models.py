@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from core.configs import cfg
-from core.models import build_classifier, build_feature_extractor, build_model, log_dead_channels
+from core.models import build_classifier, build_feature_extractor, build_model, log_network
 from core.models.backbone import FrozenBatchNorm
 from core.runs.resume import load_model
 from core.utils.checkpoints import save_checkpoint
@@ -197,7 +197,7 @@ def test_dead_channels_are_counted_in_one_log_line(tmp_path, log_lines):
     config = make_config()
     config.resume = str(tmp_path / "source.pth")
     loaded = load_model(config, torch.device("cpu")).eval()
-    log_dead_channels(loaded)
+    log_network(loaded)
     (line,) = log_lines
     assert line.startswith("4 channels")
     with torch.no_grad():

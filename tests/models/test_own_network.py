@@ -30,8 +30,21 @@ def with_weights(cfg):
 def with_a_backbone(cfg):
     return with_weights(cfg)[0], build(cfg)[1]
 
+def no_module(cfg):
+    return "resnet"
+
+class UNet(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.classifier = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(24, classes, 1)
+
+    def forward(self, x):  # sides must be multiples of 32
+        x = self.body(x)
+        low = nn.functional.interpolate(nn.functional.avg_pool2d(x, 32), scale_factor=32.0)
+        return {"out": self.classifier(torch.cat([x, low], 1)[..., ::2, ::2])}
+
 def single(cfg):
-    return nn.Conv2d(3, cfg.MODEL.NUM_CLASSES, 1)
+    return UNet(cfg.MODEL.NUM_CLASSES + 1)
 
 class SlowAtFirst(nn.Module):
     learnt = False
@@ -70,6 +83,25 @@ def test_it_is_adapted_and_evaluated(cityscapes_root, write_config):
     assert state["classifier"]["weight"].shape == (19, 12, 1, 1)
     assert evaluate(["-cfg", config, "resume", str(checkpoint), "OUTPUT_DIR", str(out / "test")]) == 0
     assert (out / "test/test_cityscapes_val.csv").is_file()
+
+
+def test_one_module_of_other_sizes_and_more_channels(cityscapes_root, write_config, capsys):
+    options = {"MODEL.NAME": "own_network:single", "resume": "random", "MODEL.CLASSES_OUT": tuple(range(1, 20))}
+    config = str(write_config(cityscapes_root, **options))
+    sizes = ["INPUT.INPUT_SIZE_TEST", "(72, 40)"]
+    assert adapt(["-cfg", config, *sizes]) == 0
+    told = "own_network:single: stride 2; images are padded to multiples of 32, its output is cropped again"
+    assert capsys.readouterr().out.count(told) == 1
+    checkpoint = cityscapes_root / "out/model_iter000002.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    assert set(state["feature_extractor"]) == {"body.weight", "body.bias", "classifier.weight", "classifier.bias"}
+    assert state["classifier"] == {}
+    out = str(cityscapes_root / "test")
+    assert evaluate(["-cfg", config, *sizes, "resume", str(checkpoint), "OUTPUT_DIR", out]) == 0
+    assert adapt(["-cfg", config, "OUTPUT_DIR", str(cityscapes_root / "second"), "MODEL.CLASSES_OUT", "()"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "it gives 20 channels, MODEL.NUM_CLASSES is 19: give MODEL.CLASSES_OUT" in error
 
 
 def test_one_that_brings_its_weights_needs_no_word_for_them(cityscapes_root, write_config, capsys):
@@ -117,7 +149,7 @@ def test_check_tells_what_a_step_costs_once_it_runs(cityscapes_root, write_confi
         ("own_network:nn", ["own_network:nn", "module:function"]),
         (".own_network:build", [".own_network", "module:function"]),
         (":build", [":build", "module:function"]),
-        ("own_network:single", ["own_network:single", "(feature extractor, classifier)"]),
+        ("own_network:no_module", ["own_network:no_module", "(feature extractor, classifier)"]),
     ],
 )
 def test_what_is_no_such_function_is_one_line(cityscapes_root, write_config, capsys, name, parts):

@@ -28,7 +28,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.datasets.sizes import warn_of_sizes
 from core.evaluation.pictures import Painter
-from core.models import log_dead_channels
+from core.models import log_network
 from core.programs.frame import Parser, path_argument, run_program
 from core.programs.ranking import find_unlabelled_images
 from core.runs.folder import CONFIG
@@ -152,7 +152,7 @@ def _find_images(pair: Pair, out: Path) -> tuple[ImageSet, ImageSet]:
 def _load(config: Config, path: Path, device: torch.device) -> nn.Module:
     model = new_model(config).requires_grad_(False)
     load_checkpoint(model, path)
-    log_dead_channels(model)
+    log_network(model)
     return model.to(device)
 
 

@@ -32,7 +32,7 @@ from core.datasets.reader import ImageSet
 from core.datasets.sizes import warn_of_sizes
 from core.datasets.skipping import BadImage
 from core.evaluation.pictures import Painter
-from core.models import log_dead_channels
+from core.models import log_network
 from core.programs.frame import config_parser, path_argument, run_program
 from core.runs.resume import find_checkpoint, new_model, with_known
 from core.utils import signals
@@ -135,7 +135,7 @@ def _load(config, checkpoint: Path) -> nn.Module:
         model.to(device)
     LOGGER.info("device: %s", describe_device(device, config.MODEL.DEVICE))
     LOGGER.info("checkpoint: %s", checkpoint)  # that a run's config.yaml names its source model is easily forgotten
-    log_dead_channels(model)
+    log_network(model)
     return model
 
 
