@@ -41,6 +41,7 @@ option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a n
 option("MODEL.NUM_CLASSES", 19, within(2, 254))
 # of a network of your own, the output's channel of every class, in their order, counted from 0; empty: all as they are
 option("MODEL.CLASSES_OUT", (), rules.CHANNELS)
+option("MODEL.ARGS", OpenConfig())  # of a network of your own, NAME: VALUE pairs of any names; its function finds them
 option(
     "MODEL.WEIGHTS", "", free=True, path=True
 )  # ImageNet weights (torchvision's), used without `resume`; empty: random
@@ -93,9 +94,11 @@ option("INPUT.DEPTH_RANGE", (), rules.SPAN)  # (lowest, highest) value instead; 
 option("INPUT.MASK", "", path=True)
 option("INPUT.MARGINS", (), rules.MARGINS)  # the same as (left, top, right, bottom), pixels at the images' own size
 option("INPUT.IGNORE_LABEL", 255, rules.IGNORE_LABEL)
-option("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), rules.COLOUR)  # of RGB in 0 … 1
+# subtracted, and divided by, in the order of the channels that the network gets: R, G, B of 0 … 1; with TO_BGR255 B, G,
+# R of 0 … 255
+option("INPUT.PIXEL_MEAN", (0.485, 0.456, 0.406), rules.COLOUR)
 option("INPUT.PIXEL_STD", (0.229, 0.224, 0.225), rules.DIVISORS)
-option("INPUT.TO_BGR255", False)  # feed BGR in 0 … 255 (minus mean, over std), for Caffe-style weights
+option("INPUT.TO_BGR255", False)  # feed BGR in 0 … 255, for Caffe-style weights
 
 option("DTU.DYNAMIC", True)  # False: one EMA step every FIX_ITERATION iterations
 option("DTU.FIX_ITERATION", 12, at_least(1))

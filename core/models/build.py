@@ -33,8 +33,9 @@ def build_model(cfg) -> Segmentor:
         model = build_own_network(cfg).to(memory_format=torch.channels_last)
         model.fit(cfg.MODEL.NUM_CLASSES, cfg.INPUT.INPUT_SIZE_TEST)
         return model
-    if cfg.MODEL.CLASSES_OUT:
-        raise UserError(f"MODEL.CLASSES_OUT is for networks of your own (module:function), not {cfg.MODEL.NAME}")
+    for option in ("CLASSES_OUT", "ARGS"):
+        if cfg.MODEL[option]:
+            raise UserError(f"MODEL.{option} is for networks of your own (module:function), not {cfg.MODEL.NAME}")
     model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
     return model.to(memory_format=torch.channels_last)
 

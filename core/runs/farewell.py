@@ -18,6 +18,7 @@ ALIKE = 0.05  # points of mIoU: models that differ by less are called the same
 NETWORK = (  # what weights need, and no file but the config says
     "MODEL.NAME",
     "MODEL.NUM_CLASSES",
+    "MODEL.CLASSES_OUT",
     "DATASETS.ROOT",
     "DATASETS.SOURCE_TRAIN",
     "INPUT.PIXEL_MEAN",
@@ -84,7 +85,8 @@ def say_trained(config: Config, iteration: int, config_file: str) -> None:
     log_report(folder)
     if config.DATASETS.TEST and _mean_iou(folder / EVALUATION, iteration) is None:
         log_next("its scores", "test.py", "-cfg", folder / CONFIG, "resume", model)
-    file = config_file if config.DATASETS.CUSTOM else AUTOMATIC  # classes of one's own stand in the former alone
+    own = config.DATASETS.CUSTOM or config.MODEL.ARGS  # which stand in the former alone
+    file = config_file if own else AUTOMATIC
     try:
         named = load_config(file)
     except UserError:  # it has changed, or gone, since the run began

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from core.configs import load_config
 from test import main as evaluate
 from train_TCR_DTU import main as adapt
 
@@ -32,6 +33,11 @@ def with_a_backbone(cfg):
 
 def no_module(cfg):
     return "resnet"
+
+def with_arguments(cfg):
+    args = cfg.MODEL.ARGS
+    width, (rows, columns) = args.width, args.head["kernel"]
+    return nn.Conv2d(3, width, 8, stride=8), nn.Conv2d(width, cfg.MODEL.NUM_CLASSES, (rows, columns), padding="same")
 
 class UNet(nn.Module):
     def __init__(self, classes):
@@ -102,6 +108,52 @@ def test_one_module_of_other_sizes_and_more_channels(cityscapes_root, write_conf
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "it gives 20 channels, MODEL.NUM_CLASSES is 19: give MODEL.CLASSES_OUT" in error
+
+
+def test_its_own_options(cityscapes_root, write_config, capsys):
+    """They come with the run's own config, and a run goes on with the same ones only."""
+    args = {"width": 6, "head": {"kernel": [3, 5]}, "note": None}
+    options = {"MODEL.NAME": "own_network:with_arguments", "resume": "random", "MODEL.ARGS": args}
+    config = write_config(cityscapes_root, **options)
+    assert adapt(["-cfg", str(config)]) == 0
+    out = cityscapes_root / "out"
+    checkpoint = out / "model_iter000002.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["classifier"]["weight"].shape == (19, 6, 3, 5)
+    assert load_config(out / "config.yaml").MODEL.ARGS == load_config(config).MODEL.ARGS
+    words = ["resume", str(checkpoint), "OUTPUT_DIR", str(out / "test")]
+    assert evaluate(["-cfg", str(out / "config.yaml"), *words]) == 0
+    further = ["resume", "auto", "SOLVER.STOP_ITER", "3"]
+    assert adapt(["-cfg", str(config), *further]) == 0
+    capsys.readouterr()
+    for changed, part, words in (
+        (args | {"width": 7}, "'width': 7}, but the run to go on with has ", further),
+        (
+            {"head": args["head"]},
+            "with_arguments(cfg) fails: AttributeError: width, at ",
+            ["OUTPUT_DIR", str(out / "n")],
+        ),
+    ):
+        other = write_config(cityscapes_root, **options | {"MODEL.ARGS": changed})
+        assert adapt(["-cfg", str(other), *words]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"MODEL.NAME": "deeplab_resnet18", "MODEL.ARGS": {"width": 6}}, "MODEL.ARGS is for networks of your own"),
+        ({"MODEL.NAME": "own_network:with_arguments", "MODEL.ARGS": [6]}, "MODEL.ARGS must hold NAME: VALUE pairs"),
+        ({"MODEL.NAME": "own_network:with_arguments", "MODEL.width": 6}, "unknown option MODEL.width"),
+    ],
+)
+def test_options_outside_their_place(cityscapes_root, write_config, capsys, options, part):
+    assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert part in error
 
 
 def test_one_that_brings_its_weights_needs_no_word_for_them(cityscapes_root, write_config, capsys):

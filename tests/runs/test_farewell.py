@@ -104,3 +104,10 @@ def test_settings_of_ones_own_yaml_that_an_adaptation_would_take_over_are_named(
     config, after = adaptation_after(log_lines, own, "MODEL.NAME", "deeplab_resnet18", "MODEL.NUM_CLASSES", "2")
     assert (config.MODEL.NAME, config.MODEL.NUM_CLASSES, config.ADAPT.AUTO) == ("deeplab_resnet18", 2, True)
     assert after == [f"take SOLVER.STOP_ITER, SOLVER.BASE_LR out of {own} before, or an adaptation has them, too"]
+
+
+def test_an_own_network_is_adapted_with_its_own_options(tmp_path, log_lines):
+    own = tmp_path / "own.yaml"
+    own.write_text("MODEL: {NAME: 'mine:build', ARGS: {width: 6}, NUM_CLASSES: 2}\nOUTPUT_DIR: x\n", encoding="utf-8")
+    config, _ = adaptation_after(log_lines, own, "MODEL.CLASSES_OUT", "(2, 1)")
+    assert (config.MODEL.NAME, config.MODEL.ARGS.width, config.MODEL.CLASSES_OUT) == ("mine:build", 6, (2, 1))
