@@ -174,7 +174,7 @@ def check_source(config: Config) -> None:
 
     A network of one's own may come with its weights: that is seen where two builds of it, by two seeds, are equal.
     """
-    if config.resume or (":" in config.MODEL.NAME and not _draws_weights(config)):
+    if config.resume or (":" in config.MODEL.NAME and not any(_drawn(config))):
         return
     weights = " (MODEL.WEIGHTS is the backbone alone)" if config.MODEL.WEIGHTS else ""
     raise Correctable(
@@ -184,14 +184,15 @@ def check_source(config: Config) -> None:
     )
 
 
-def _draws_weights(config: Config) -> bool:
-    """Whether the weights of a new model are random."""
+def _drawn(config: Config) -> list[bool]:
+    """Of every weight (parameter or buffer) of a new model, its seed apart, whether it is random."""
     models = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = build_model(config)
-        models.append([*model.parameters(), *model.buffers()])
-    return not all(map(torch.equal, *models))
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = build_model(config)
+            models.append([*model.parameters(), *model.buffers()])
+    return [not torch.equal(*pair) for pair in zip(*models, strict=True)]
 
 
 def _naming_source(argv: list[str]) -> list[str]:
@@ -301,8 +302,12 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
 
 def describe_start(config: Config) -> str:
     """Whose weights a new run starts from, for the log."""
-    own = not config.resume and ":" in config.MODEL.NAME
-    return str(source_checkpoint(config) or config.MODEL.WEIGHTS or ("its own function" if own else RANDOM))
+    given = source_checkpoint(config) or config.MODEL.WEIGHTS
+    if given or ":" not in config.MODEL.NAME:
+        return str(given or RANDOM)
+    drawn = _drawn(config)
+    some = f", {sum(drawn)} of its {len(drawn)} tensors {RANDOM}" if any(drawn) else ""
+    return f"its own function{some}"
 
 
 def find_checkpoints(config: Config) -> list[Path]:

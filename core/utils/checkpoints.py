@@ -20,6 +20,10 @@ ABOUT = "about"  # beside them: what else the weights are,
 CLASSES, SIZE = "classes", "size"  # the names of their classes, the (width, height) that the network is used to,
 DEPTH, BANDS = "depth", "bands"  # the values of 16-bit images that become 0 and 255, the bands that it sees,
 DOMAIN, SOURCE = "domain", "source"  # whose values these are: source or target
+# what wrappers put before every name of a state, and the key under which others keep it
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
+_WITHIN = ("state_dict", "model_state_dict", "model", "net", "module")
+_LEVELS = 3  # of dicts, of which the last is the state
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
 _LINES = {ord(c): " " for c in "\t\r\n"}
@@ -104,7 +108,9 @@ def _other_file(beginning: bytes) -> str:
 def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     """Load weights into `model.feature_extractor` and `model.classifier`; returns the `iteration` that the file names.
 
-    Keys may carry the prefix `module.`; num_batches_tracked may be present or not; half precision is widened.
+    The file is in the published format, or holds one state that fits by names and shapes, of the whole model or of the
+    one module that it is, perhaps under one of :data:`_WITHIN`. All names of a state may carry :data:`_PREFIXES`, which
+    the model's then need not; num_batches_tracked may be present or not; half precision is widened.
 
     Raises:
         UserError: not such a file, weights that do not fit (which keys, which shapes), that are not numbers (the first
@@ -118,24 +124,28 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
                 f"{path} is a run's state, not a checkpoint: `resume auto`, or the run's folder, goes on with the run; "
                 "else give the model_iter*.pth beside the folder of states"
             )
-        other = next((words for key, words in _STATES.items() if key in content), None)
-        what = f"is {other}, not a checkpoint of these programs" if other else "is not a segmentation checkpoint"
-        raise UserError(f"{path} {what}: it lacks {' and '.join(lacking)}; it holds {shorten(content)}")
+        state = _plain_state(content)
+        states = _of_whole(model, state) if state else []
+        if not states:
+            other = next((words for key, words in _STATES.items() if key in content), None)
+            what = f"is {other}, not a checkpoint of these programs" if other else "is not a segmentation checkpoint"
+            raise UserError(f"{path} {what}: it lacks {' and '.join(lacking)}; it holds {shorten(content)}")
+    else:
+        states = [(getattr(model, part), f"{part}.", _fitted(getattr(model, part), content[part])) for part in PARTS]
     _compare_classes(model, content.get(ABOUT), path)
-    states = {part: _plain(content[part]) for part in PARTS}
-    problems = [problem for part in PARTS for problem in _misfits(getattr(model, part), states[part])]
+    problems = [problem for module, _, state in states for problem in _misfits(module, state)]
     if problems:
         raise UserError(
             f"{path} does not fit the model: {'; '.join(problems)}. Set MODEL.NAME and MODEL.NUM_CLASSES to the "
             "checkpoint's"
         )
-    ruined = [words for part in PARTS for words in _not_finite(getattr(model, part), states[part], f"{part}.")]
+    ruined = [words for module, prefix, state in states for words in _not_finite(module, state, prefix)]
     if ruined:
         raise UserError(
             f"{path} is ruined: {_first_of(ruined)}; the training that wrote it diverged: give an earlier checkpoint"
         )
-    for part in PARTS:
-        getattr(model, part).load_state_dict(states[part], strict=False)
+    for module, _, state in states:
+        module.load_state_dict(state, strict=False)
     iteration = content.get("iteration", 0)
     return iteration if isinstance(iteration, int) else 0
 
@@ -189,6 +199,42 @@ def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
         content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:  # a full disk is an OSError of the file's only
         torch.save(content, file)
+
+
+def _plain_state(content: Mapping) -> dict | None:
+    """The tensors by name that a file holds, itself or under one of :data:`_WITHIN`; None where it holds others."""
+    for _ in range(_LEVELS):
+        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+            return dict(content)
+        content = next((content[key] for key in _WITHIN if isinstance(content.get(key), Mapping)), {})
+    return None
+
+
+def _of_whole(model: nn.Module, state: Mapping) -> list[tuple[nn.Module, str, dict]]:
+    """As `states` in :func:`load_checkpoint`, of a state of the model, or of the one module that it is; empty where no
+    name is the same.
+    """
+    modules = [model] if model.classifier.state_dict() else [model.feature_extractor, model]
+    found = [(module, "", _fitted(module, state)) for module in modules]
+    shared = [len(fitted.keys() & module.state_dict().keys()) for module, _, fitted in found]
+    return [found[shared.index(max(shared))]] if any(shared) else []
+
+
+def _fitted(module: nn.Module, state: Mapping) -> dict:
+    """A state under the module's names, where they are the same but for :data:`_PREFIXES` of all of them."""
+    wanted = list(module.state_dict())
+    given = {str(key): value for key, value in state.items()}
+    ours, theirs = _prefix(wanted), _prefix(list(given))
+    renamed = {ours + key.removeprefix(theirs): value for key, value in given.items()}
+    return max(given, renamed, key=lambda names: len(names.keys() & set(wanted)))
+
+
+def _prefix(names: list[str]) -> str:
+    """What wrappers have put before all of these names."""
+    found = ""
+    while names and (more := [p for p in _PREFIXES if all(name.startswith(found + p) for name in names)]):
+        found += more[0]
+    return found
 
 
 def _plain(state: Mapping) -> dict:

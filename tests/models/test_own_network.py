@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from core.configs import load_config
+from core.models import build_model
 from test import main as evaluate
 from train_TCR_DTU import main as adapt
 
@@ -163,7 +164,39 @@ def test_one_that_brings_its_weights_needs_no_word_for_them(cityscapes_root, wri
         assert adapt(["-cfg", config, "OUTPUT_DIR", str(cityscapes_root / name)]) == code
         captured = capsys.readouterr()
         assert ("error: no source model" in captured.err) == code
-        assert (" M parameters, from its own function" in captured.out) == (not code)
+        assert (" M parameters, from its own function\n" in captured.out) == (not code)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("with_weights", "its own function"),
+        ("with_a_backbone", "its own function, 2 of its 9 tensors random"),  # weight and bias of the last
+        ("build", "its own function, 4 of its 9 tensors random"),
+    ],
+)
+def test_random_weights_are_named_where_there_are_any(cityscapes_root, write_config, capsys, name, words):
+    config = str(write_config(cityscapes_root, **{"MODEL.NAME": f"own_network:{name}", "resume": "random"}))
+    assert adapt(["--check", "-cfg", config]) == 0
+    assert f" M parameters, from {words}\n" in capsys.readouterr().out
+
+
+def test_weights_that_torch_saved_are_a_source_model(cityscapes_root, write_config, capsys):
+    """As docs/extending.md shows it; of a network that is one module, or a pair."""
+    for name in ("single", "build"):
+        options = {"MODEL.NAME": f"own_network:{name}", "resume": str(cityscapes_root / "my_source.pth")}
+        options |= {"MODEL.CLASSES_OUT": tuple(range(1, 20))} if name == "single" else {}
+        config = write_config(cityscapes_root, **options)
+        network = build_model(load_config(config))
+        network = network.feature_extractor if name == "single" else network
+        torch.save(network.state_dict(), cityscapes_root / "my_source.pth")
+        out = cityscapes_root / name
+        words = ["OUTPUT_DIR", str(out), "SOLVER.STOP_ITER", "1", "SOLVER.BASE_LR", "1e-12"]
+        assert adapt(["-cfg", str(config), *words]) == 0
+        state = torch.load(out / "model_iter000001.pth", weights_only=True)["feature_extractor"]
+        expected = network.state_dict() if name == "single" else network.feature_extractor.state_dict()
+        assert all(torch.allclose(state[key], value, atol=1e-6) for key, value in expected.items())
+        assert f"M parameters, from {cityscapes_root / 'my_source.pth'}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models import resnet18
 
+from core.models.own_network import OwnNetwork
 from core.runs.resume import load_model
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights, save_checkpoint
 from core.utils.errors import UserError
@@ -100,6 +102,111 @@ def test_a_file_with_other_keys_or_without_a_number_of_iterations_loads(tmp_path
     target = blank(make_tiny())
     assert load_checkpoint(target, tmp_path / "a.pth") in (0, 3)
     assert torch.equal(logits(target), logits(model))
+
+
+# --- states that others have saved
+
+
+class Net(nn.Module):
+    """A network whose names begin with what a wrapper might have put there, or do not."""
+
+    def __init__(self, name, head=True):
+        super().__init__()
+        body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.add_module(name, body)
+        if head:
+            self.classifier = nn.Conv2d(4, 2, 1)
+
+
+def own(module, *more):
+    return OwnNetwork(module, *(more or (None,)), "mine:build")
+
+
+def with_prefix(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+WRAPPED = {
+    "as it is": lambda state: state,
+    "DataParallel": lambda state: with_prefix(state, "module."),
+    "compiled": lambda state: {"model": with_prefix(state, "_orig_mod."), "epoch": 3},
+    "compiled and parallel": lambda state: {"state_dict": with_prefix(state, "module._orig_mod.")},
+    "Lightning": lambda state: {
+        "pytorch-lightning_version": "2.5", "state_dict": with_prefix(state, "net."), "optimizer_states": [], "epoch": 1
+    },
+    "engine": lambda state: {"iteration": 7, "module": with_prefix(state, "model."), "optimizer": {"state": {}}},
+    "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "half": lambda state: {key: value.half() for key, value in state.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["body", "module", "net", "model"])
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_state_that_fits_loads_into_one_module(tmp_path, wrapped, name):
+    """Also where all names of the network itself begin with a prefix that wrappers have."""
+    for head in (True, False):
+        source, target = Net(name, head), own(Net(name, head))
+        before = source.state_dict()
+        torch.save(WRAPPED[wrapped](before), tmp_path / "a.pth")
+        assert load_checkpoint(blank(target), tmp_path / "a.pth") == (7 if wrapped == "engine" else 0)
+        found = target.feature_extractor.state_dict()
+        tolerance = 1e-3 if wrapped == "half" else 0
+        assert all(torch.allclose(found[k], v, atol=tolerance) for k, v in before.items() if v.is_floating_point())
+
+
+def test_a_state_of_the_inner_network_loads_into_its_wrapper(tmp_path):
+    source = Net("net", head=False)
+    torch.save(source.net.state_dict(), tmp_path / "a.pth")
+    target = own(Net("net", head=False))
+    load_checkpoint(blank(target), tmp_path / "a.pth")
+    assert torch.equal(target.feature_extractor.net[0].weight, source.net[0].weight)
+
+
+def test_a_state_of_the_whole_loads_into_a_pair_and_into_the_published_networks(tmp_path):
+    pair = own(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    for source, target in ((pair, own(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))), (make_tiny(seed=1), make_tiny(seed=2))):
+        torch.save(with_prefix(source.state_dict(), "module."), tmp_path / "a.pth")
+        load_checkpoint(blank(target), tmp_path / "a.pth")
+        assert all(map(torch.equal, source.parameters(), target.parameters()))
+
+
+def test_compiled_parts_of_the_published_format_load(tmp_path):
+    source, target = make_tiny(seed=1), make_tiny(seed=2)
+    torch.save(published(source, prefix="_orig_mod."), tmp_path / "a.pth")
+    load_checkpoint(blank(target), tmp_path / "a.pth")
+    assert torch.equal(logits(source), logits(target))
+
+
+def test_a_state_that_does_not_fit_is_told_by_its_names(tmp_path):
+    target = own(Net("net"))
+    state = Net("net").state_dict() | {"aux.weight": torch.zeros(1), "classifier.bias": torch.zeros(3)}
+    del state["net.0.bias"]
+    for content in (state, {"state_dict": with_prefix(state, "module.")}):
+        torch.save(content, tmp_path / "a.pth")
+        before = [parameter.clone() for parameter in target.parameters()]
+        with pytest.raises(UserError, match=r"a\.pth does not fit the model: ") as caught:
+            load_checkpoint(target, tmp_path / "a.pth")
+        told = ("missing: net.0.bias", "unexpected: aux.weight", "classifier.bias is 3 in the file, 2 in the model")
+        assert [words for words in told if words not in str(caught.value)] == []
+        assert all(map(torch.equal, before, target.parameters()))
+
+
+def test_what_holds_no_state_of_the_network_is_refused(tmp_path):
+    around = {"epoch": 3}
+    around["model"] = around  # itself
+    other = {"state_dict": {"other.weight": torch.zeros(2)}}
+    for content in (around, other, {"state_dict": {}}, {"model": {"net.0.weight": "text"}}, {}):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"a\.pth is not a segmentation checkpoint: it lacks"):
+            load_checkpoint(own(Net("net")), tmp_path / "a.pth")
+
+
+def test_a_state_with_numbers_that_are_none_is_refused(tmp_path):
+    state = Net("net").state_dict()
+    state["net.0.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is ruined: net\.0\.weight has 3 of its 12 numbers NaN"):
+        load_checkpoint(own(Net("net")), tmp_path / "a.pth")
 
 
 # --- where the weights of a run come from
