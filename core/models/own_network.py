@@ -1,5 +1,6 @@
 """A network of the user's own (MODEL.NAME module:function): built, tried on one small image, and made to fit."""
 
+import copy
 import importlib
 import sysconfig
 import traceback
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import core
-from core.models.deeplab import Segmentor
+from core.models.deeplab import Segmentor, batch_norms
 from core.utils.errors import UserError, shorten
 
 STRIDES = (1, 2, 4, 8, 14, 16, 32)  # that networks have: others would be mistakes in reading an output's points
@@ -40,6 +41,7 @@ class OwnNetwork(Segmentor):
     Attributes:
         stride: pixels from one point of its output to the next.
         multiple: what the sides of its images are padded to a multiple of, to the right and below; 1: they are not.
+        pooled_norms: names of the batch norms that see one value of a channel in each image.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class OwnNetwork(Segmentor):
     ):
         super().__init__(feature_extractor, nn.Sequential() if classifier is None else classifier, still_norms)
         self.name, self.classes_out, self.stride, self.multiple = name, tuple(classes_out), 1, 1
+        self.pooled_norms: tuple[str, ...] = ()
+        self._tried = (1, 1)  # (height, width) of an image that it takes
         if self.classes_out:
             self.register_buffer("channels", torch.tensor(self.classes_out), persistent=False)  # in no checkpoint
 
@@ -85,20 +89,31 @@ class OwnNetwork(Segmentor):
             UserError: a forward fails, or gives something other than the classes' logits.
         """
         modes = [(module, module.training) for module in self.modules()]
+        pooled: set[nn.Module] = set()
+
+        def look(norm: nn.Module, given: tuple) -> None:
+            if given and given[0].numel() == given[0].shape[1]:
+                pooled.add(norm)
+
+        hooks = [norm.register_forward_pre_hook(look) for norm in batch_norms(self)]
         self.eval()
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                self._fit(num_classes, usual_size)
+                self._fit(num_classes, usual_size, pooled)
         finally:
             for module, mode in modes:
                 module.training = mode
+            for hook in hooks:
+                hook.remove()
+        self.pooled_norms = tuple(name for name, module in self.named_modules() if module in pooled)
 
-    def _fit(self, num_classes: int, usual_size: tuple[int, int]) -> None:
+    def _fit(self, num_classes: int, usual_size: tuple[int, int], pooled: set[nn.Module]) -> None:
         problem = ""
         for multiple in (*MULTIPLES, None):
             height, width = usual_size[::-1] if multiple is None else _tried_size(multiple)
             image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
             image = image.to(memory_format=torch.channels_last)
+            pooled.clear()
             try:
                 output = super().logits(image)
             except Exception as error:  # whatever a network makes of a size that it is not made for
@@ -111,13 +126,28 @@ class OwnNetwork(Segmentor):
             points = tuple(unpacked(output).shape[-2:])
             stride = _stride((height, width), points)
             if stride:
-                self.stride, self.multiple = stride, multiple or 1
+                self.stride, self.multiple, self._tried = stride, multiple or 1, (height, width)
                 return
             problem = (
                 f"it gives {points[0]}×{points[1]} points for {height}×{width} pixels: no stride of {STRIDES[0]}, "
                 f"{', '.join(map(str, STRIDES[1:]))} does; its convolutions want padding"
             )
         raise UserError(f"MODEL.NAME {self.name}: {problem}")
+
+    def idle_parameters(self) -> list[str]:
+        """Names of the parameters that learn, but have no part in the logits in training mode, as an auxiliary head's.
+
+        Found by a copy on the CPU, so that the network, its random numbers and its device are left alone.
+        """
+        twin = copy.deepcopy(self).cpu().train()
+        for norm in batch_norms(twin):
+            norm.eval()
+        named = {name: parameter for name, parameter in twin.named_parameters() if parameter.requires_grad}
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)  # the same in every process
+            logits = twin(torch.randn(1, 3, *self._tried).to(memory_format=torch.channels_last))
+            gradients = torch.autograd.grad(logits.sum(), [*named.values()], allow_unused=True)
+        return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
 
     def _check(self, logits: Any, output: Any, num_classes: int) -> None:
         """Raise UserError if a forward of one image gives something other than the classes' logits."""

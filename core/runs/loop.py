@@ -21,6 +21,7 @@ from core.evaluation.predictor import Predictor
 from core.models.build import check_compiler
 from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
+from core.models.own_network import OwnNetwork
 from core.runs.folder import IMAGES
 from core.runs.output import RunOutput
 from core.runs.resume import SPAN_KEY, check_length, check_source, load_model
@@ -73,7 +74,9 @@ class Training(ABC):
         self.output = RunOutput(config, taxonomy, self.device)
         self.predictor = Predictor(config, self.device)
         self.solver = Solver(model, config.SOLVER)
-        self.parallel = distributed.parallel(model)  # what a step calls for its gradients
+        looks = distributed.count() > 1 and isinstance(model, OwnNetwork)
+        self.idle = model.idle_parameters() if looks else []  # names of those that no step moves
+        self.parallel = distributed.parallel(model, bool(self.idle))  # what a step calls for its gradients
         self.accumulate = config.SOLVER.ACCUMULATE
         self.micro_batch = config.SOLVER.BATCH_SIZE // (distributed.count() * self.accumulate)  # images
         self.iteration = 0  # completed
@@ -124,6 +127,7 @@ class Training(ABC):
         survey = cls.settle(choices, model, images, taxonomy) if weights else None
         config = choices.config
         check_whole_batches(model, config)
+        check_pooled_norms(model, config)
         if not config.MODEL.FREEZE_BN:
             model = distributed.synchronised_norms(model, device)
         training = cls(config, model, images, taxonomy, evaluator)
@@ -372,4 +376,15 @@ def check_whole_batches(model: nn.Module, config: Config) -> None:
         raise UserError(
             f"SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} would change the batch that statistics are taken of: "
             f"give 1, or {what}"
+        )
+
+
+def check_pooled_norms(model: nn.Module, config: Config) -> None:
+    """Raise UserError if the model takes statistics of one value: of an image's mean, where a step has one image."""
+    several = config.SOLVER.BATCH_SIZE > 1 or config.MODEL.FREEZE_BN
+    names = () if several or not isinstance(model, OwnNetwork) else model.pooled_norms
+    if names:
+        raise UserError(
+            f"SOLVER.BATCH_SIZE 1: of each channel, {shorten(names)} of {model.name} sees one value (a map of 1×1), of "
+            "which there are no statistics; give 2 or more, or MODEL.FREEZE_BN True"
         )

@@ -18,6 +18,7 @@ from core.runs.states import StateFolder, flat_config
 from core.utils import distributed
 from core.utils.devices import describe_device, describe_precision, device_errors
 from core.utils.environment import describe_environment, started_as
+from core.utils.errors import shorten
 from core.utils.files import remove_leftovers, write_text
 from core.utils.locks import locked
 from core.utils.logging import LOGGER, start_logging
@@ -128,6 +129,9 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, describe_start(config))
     log_network(trainer.model)
+    if trainer.idle:
+        found = f"{len(trainer.idle)} parameters have no part in the output, and do not learn: {shorten(trainer.idle)}"
+        LOGGER.info("%s (each step looks for them: find_unused_parameters)", found)
     if trainer.evaluator is not None:
         images = trainer.evaluator.images
         note = images.note and f": {images.note}"

@@ -192,8 +192,12 @@ def global_rows(rows: torch.Tensor) -> torch.Tensor:
 # networks
 
 
-def parallel(model: nn.Module) -> nn.Module:
-    """The model in the form that a training step calls: its gradients become the mean over the processes."""
+def parallel(model: nn.Module, idle: bool = False) -> nn.Module:
+    """The model in the form that a training step calls: its gradients become the mean over the processes.
+
+    Args:
+        idle: some of its parameters have no part in its output; each step then looks for them.
+    """
     if count() == 1:
         return model
     device = next(model.parameters()).device
@@ -204,6 +208,7 @@ def parallel(model: nn.Module) -> nn.Module:
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,  # they are equal: fixed, or moved by statistics of all processes
             gradient_as_bucket_view=True,
+            find_unused_parameters=idle,
         )
 
 

@@ -37,3 +37,22 @@ def build(config):
     with torch.no_grad():
         classifier.weight.mul_(6)
     return Doubled(*layers).double(), classifier.double()
+
+
+class WithAuxiliary(nn.Module):
+    """Has a head whose output nobody uses, as networks do that were trained with a further loss."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.body, self.classifier = build(config)
+        self.aux = nn.Conv2d(8, 3, 1).double()
+
+    def forward(self, image):
+        features = self.body(image)
+        return {"out": self.classifier(features), "aux": self.aux(features)}
+
+
+def with_auxiliary(config):
+    """MODEL.NAME tests.distributed.double_network:with_auxiliary."""
+    torch.manual_seed(6)
+    return WithAuxiliary(config)

@@ -88,6 +88,23 @@ def test_adaptation_with_two_processes_and_two_parts_each(adapt_with):
     assert_same_adaptation(run, reference, file)
 
 
+def test_parameters_without_part_in_the_output_are_named_and_left_alone(alone, finish, config, cityscapes_root):
+    """An auxiliary head: without find_unused_parameters, the second step would end in a traceback."""
+    options = {"MODEL.NAME": "tests.distributed.double_network:with_auxiliary", "SOLVER.STOP_ITER": 4}
+    options |= {"SOLVER.MAX_ITER": 8, "SOLVER.CHECKPOINT_PERIOD": 4, "DTU.DYNAMIC": False, "DTU.FIX_ITERATION": 1}
+    file = config("one", **options)
+    alone("train_TCR_DTU", "-cfg", file)
+    job = finish(2, "train_TCR_DTU", "-cfg", config("two", **options, **{"SOLVER.ACCUMULATE": 2}))
+    found = "feature_extractor.aux.weight, feature_extractor.aux.bias (each step looks for them"
+    assert job.text.count(f"2 parameters have no part in the output, and do not learn: {found}") == 1
+    start = start_weights(file)
+    assert_near(cityscapes_root / "two", cityscapes_root / "one", start, "student")
+    begun = load_model(load_config(file), torch.device("cpu")).state_dict()
+    ended = last_state(cityscapes_root / "two")["student"]
+    alike = {key: torch.equal(value, ended[key]) for key, value in begun.items()}
+    assert {key for key, same in alike.items() if same} == {key for key in alike if ".aux." in key}
+
+
 @pytest.mark.long
 def test_adaptation_with_four_processes(adapt_with):
     reference, file = adapt_with("one", 1)

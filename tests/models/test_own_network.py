@@ -40,6 +40,18 @@ def with_arguments(cfg):
     width, (rows, columns) = args.width, args.head["kernel"]
     return nn.Conv2d(3, width, 8, stride=8), nn.Conv2d(width, cfg.MODEL.NUM_CLASSES, (rows, columns), padding="same")
 
+class Pooled(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.pooled, self.classifier = nn.Conv2d(3, 8, 8, 8), nn.BatchNorm2d(8), nn.Conv2d(8, classes, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.classifier(x + self.pooled(x.mean((2, 3), keepdim=True)))
+
+def pooled(cfg):
+    return Pooled(cfg.MODEL.NUM_CLASSES)
+
 class UNet(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -213,6 +225,19 @@ def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root,
 def test_frozen_norms_admit_a_batch_in_parts(cityscapes_root, write_config):
     options = {"MODEL.NAME": "own_network:build", "resume": "random", "SOLVER.ACCUMULATE": 2, "SOLVER.BATCH_SIZE": 2}
     assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
+
+
+@pytest.mark.parametrize(("size", "frozen"), [(1, False), (1, True), (2, False)])
+def test_batch_norm_of_one_value_is_one_line(cityscapes_root, write_config, capsys, size, frozen):
+    """As of the image pooling of a DeepLabV3."""
+    options = {"MODEL.NAME": "own_network:pooled", "resume": "random", "MODEL.FREEZE_BN": frozen}
+    options |= {"SOLVER.BATCH_SIZE": size}
+    code = adapt(["--check", "-cfg", str(write_config(cityscapes_root, **options))])
+    error = capsys.readouterr().err
+    refused = size == 1 and not frozen
+    assert code == int(refused)
+    assert error.count("\n") == int(refused)
+    assert ("SOLVER.BATCH_SIZE 1: of each channel, feature_extractor.pooled of own_network:pooled" in error) == refused
 
 
 def test_check_tells_what_a_step_costs_once_it_runs(cityscapes_root, write_config, capsys):

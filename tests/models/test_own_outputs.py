@@ -300,3 +300,40 @@ def test_a_module_without_a_classifier_learns_at_one_rate(built):
     assert [(group["lr_factor"], len(group["params"])) for group in solver.optimizer.param_groups] == [(1, 2)]
     solver.backward(model(IMAGE).square().mean())
     assert solver.speed() > 0
+
+
+class Mixed(nn.Module):
+    """A batch norm on the image's mean, one on the map; an unused head, a frozen layer, dropout; multiples of 32."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.frozen = nn.Conv2d(3, 4, 4, stride=4), nn.Conv2d(4, 4, 1).requires_grad_(False)
+        self.norm, self.pooled, self.drop = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Dropout2d(0.5)
+        self.classifier, self.aux = nn.Conv2d(4, CLASSES, 1), nn.Conv2d(4, CLASSES, 1)
+
+    def forward(self, image):
+        if image.shape[-1] % 32 or image.shape[-2] % 32:
+            raise ValueError("multiples of 32, please")
+        x = self.norm(self.frozen(self.body(image)))
+        x = self.drop(x + self.pooled(x.mean((2, 3), keepdim=True)))
+        return self.classifier(x), self.aux(x)
+
+
+def test_parameters_without_part_in_the_output(built):
+    model = built(lambda _: Mixed(), CLASSES_OUT=(4, 3, 2, 1, 0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    assert model.idle_parameters() == ["feature_extractor.aux.weight", "feature_extractor.aux.bias"]
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert built(lambda _: UNet()).idle_parameters() == []
+
+
+def test_batch_norms_that_see_one_value(built):
+    assert built(lambda _: Mixed()).pooled_norms == ("feature_extractor.pooled",)
+    model = built(lambda _: deeplabv3_mobilenet_v3_large(weights_backbone=None, num_classes=CLASSES))
+    assert model.pooled_norms == ("feature_extractor.classifier.0.convs.4.2",)
+    assert not any(module._forward_pre_hooks for module in model.modules())
