@@ -2,10 +2,12 @@
 
 Input `image` is N×3×H×W: normalised float32 RGB, or with --normalise plain uint8 RGB. The output, at the input's own
 size, is named as --output says: `logits` or `softmax`, N×C×H×W float32, or `labels`, N×H×W uint8, the class of the
-largest. The file's metadata hold class names, colours, normalisation and the size that the network is used to
-(INPUT.INPUT_SIZE_TEST). Before the file appears, it is read back and compared with the model here at two sizes, on the
-CPU, the model in float32: no value may differ by more than 1e-4 of the largest one (with --half 1e-2), and no label may
-be a class whose logit lies further than twice that below the winner's.
+largest. With --fixed-size it takes one image of INPUT.INPUT_SIZE_TEST alone: for networks of one's own whose way
+depends on the size, and for runtimes that want it so. The file's metadata hold class names, colours, normalisation
+and the size that the network is used to (INPUT.INPUT_SIZE_TEST). Before the file appears, it is read back and compared
+with the model here at two sizes (or that one), on the CPU, the model in float32: no value may differ by more than 1e-4
+of the largest one (with --half 1e-2), and no label may be a class whose logit lies further than twice that below the
+winner's.
 """
 
 import argparse
@@ -87,26 +89,31 @@ class Format:
     Attributes:
         ending: of its files.
         packages: that it needs beside torch.
-        write: write(network, example, metadata) → the file's bytes; the metadata name its output.
+        write: write(network, example, metadata, fixed, opset) → the file's bytes; the metadata name its output. The
+            example's shape is the only one if `fixed`; `opset` is ONNX's (None: as torch has it).
         read: read(path) → what runs the file, a function of the input tensor.
     """
 
     ending: str
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, torch.Tensor, dict], bytes]
+    write: Callable[[nn.Module, torch.Tensor, dict, bool, int | None], bytes]
     read: Callable[[Path], Runner]
 
 
-def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: dict) -> bytes:
+def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: dict, fixed: bool, opset: int | None) -> bytes:
     program = torch.onnx.export(
         network,
         (example,),
         dynamo=True,
-        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+        dynamic_shapes=None if fixed else ({0: "batch", 2: "height", 3: "width"},),
         input_names=[INPUT],
         output_names=[metadata["output"]["name"]],
+        opset_version=opset,
         verbose=False,
     )
+    found = program.model.opset_imports[""]
+    if opset not in (None, found):  # torch leaves it where it cannot convert
+        raise UserError(f"--opset {opset}: torch {torch.__version__} makes opset {found} of this network; give that")
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
     return program.model_proto.SerializeToString()
@@ -121,16 +128,17 @@ def _read_onnx(path: Path) -> Runner:
     return lambda image: torch.from_numpy(session.run(None, {INPUT: image.numpy()})[0])
 
 
-def _write_torchscript(network: nn.Module, example: torch.Tensor, metadata: dict) -> bytes:
+def _write_torchscript(network: nn.Module, example: torch.Tensor, metadata: dict, *_: object) -> bytes:
     buffer = io.BytesIO()
     script = torch.jit.trace(network, (example,), check_trace=False)  # what follows is the stricter check
     torch.jit.save(script, buffer, _extra_files={METADATA: json.dumps(metadata, ensure_ascii=False)})
     return buffer.getvalue()
 
 
-def _write_torch_export(network: nn.Module, example: torch.Tensor, metadata: dict) -> bytes:
+def _write_torch_export(network: nn.Module, example: torch.Tensor, metadata: dict, fixed: bool, _: object) -> bytes:
     dynamic = torch.export.Dim.DYNAMIC
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},))
+    shapes = None if fixed else ({0: dynamic, 2: dynamic, 3: dynamic},)
+    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata, ensure_ascii=False)})
     return buffer.getvalue()
@@ -188,6 +196,7 @@ def check(
     shapes: Sequence[tuple[int, ...]],
     output: str = "logits",
     tolerance: float = TOLERANCE,
+    way: str = "",
 ) -> None:
     """Feed an exported file and the model, as it was before, with the same noise of every shape.
 
@@ -195,25 +204,29 @@ def check(
         inside: the file normalises its input itself.
         output: one of OUTPUTS, which the file gives.
         tolerance: of the largest value.
+        way: what to do where the file does not take a shape, for messages.
     Raises:
-        UserError: their outputs differ.
+        UserError: their outputs differ, or the file does not take a shape.
     """
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         prepared = normalise(image)
-        with evaluating(model):
-            logits = model(prepared, shape[-2:])
+        try:
+            with evaluating(model):
+                logits = model(prepared, shape[-2:])
+            found = run(image if inside else prepared)
+        except Exception as error:  # whatever a network, or a runtime, makes of a size that it does not take
+            raise UserError(f"the network or its file fails for {shape}: {_reason(error)}{way}") from error
         expected = OUTPUTS[output][0](logits)
-        found = run(image if inside else prepared)
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
             here, there = (f"{tuple(one.shape)} {one.dtype}" for one in (expected, found))
-            raise UserError(f"the exported file gives {there} for {shape}, not {here}")
+            raise UserError(f"the exported file gives {there} for {shape}, not {here}{way}")
         agrees, told = (_compare_labels if output == LABELS else _compare_values)(found, expected, logits, tolerance)
         batch, _, height, width = shape
         result = f"{batch} × {width}×{height}: {output} {told} of {batch * width * height} pixels"
         if not agrees:
-            raise UserError(f"the exported file is not the model ({result}): nothing was written")
+            raise UserError(f"the exported file is not the model ({result}): nothing was written{way}")
         LOGGER.info("checked: %s", result)
 
 
@@ -243,6 +256,8 @@ def export(args: argparse.Namespace) -> None:
     missing = [name for name in form.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {args.format} needs more packages: pip install {' '.join(missing)}")
+    if args.opset is not None and args.format != "onnx":
+        raise UserError(f"--opset is of ONNX files, not of --format {args.format}: leave it out")
     config = load_config(args.config_file, args.options)
     checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
     config = with_known(config, checkpoint)
@@ -257,24 +272,37 @@ def export(args: argparse.Namespace) -> None:
     normalise = Normalise(config.INPUT)
     network = Deployed(plain_copy(model), normalise if args.normalise else None, args.output, args.half)
     metadata = describe(config, taxonomy, checkpoint, args.normalise, args.output, args.half)
-    example = torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
-    example = example if args.normalise else normalise(example)
     width, height = config.INPUT.INPUT_SIZE_TEST
-    shapes = (1, 3, height, width), (2, 3, max(height * 2 // 3, 16) | 1, max(width // 2, 16) | 1)  # one odd
+    shapes = [(1, 3, height, width), (2, 3, max(height * 2 // 3, 16) | 1, max(width // 2, 16) | 1)]  # one odd
+    way = f"; --fixed-size tries it for images of {width}×{height} alone"
+    if args.fixed_size:
+        way = ""
+        del shapes[1]
+        metadata["input"]["shape"] = list(shapes[0])
+    example = torch.zeros(shapes[0] if args.fixed_size else EXAMPLE_SHAPE, dtype=torch.uint8)
+    example = example if args.normalise else normalise(example)
     with _quiet(), replacing(path) as temporary:
         try:
             with torch.no_grad():
-                data = form.write(network, example, metadata)
+                data = form.write(network, example, metadata, args.fixed_size, args.opset)
+        except UserError:
+            raise
         except Exception as error:  # whatever an exporter makes of a network of one's own
-            reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
-            raise UserError(f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {reason}") from error
+            what = f"--format {args.format} cannot hold MODEL.NAME {config.MODEL.NAME}: {_reason(error)}{way}"
+            raise UserError(what) from error
         temporary.write_bytes(data)
         tolerance = HALF_TOLERANCE if args.half else TOLERANCE
-        check(form.read(temporary), model, normalise, args.normalise, shapes, args.output, tolerance)
+        check(form.read(temporary), model, normalise, args.normalise, shapes, args.output, tolerance, way)
     LOGGER.info(
         "wrote %s (%s in %s, %.1f MB): %s of %d classes",
         shlex.quote(str(path)), args.format, metadata["computes_in"], len(data) / 1e6, args.output, len(taxonomy),
     )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an exporter says, and the next one where that only announces it."""
+    lines = [line.strip() for line in str(error.__cause__ or error).split("\n") if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:200]
 
 
 @contextmanager
@@ -304,6 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=lambda name: known.get(name, name), choices=tuple(OUTPUTS), default="logits", help=gives
     )
     parser.add_argument("--half", action="store_true", help="compute in float16: half the size; logits stay float32")
+    fixed = "batch 1, and INPUT.INPUT_SIZE_TEST as the only size"
+    parser.add_argument("--fixed-size", action="store_true", help=fixed)
+    parser.add_argument("--opset", type=int, metavar="N", help="of the ONNX file (default: torch's)")
     out = "default: OUTPUT_DIR/<checkpoint> with the format's ending"
     parser.add_argument("-o", "--out", type=path_argument, metavar="FILE", help=out)
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")

@@ -70,11 +70,18 @@ class OwnNetwork(Segmentor):
         if self.multiple == 1:
             return self._chosen(unpacked(super().logits(image)))
         height, width = image.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        if below or right or torch.jit.is_tracing() or torch.compiler.is_exporting():  # other sizes are to follow
+        below, right = (_up(side, self.multiple) * self.multiple - side for side in (height, width))
+        # where the sizes that are to follow are not known, nothing is asked of them
+        unknown = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if unknown or below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
         logits = self._chosen(unpacked(super().logits(image)))
-        return logits[..., : -(-height // self.stride), : -(-width // self.stride)]
+        rows, columns = _up(height, self.stride), _up(width, self.stride)
+        if not unknown:
+            return logits[..., :rows, :columns]
+        for dim, count in ((2, rows), (3, columns)):  # a slice's layout would depend on whether it is the whole
+            logits = logits.index_select(dim, torch.arange(count, device=logits.device))
+        return logits
 
     def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
         """The channels of the classes."""
@@ -234,16 +241,21 @@ def unpacked(output: Any) -> Any:
     return output
 
 
+def _up(side: int, length: int) -> int:
+    """side / length, rounded up, by numbers above 0: ONNX divides others otherwise."""
+    return (side + length - 1) // length
+
+
 def _tried_size(multiple: int) -> tuple[int, int]:
     """(height, width) in odd multiples, so that they are multiples of nothing larger."""
-    height, width = ((-(-side // multiple) | 1) * multiple for side in _SIDES)
+    height, width = ((_up(side, multiple) | 1) * multiple for side in _SIDES)
     return height, width
 
 
 def _stride(size: tuple[int, int], points: tuple[int, int]) -> int:
     """The stride that makes so many points of an image's sides, rounded down or up; 0: none."""
     for stride in STRIDES:
-        down, up = (tuple(side // stride for side in size), tuple(-(-side // stride) for side in size))
+        down, up = (tuple(side // stride for side in size), tuple(_up(side, stride) for side in size))
         if points in (down, up):
             return stride
     return 0

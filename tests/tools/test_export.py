@@ -17,7 +17,7 @@ from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
 from tests.helpers import contents, start
 from tools import export
-from tools.export import main
+from tools.export import FORMATS, main
 
 SHAPES = ((1, 64, 128), (2, 64, 128), (3, 51, 37))  # (B, H, W)
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -339,3 +339,101 @@ def test_a_network_of_ones_own_that_cannot_be_exported(refused, tmp_path, monkey
     line = refused("--format", name, *options)
     assert f"--format {name} cannot hold MODEL.NAME undecided_network:undecided" in line
     assert "data-dependent" in line
+
+
+# --- networks of one's own, fixed sizes, opsets
+
+
+class UNet(nn.Module):
+    """One module whose images' sides must be multiples of 4, and a channel too many."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12, classes + 1, 1)
+
+    def forward(self, image):
+        high = self.first(image)
+        both = torch.cat([high, F.interpolate(F.max_pool2d(high, 4), scale_factor=4.0)], 1)
+        return {"out": self.last(both)[..., ::2, ::2]}
+
+
+class Placed(nn.Module):
+    """A network of one size, as those with a learnt place for every point."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.place = nn.Conv2d(3, classes, 8, stride=8), nn.Parameter(torch.randn(1, classes, 8, 16))
+
+    def forward(self, image):
+        return self.body(image) + self.place
+
+
+def unet(cfg):
+    return UNet(cfg.MODEL.NUM_CLASSES)
+
+
+def placed(cfg):
+    return Placed(cfg.MODEL.NUM_CLASSES)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """own(function, **options) → the words that name a network and its weights."""
+
+    def words(function, **options):
+        monkeypatch.setitem(sys.modules, "own_to_export", sys.modules[function.__module__])
+        torch.manual_seed(0)
+        state = function(load_config(tmp_path / "tiny.yaml")).state_dict()
+        torch.save(state, tmp_path / "own.pth")
+        found = {"MODEL.NAME": f"own_to_export:{function.__name__}", "resume": tmp_path / "own.pth"} | options
+        return [word for pair in found.items() for word in pair]
+
+    return words
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_padded_network_of_ones_own(exported, own, config, draw_scene, name, fixed):
+    """On any size, sides that are no multiples among them, or on the only one."""
+    words = own(unet, **{"MODEL.CLASSES_OUT": tuple(range(1, 20))})
+    path, told = exported("--format", name, "--normalise", *words, *(["--fixed-size"] if fixed else []))
+    assert told.count("checked: ") == (1 if fixed else 2)
+    assert "stride 2; images are padded to multiples of 4" in told
+    run = FORMATS[name].read(path)
+    model = build_model(load_config(config, [str(word) for word in words])).eval()
+    load_checkpoint(model, words[3])
+    for images in batches(draw_scene):
+        if fixed and images.shape[::2] != (1, 64):
+            continue
+        with torch.no_grad():
+            expected = model((images / 255 - MEAN) / STD, images.shape[-2:])
+            assert_same(run(images), expected)
+
+
+def test_a_fixed_size_is_the_only_one(exported, refused, own):
+    words = own(placed)
+    for name, reason in (("torchscript", "The size of tensor a (12) must match"), ("onnx", "8) is inconsistent")):
+        line = refused("--format", name, *words)
+        assert f"--format {name} cannot hold MODEL.NAME own_to_export:placed: " in line
+        assert reason in line
+        assert line.endswith("; --fixed-size tries it for images of 128×64 alone")
+    path, _ = exported("--format", "onnx", *words, "--fixed-size")
+    session = onnxruntime.InferenceSession(path)
+    assert [session.get_inputs()[0].shape, session.get_outputs()[0].shape] == [[1, 3, 64, 128], [1, 19, 64, 128]]
+    metadata = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["input"]["shape"] == [1, 3, 64, 128]
+
+
+def test_the_opset_is_the_one_asked_for(exported, own):
+    """20, which is not torch's own."""
+    words = own(unet, **{"MODEL.CLASSES_OUT": tuple(range(1, 20))})
+    path, told = exported("--format", "onnx", *words, "--opset", 20)
+    assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {20}
+    assert told.count("checked: ") == 2
+
+
+def test_an_opset_that_cannot_be_made(refused, own):
+    words = own(placed)
+    assert "--opset 7: torch" in (line := refused("--format", "onnx", *words, "--fixed-size", "--opset", 7))
+    assert "makes opset 18 of this network; give that" in line
+    assert "--opset is of ONNX files, not of --format torchscript" in refused("--format", "torchscript", "--opset", 18)
