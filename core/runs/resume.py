@@ -306,8 +306,6 @@ def describe_start(config: Config) -> str:
     if given or ":" not in config.MODEL.NAME:
         return str(given or RANDOM)
     drawn = _drawn(config)
-    if config.resume == RANDOM and any(drawn):  # as it was asked for
-        return RANDOM
     some = f", {sum(drawn)} of its {len(drawn)} tensors {RANDOM}" if any(drawn) else ""
     return f"its own function{some}"
 

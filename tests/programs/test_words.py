@@ -92,7 +92,7 @@ def test_random_weights_are_adapted_where_the_user_says_so(cityscapes_root, writ
     assert adapt(["-cfg", str(config), "resume", word, "--check"]) == 0
     assert adapt(["-cfg", str(config), "resume", word]) == 0
     out = capsys.readouterr().out
-    assert len(re.findall("model: .*, from random$", out, re.MULTILINE)) == 2
+    assert len(re.findall("model: .*, from its own function, .* tensors random$", out, re.MULTILINE)) == 2
     saved = load_config("out/config.yaml")
     assert saved.resume == "random"  # so that it can be run again
     with pytest.raises(UserError, match="began without a source model"):
