@@ -20,6 +20,15 @@ _FILES = sorted([*(PROJECT / "tools").glob("*.py"), *(PROJECT / "tools").glob("*
 TOOLS = [
     f"tools.{p.parent.name if p.stem == '__main__' else p.stem}" for p in _FILES if _MAIN.search(p.read_text("utf-8"))
 ]
+SHORT = {  # what makes the tiny experiment of write_config a run of two iterations without evaluation
+    "DATASETS.TEST": "",
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.INPUT_SIZE_TEST": (64, 32),
+    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
+    "SOLVER.STOP_ITER": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "VIS.PERIOD": 0,
+}
 SOURCE = {  # what makes the tiny experiment of write_config a source training
     "resume": "",
     "MODEL.FREEZE_BN": False,

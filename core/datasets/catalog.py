@@ -221,7 +221,7 @@ def _with_blind_spots(images: ImageSet, options) -> ImageSet:
         return images
     sizes = dict.fromkeys(filter(None, map(image_size, images.paths)))
     share = f"{100 * spots.share(sizes):.1f} % of the picture is masked"
-    return replace(images, blind=spots, note="; ".join(filter(None, (images.note, share))))
+    return replace(images, blind=spots).noted(share)
 
 
 def _find_images(config, key: str) -> ImageSet:

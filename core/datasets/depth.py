@@ -68,7 +68,7 @@ def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span]
         if not options.DEPTH_RANGE:
             return images
         note = f"8 bits: INPUT.DEPTH_RANGE {tuple(options.DEPTH_RANGE)}, of 16-bit images, plays no part"
-        return replace(images, note="; ".join(filter(None, (images.note, note))))
+        return images.noted(note)
     span, words = tuple(options.DEPTH_RANGE), "given by INPUT.DEPTH_RANGE"
     if not span:
         span, words = shared(), "as those of DATASETS.TARGET_TRAIN"
@@ -77,7 +77,7 @@ def with_depth(images: ImageSet, options, where: str, shared: Callable[[], Span]
     if not words.startswith(_FOUND):
         words += distributed.from_main(lambda: _misfit(images, span))
     note = f"16 bits, of which {span[0]} to {span[1]} become 0 to 255 ({words})"
-    return replace(images, form=replace(images.form, span=span), note="; ".join(filter(None, (images.note, note))))
+    return replace(images, form=replace(images.form, span=span)).noted(note)
 
 
 def _range(images: ImageSet, depth: str, where: str) -> tuple[Span, str]:

@@ -88,6 +88,10 @@ class ImageSet:
         per_image = {"paths": self.paths, "names": self.names, "listed": self.listed}
         return replace(self, **{key: tuple(all_of[i] for i in indices) for key, all_of in per_image.items() if all_of})
 
+    def noted(self, words: str) -> "ImageSet":
+        """The same set with more for the log to say of it."""
+        return replace(self, note=f"{self.note}; {words}" if self.note else words)
+
     def scored_of(self, taxonomy: Taxonomy) -> Taxonomy:
         """The classes that a model of `taxonomy` is scored by on this set."""
         return taxonomy if self.pairing is None else self.pairing.taxonomy

@@ -8,18 +8,9 @@ import torch
 from core.configs.loading import load_config
 from core.programs.adapt import main as adapt
 from core.programs.evaluate import main as evaluate
-from tests.helpers import read_checkpoint, start
+from tests.helpers import SHORT, read_checkpoint, start
 from tools.predict.__main__ import main as predict
 
-OPTIONS = {
-    "DATASETS.TEST": "",
-    "DATALOADER.NUM_WORKERS": 0,
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
-    "SOLVER.STOP_ITER": 2,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "VIS.PERIOD": 0,
-}
 LINE = "16 bits, of which 7400 to 7910 become 0 to 255 (INPUT.DEPTH auto, by all 4 images)"
 
 
@@ -40,7 +31,7 @@ def place(tmp_path_factory, draw_scene, write_config):
             deep = frame(draw_scene(seed)[0])
             picture = deep if kind == "deep" else ((deep - 7400) // 2).astype(np.uint8)
             assert cv2.imwrite(str(folder / kind / f"{seed}.png"), picture)
-    config = write_config(folder, **OPTIONS, **{"DATASETS.TARGET_TRAIN": f"folder:{folder / 'deep'}"})
+    config = write_config(folder, **SHORT, **{"DATASETS.TARGET_TRAIN": f"folder:{folder / 'deep'}"})
     process = start("train_TCR_DTU.py", "-cfg", config)
     assert (process.returncode, process.stderr) == (0, "")
     assert f": {LINE}" in process.stdout

@@ -7,18 +7,10 @@ import pytest
 import yaml
 
 from core.programs.evaluate import main as evaluate
-from tests.helpers import rows_of, start
+from tests.helpers import SHORT, rows_of, start
 from tools.report.__main__ import main as report
 
-OPTIONS = {
-    "DATASETS.TEST": "town_val",
-    "DATALOADER.NUM_WORKERS": 0,
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
-    "SOLVER.STOP_ITER": 20,
-    "SOLVER.CHECKPOINT_PERIOD": 10,
-    "VIS.PERIOD": 0,
-}
+OPTIONS = SHORT | {"DATASETS.TEST": "town_val", "SOLVER.STOP_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10}
 CLASSES = ["nature", "street", "two-wheeler", "dog"]
 COLUMNS = ["IoU_nature", "IoU_street", "IoU_two-wheeler"]
 

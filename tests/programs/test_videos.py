@@ -6,19 +6,10 @@ import pytest
 
 from core.programs.adapt import main as adapt
 from core.programs.evaluate import main as evaluate
-from tests.helpers import rows_of, start
+from tests.helpers import SHORT, rows_of, start
 from tools.report.__main__ import main as report
 
-OPTIONS = {
-    "DATASETS.TEST": "",
-    "DATALOADER.NUM_WORKERS": 1,
-    "INPUT.INPUT_SIZE_TEST": (64, 32),
-    "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 24),
-    "SOLVER.STOP_ITER": 2,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "VIS.PERIOD": 0,
-    "VIDEO.EVERY": 2,
-}
+OPTIONS = SHORT | {"DATALOADER.NUM_WORKERS": 1, "VIDEO.EVERY": 2}
 NAMES = ["000000.png", "000004.png", "000008.png", "000010.png"]
 
 
