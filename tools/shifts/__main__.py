@@ -87,13 +87,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--aside", action="store_true", help="the shifts that are kept aside, too")
     parser.add_argument("--config", default=CONFIG, metavar="FILE", help=f"of the adaptation (default: {CONFIG})")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 1 to N of each (default: 1)")
-    parser.add_argument(
-        "--jobs",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="shifts of the table at a time (default: 1)",
-    )
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path(WORK), metavar="DIR", help=f"(default: {WORK})")
     parser.add_argument(
         "--reliability",

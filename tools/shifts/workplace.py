@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -108,17 +109,19 @@ class Workplace:
             print(f"domains {', '.join(missing)}: drawn, {seconds:.0f} s", flush=True)
 
     def make_rows(self, shifts: Sequence[Shift], seeds: Sequence[int], jobs: int = 1) -> list[Row]:
-        """:meth:`make_row` of every shift and seed, in their order; so many source models, then shifts, at a time."""
-
-        def rows_of(shift: Shift) -> list[Row]:
-            return [self.make_row(shift, seed) for seed in seeds if not self._stopped.is_set()]
-
+        """:meth:`make_row` of every shift and seed, in their order; so many processes at a time."""
+        pairs = [(shift, seed) for shift in shifts for seed in seeds]
         if jobs == 1:
-            return [row for shift in shifts for row in rows_of(shift)]
+            return [self.make_row(*pair) for pair in pairs]
+
+        def make(pair: tuple[Shift, int]) -> Row | None:
+            return None if self._stopped.is_set() else self.make_row(*pair)
+
         with ThreadPoolExecutor(jobs) as pool:  # every run is a process of its own
-            try:
+            try:  # what several runs share is made before them
                 list(pool.map(self._find_source, dict.fromkeys(shift.source for shift in shifts)))
-                return [row for rows in pool.map(rows_of, shifts) for row in rows]
+                list(pool.map(self._try_source, shifts))
+                return [row for row in pool.map(make, pairs) if row]
             except BaseException:  # Ctrl-C, which the processes at work heard, too
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
@@ -208,6 +211,12 @@ class Workplace:
         scores = self._scores(options, folder, log_of(folder), {checkpoint.name})
         write_json(folder / RECORD, made_from)
         return scores[checkpoint.name]
+
+    def _try_source(self, shift: Shift) -> None:
+        """Evaluate a shift's source model, if that can be done; its runs will say why not."""
+        if not self._stopped.is_set():
+            with suppress(UserError):
+                self._evaluate_source(shift, self._source(shift.source))
 
     def _scores(self, options: Sequence[str], folder: Path, log: Path, wanted: set[str]) -> dict[str, Scores]:
         """What test.py says of the `wanted` checkpoints; it is not asked again where its table holds them all."""
