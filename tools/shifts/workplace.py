@@ -206,10 +206,12 @@ class Workplace:
         folder = self.results / shift.name / "source"
         options = (*self.options_of(shift), "resume", str(checkpoint))
         made_from = {"config": load_config(self.config_file, options).dump(), "source": digest(checkpoint)}
-        if read_json(folder / RECORD) != made_from:
+        made = read_json(folder / RECORD) == made_from
+        if not made:
             self._remove(folder)
         scores = self._scores(options, folder, log_of(folder), {checkpoint.name})
-        write_json(folder / RECORD, made_from)
+        if not made:  # else other runs may be reading it
+            write_json(folder / RECORD, made_from)
         return scores[checkpoint.name]
 
     def _try_source(self, shift: Shift) -> None:
