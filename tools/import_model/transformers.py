@@ -13,13 +13,12 @@ import torch
 
 from core.models.segformer import DAFORMER_WIDTH, SIZES, encoder_state
 from core.utils.errors import UserError
-from tools.import_model.family import Family, Imported
+from tools.import_model.family import SYNTHIA_NOTE, Family, Imported
 
 State = Mapping[str, torch.Tensor]
 INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "bgr255": False}  # ImageNet's
 LICENCE = "NVIDIA Source Code License for SegFormer (non-commercial), that of the published Mix Transformers"
-# what may stand beside a network, by how its names begin
-_LEFT_OUT = {
+_LEFT_OUT = {  # what may stand beside a network, by how its names begin
     "decode_head.conv_seg.": "a layer that this head does not use",
     "auxiliary_head.": "an auxiliary head, for the training of its own program",
 }
@@ -30,16 +29,16 @@ class _Format:
     """Where a program's checkpoints have what.
 
     Attributes:
-        origin: the program.
         encoder: names of the convolutions at the beginning of the four stages.
         projections: of the head's four, that of the finest map first; with `.conv` and `.bn` where `normed`.
         fuse, norm: of the convolution that fuses them, and its batch norm.
         last: of the last layer.
         backwards: the maps are fused from the coarsest on.
-        args, about: what the network needs in MODEL.ARGS, and what else the checkpoint will say of itself.
+        args: of MODEL.ARGS, what it needs whatever its size.
+        about: what the checkpoint says beside :data:`INPUT`.
+        notes: for the log, where there are 19 outputs.
     """
 
-    origin: str
     encoder: tuple[str, ...]
     projections: tuple[str, ...]
     fuse: str
@@ -49,6 +48,7 @@ class _Format:
     normed: bool = False
     args: Mapping = field(default_factory=dict)
     about: Mapping = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def fits(self, state: State) -> bool:
         projections = (f"{name}.conv" if self.normed else name for name in self.projections)
@@ -61,9 +61,9 @@ class _Format:
     def imported(self, state: State, network: str, args: dict, features: dict, classifier: dict) -> Imported:
         reasons = {start: why for start, why in _LEFT_OUT.items() if start != f"{self.last}."}
         left_out = {name: why for start, why in reasons.items() for name in state if name.startswith(start)}
-        about = {**INPUT, "align_corners": False, "origin": self.origin, **self.about, "args": {**self.args, **args}}
-        outputs = len(classifier["classifier.weight"])
-        return Imported(network, outputs, features, classifier, left_out, about)
+        about, outputs = {**INPUT, "align_corners": False, **self.about}, len(classifier["classifier.weight"])
+        notes = self.notes if outputs == 19 else ()
+        return Imported(network, outputs, features, classifier, left_out, about, {**self.args, **args}, notes)
 
 
 def _segformer(form: _Format, state: State) -> Imported:
@@ -77,7 +77,7 @@ def _segformer(form: _Format, state: State) -> Imported:
             _conv_norm(state, f"{name}.conv", f"{name}.bn", ours) if form.normed else _layer(state, name, ours)
         )
     numbers, width = _numbers(features), len(classifier["fuse.0.weight"])
-    size = next((size for size, known in SIZES.items() if [*map(list, known[:2])] == list(numbers.values())), "")
+    size = next((size for size in SIZES if numbers == _numbers_of(size)), "")
     args = {} if size else numbers
     size = size or "b0"
     if width != SIZES[size][2]:
@@ -97,7 +97,7 @@ def _daformer(form: _Format, state: State) -> Imported:
         for number, part in enumerate(("depthwise_conv", "pointwise_conv")):
             classifier |= _conv_norm(state, f"{branch}.{part}.conv", f"{branch}.{part}.bn", f"aspp.{index}.{number}")
     numbers, width = _numbers(features), len(classifier["bottleneck.0.weight"])
-    args = {} if list(numbers.values()) == [*map(list, SIZES["b5"][:2])] else numbers
+    args = {} if numbers == _numbers_of("b5") else numbers
     if width != DAFORMER_WIDTH:
         args = {**args, "width": width}
     return form.imported(state, "daformer_b5", args, features, classifier)
@@ -121,6 +121,11 @@ def _numbers(features: State) -> dict[str, list[int]]:
     }
 
 
+def _numbers_of(size: str) -> dict[str, list[int]]:
+    depths, widths, _ = SIZES[size]
+    return {"depths": [*depths], "widths": [*widths]}
+
+
 def _layer(state: State, theirs: str, ours: str) -> dict[str, torch.Tensor]:
     """A 1×1 convolution, of one or of a linear layer."""
     found = {f"{ours}.{part}": state[f"{theirs}.{part}"] for part in ("weight", "bias") if f"{theirs}.{part}" in state}
@@ -139,7 +144,6 @@ def _four(name: str, first: int = 0) -> tuple[str, ...]:
 
 
 _NVLABS = _Format(
-    "SegFormer's own program (NVlabs)",
     _four("backbone.patch_embed{}.proj", 1),
     _four("decode_head.linear_c{}.proj", 1),
     "decode_head.linear_fuse.conv",
@@ -150,14 +154,13 @@ _NVLABS = _Format(
 )
 _OF_DAFORMER = replace(
     _NVLABS,
-    origin="SegFormer in the programs of DAFormer and MIC",
     projections=_four("decode_head.linear_c.{}.proj"),
     backwards=False,
     about={"licence": LICENCE, "size": [1024, 512]},
+    notes=(SYNTHIA_NOTE,),
 )
 _DAFORMER = replace(
     _OF_DAFORMER,
-    origin="DAFormer's program, or MIC's",
     projections=_four("decode_head.embed_layers.{}.proj"),
     fuse="decode_head.fuse_layer.bottleneck.conv",
     norm="decode_head.fuse_layer.bottleneck.bn",
@@ -165,7 +168,6 @@ _DAFORMER = replace(
 )
 _CONV1 = replace(_DAFORMER, fuse="decode_head.fuse_layer.conv", norm="decode_head.fuse_layer.bn")
 _MMSEG = _Format(
-    "mmseg, 0.20 or later",
     _four("backbone.layers.{}.0.projection"),
     _four("decode_head.convs.{}"),
     "decode_head.fusion_conv.conv",
@@ -175,7 +177,6 @@ _MMSEG = _Format(
     args={"projection": "normed", "eps": "1e-6"},
 )
 _TRANSFORMERS = _Format(
-    "transformers (Hugging Face)",
     _four("segformer.encoder.patch_embeddings.{}.proj"),
     _four("decode_head.linear_c.{}.proj"),
     "decode_head.linear_fuse",
@@ -190,7 +191,6 @@ _TRANSFORMERS_5 = replace(
     projections=_four("decode_head.linear_projections.{}.proj"),
 )
 _SMP = _Format(
-    "segmentation_models_pytorch",
     _four("encoder.patch_embed{}.proj", 1),
     _four("decoder.mlp_stage.{}.linear")[::-1],
     "decoder.fuse_stage.0",
@@ -199,36 +199,18 @@ _SMP = _Format(
     backwards=True,
     about={"align_corners": True},
 )
-
+_KNOWN = (  # --family, in words, format, and how it is converted
+    ("segformer", "SegFormer by NVlabs", _NVLABS, _segformer),
+    ("segformer_daformer", "SegFormer in DAFormer's and MIC's programs", _OF_DAFORMER, _segformer),
+    ("segformer_mmseg", "SegFormer by mmseg since 0.20", _MMSEG, _segformer),
+    ("segformer_transformers", "SegFormer by transformers (Hugging Face)", _TRANSFORMERS, _segformer),
+    ("segformer_transformers5", "the same, as transformers 5 has it in memory", _TRANSFORMERS_5, _segformer),
+    ("segformer_smp", "SegFormer by segmentation_models_pytorch", _SMP, _segformer),
+    ("daformer_mit", "DAFormer and MIC on a Mix Transformer", _DAFORMER, _daformer),
+    ("daformer_mit_conv1", "the same with SegFormer's fusion, of its ablation", _CONV1, _segformer),
+)
 FAMILIES: tuple[Family, ...] = (
-    Family("segformer", "SegFormer by NVlabs", _NVLABS.fits, partial(_segformer, _NVLABS)),
-    Family(
-        "segformer_daformer",
-        "SegFormer in DAFormer's and MIC's programs",
-        _OF_DAFORMER.fits,
-        partial(_segformer, _OF_DAFORMER),
-    ),
-    Family("segformer_mmseg", "SegFormer by mmseg since 0.20", _MMSEG.fits, partial(_segformer, _MMSEG)),
-    Family(
-        "segformer_transformers",
-        "SegFormer by transformers (Hugging Face)",
-        _TRANSFORMERS.fits,
-        partial(_segformer, _TRANSFORMERS),
-    ),
-    Family(
-        "segformer_transformers5",
-        "SegFormer by transformers (Hugging Face), as version 5 has it in memory",
-        _TRANSFORMERS_5.fits,
-        partial(_segformer, _TRANSFORMERS_5),
-    ),
-    Family("segformer_smp", "SegFormer by segmentation_models_pytorch", _SMP.fits, partial(_segformer, _SMP)),
-    Family("daformer_mit", "DAFormer and MIC on a Mix Transformer", _DAFORMER.fits, partial(_daformer, _DAFORMER)),
-    Family(
-        "daformer_mit_conv1",
-        "DAFormer's ablation on a Mix Transformer, fused by a 1×1 convolution as SegFormer is",
-        _CONV1.fits,
-        partial(_segformer, _CONV1),
-    ),
+    *(Family(name, words, form.fits, partial(convert, form)) for name, words, form, convert in _KNOWN),
     Family(
         "hrda",
         "HRDA and MIC on HRDA, which cannot be imported",
