@@ -204,13 +204,16 @@ _KNOWN = (  # --family, in words, format, and how it is converted
     ("segformer_daformer", "SegFormer in DAFormer's and MIC's programs", _OF_DAFORMER, _segformer),
     ("segformer_mmseg", "SegFormer by mmseg since 0.20", _MMSEG, _segformer),
     ("segformer_transformers", "SegFormer by transformers (Hugging Face)", _TRANSFORMERS, _segformer),
-    ("segformer_transformers5", "the same, as transformers 5 has it in memory", _TRANSFORMERS_5, _segformer),
+    ("segformer_transformers5", "SegFormer by transformers 5, as it has it in memory", _TRANSFORMERS_5, _segformer),
     ("segformer_smp", "SegFormer by segmentation_models_pytorch", _SMP, _segformer),
     ("daformer_mit", "DAFormer and MIC on a Mix Transformer", _DAFORMER, _daformer),
-    ("daformer_mit_conv1", "the same with SegFormer's fusion, of its ablation", _CONV1, _segformer),
+    ("daformer_mit_conv1", "DAFormer on a Mix Transformer, fused as SegFormer is", _CONV1, _segformer),
 )
 FAMILIES: tuple[Family, ...] = (
-    *(Family(name, words, form.fits, partial(convert, form)) for name, words, form, convert in _KNOWN),
+    *(
+        Family(name, words, form.fits, partial(convert, replace(form, about={"origin": words, **form.about})))
+        for name, words, form, convert in _KNOWN
+    ),
     Family(
         "hrda",
         "HRDA and MIC on HRDA, which cannot be imported",
