@@ -50,7 +50,9 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 VIEW = 1024 * 512  # pixels of the full view, at most
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
-RATE, LEAST_RATE, MOST_RATE = 5.2e-5, 1e-6, 2.5e-4  # the first for gradients as large as the weights
+# for first steps as large as the weights; SGD's momentum of 0.9 adds some ten steps up, AdamW's takes their mean
+RATES = {"SGD": 5.2e-5, "AdamW": 5.2e-4}
+LEAST_RATE, MOST_RATE = 1e-6, 2.5e-4
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
 ANCHOR = 0.1
@@ -108,10 +110,12 @@ def choose_rate(choices: Choices, speed: float) -> None:
     """The learning rate, so that a step of any network moves its weights equally far.
 
     Args:
-        speed: |gradient| / |weights|, of :meth:`core.runs.solver.Solver.speed`.
+        speed: |step| / |weights|, of :meth:`core.runs.solver.Solver.speed`.
     """
-    rate = float(f"{np.clip(RATE / speed, LEAST_RATE, MOST_RATE):.2g}") if speed > 0 else LEAST_RATE
-    choices.choose(f"the first gradients are {speed:.3g} of the weights", {"SOLVER.BASE_LR": rate})
+    optimizer = choices.config.SOLVER.OPTIMIZER
+    rate = float(f"{np.clip(RATES[optimizer] / speed, LEAST_RATE, MOST_RATE):.2g}") if speed > 0 else LEAST_RATE
+    first = "gradients are" if optimizer == "SGD" else f"step of {optimizer} at a rate of 1 would be"
+    choices.choose(f"the first {first} {speed:.3g} of the weights", {"SOLVER.BASE_LR": rate})
 
 
 def choose_classes(choices: Choices, taxonomy: Taxonomy, looks: Looks) -> None:

@@ -45,7 +45,8 @@ option("MODEL.ARGS", OpenConfig())  # of a network of your own, NAME: VALUE pair
 option(
     "MODEL.WEIGHTS", "", free=True, path=True
 )  # ImageNet weights (torchvision's), used without `resume`; empty: random
-option("MODEL.FREEZE_BN", False)  # batch norm as a fixed affine map, in a network of your own, too
+option("MODEL.FREEZE_BN", False)  # batch norm as a fixed affine map, in every network
+option("MODEL.FREEZE_BN_PARAMETERS", True)  # with it; False: only statistics are fixed, weight and bias learn
 # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 … | mps: a Mac's GPU, predictions only, untried
 option("MODEL.DEVICE", "auto", free=True)
 option("MODEL.COMPILE", False, free=True)  # networks compiled by torch; needs a C++ compiler, on a GPU Triton
@@ -126,10 +127,14 @@ option("ADAPT.TEACHER_LOOKS", (), rules.LOOKS)  # of the teacher, too: mirrored,
 option("ADAPT.CLASS_WEIGHTS", (), rules.WEIGHTS)  # of every class's pseudo-labels in the loss; empty: all 1
 
 option("SOLVER.AUTO", False)  # source training: the run finds size, batch, rate and length where not given
-option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone; the classifier has ten times that
+option("SOLVER.OPTIMIZER", "SGD", one_of("SGD", "AdamW"))  # AdamW: what transformers want; norms do not decay by it
+option("SOLVER.BASE_LR", 0.02, above(0))  # of the backbone
+option("SOLVER.HEAD_FACTOR", 10.0, above(0))  # × BASE_LR: the classifier's rate
+option("SOLVER.LAYER_DECAY", 1.0, rules.SHARE)  # × the rate of the next layer, from the head down to the stem
+option("SOLVER.WARMUP", 0, at_least(0))  # first iterations, in which the rate grows from next to 0 to the schedule's
 option("SOLVER.LR_METHOD", "poly", one_of("poly"))
 option("SOLVER.LR_POWER", 0.9, at_least(0))
-option("SOLVER.MOMENTUM", 0.9, at_least(0))
+option("SOLVER.MOMENTUM", 0.9, at_least(0))  # of AdamW, the first beta; the second is 0.999
 option("SOLVER.WEIGHT_DECAY", 5e-4, at_least(0))
 option("SOLVER.MAX_ITER", 16000, at_least(1))  # at which the learning rate reaches 0: not below STOP_ITER
 option("SOLVER.STOP_ITER", 10000, at_least(1), free=True)  # at which training stops; of a run that goes on, only later

@@ -46,6 +46,10 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if facts.rule is not None and not facts.rule.holds(value):
             raise UserError(f"{key} must be {facts.rule.words}, not {value!r}")
     _check_windows(config.TEST)
+    if config.SOLVER.OPTIMIZER == "AdamW" and config.SOLVER.MOMENTUM >= 1:
+        raise UserError(
+            f"SOLVER.MOMENTUM must be below 1 with AdamW, whose first beta it is, not {config.SOLVER.MOMENTUM}"
+        )
     paths = {key: _expanded(config.find(key), key) for key, facts in OPTIONS.items() if facts.path}
     config = config.changed(paths)
     for name, fields in config.find(_CUSTOM).items():

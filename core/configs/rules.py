@@ -24,6 +24,9 @@ def within(low: float, high: float) -> Rule:
     return Rule(f"at least {low} and at most {high}", lambda value: low <= value <= high)
 
 
+SHARE = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
 def one_of(*values: str) -> Rule:
     return Rule(f"one of {', '.join(values)}", lambda value: value in values)
 

@@ -1,5 +1,5 @@
 """Segmentation networks."""
 
-from core.models.build import build_classifier, build_feature_extractor, build_model, log_network
+from core.models.build import build_classifier, build_feature_extractor, build_model, describe_norms, log_network
 
-__all__ = ["build_classifier", "build_feature_extractor", "build_model", "log_network"]
+__all__ = ["build_classifier", "build_feature_extractor", "build_model", "describe_norms", "log_network"]

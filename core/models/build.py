@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from core.models.backbone import ARCHITECTURES, FeatureExtractor, FrozenBatchNorm
-from core.models.deeplab import AtrousClassifier, Segmentor
+from core.models.deeplab import AtrousClassifier, Segmentor, batch_norms, frozen_norms
 from core.models.own_network import OwnNetwork, build_own_network
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -12,7 +12,8 @@ from core.utils.logging import LOGGER
 
 def build_feature_extractor(cfg) -> FeatureExtractor:
     """The ResNet of MODEL.NAME at stride 8, with DSU where MODEL.UNCERTAINTY is above 0, randomly initialised."""
-    return FeatureExtractor(_architecture(cfg), cfg.MODEL.FREEZE_BN, cfg.MODEL.UNCERTAINTY, cfg.MODEL.POS)
+    folded = cfg.MODEL.FREEZE_BN and cfg.MODEL.FREEZE_BN_PARAMETERS  # what learns is no constant of a convolution
+    return FeatureExtractor(_architecture(cfg), folded, cfg.MODEL.UNCERTAINTY, cfg.MODEL.POS)
 
 
 def build_classifier(cfg) -> AtrousClassifier:
@@ -36,7 +37,8 @@ def build_model(cfg) -> Segmentor:
     for option in ("CLASSES_OUT", "ARGS"):
         if cfg.MODEL[option]:
             raise UserError(f"MODEL.{option} is for networks of your own (module:function), not {cfg.MODEL.NAME}")
-    model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg))
+    still = cfg.MODEL.FREEZE_BN, cfg.MODEL.FREEZE_BN_PARAMETERS
+    model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg), *still)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -48,6 +50,24 @@ def log_network(model: Segmentor) -> None:
     if isinstance(model, OwnNetwork):
         sides = f"; images are padded to multiples of {model.multiple}, its output is cropped again"
         LOGGER.info("%s: stride %d%s", model.name, model.stride, sides if model.multiple > 1 else "")
+
+
+def describe_norms(model: Segmentor) -> str:
+    """What becomes of a network's batch norms in training, for the log."""
+    frozen, norms = len(frozen_norms(model)), batch_norms(model)
+    still, moving = (frozen + len(norms), 0) if model.still_norms else (frozen, len(norms))
+    words = []
+    if still:
+        learn = model.still_norms and any(norm.weight is not None and norm.weight.requires_grad for norm in norms)
+        whose = "its" if still == 1 else "their"
+        words.append(f"{_counted(still)} held still" + (f"; {whose} parameters learn" if learn else ""))
+    if moving:
+        words.append(f"{_counted(moving)} trained, by the statistics of every batch (MODEL.FREEZE_BN False)")
+    return ", ".join(words) or "no batch norms"
+
+
+def _counted(norms: int) -> str:
+    return "1 batch norm is" if norms == 1 else f"{norms} batch norms are"
 
 
 def check_compiler(device: torch.device) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 RATES = (6, 12, 18, 24)
 INITIAL_STD = 0.01
@@ -37,7 +38,8 @@ class Segmentor(nn.Module):
     """A feature extractor and a classifier; any pair with matching channels will do.
 
     Args:
-        still_norms: hold every batch norm in them as it is: its parameters do not learn, its statistics do not move.
+        still_norms: hold every batch norm in them as it is: its statistics do not move,
+        still_parameters: and its parameters do not learn.
 
     Attributes:
         about: what checkpoints say of it beside its weights (core.utils.checkpoints: CLASSES, SIZE).
@@ -45,10 +47,16 @@ class Segmentor(nn.Module):
 
     about: Mapping[str, list] = MappingProxyType({})
 
-    def __init__(self, feature_extractor: nn.Module, classifier: nn.Module, still_norms: bool = False):
+    def __init__(
+        self,
+        feature_extractor: nn.Module,
+        classifier: nn.Module,
+        still_norms: bool = False,
+        still_parameters: bool = True,
+    ):
         super().__init__()
         self.feature_extractor, self.classifier, self.still_norms = feature_extractor, classifier, still_norms
-        if still_norms:
+        if still_norms and still_parameters:
             for norm in batch_norms(self):
                 norm.requires_grad_(False)
 
@@ -87,6 +95,11 @@ class Segmentor(nn.Module):
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """torch's batch norms in a network, which move with what they see."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms in a network that are built as fixed maps, torchvision's kind: they have no parameters."""
+    return [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
 
 
 def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -51,8 +51,10 @@ class OwnNetwork(Segmentor):
         name: str,
         classes_out: Sequence[int] = (),
         still_norms: bool = False,
+        still_parameters: bool = True,
     ):
-        super().__init__(feature_extractor, nn.Sequential() if classifier is None else classifier, still_norms)
+        classifier = nn.Sequential() if classifier is None else classifier
+        super().__init__(feature_extractor, classifier, still_norms, still_parameters)
         self.name, self.classes_out, self.stride, self.multiple = name, tuple(classes_out), 1, 1
         self.pooled_norms: tuple[str, ...] = ()
         self._tried = (1, 1)  # (height, width) of an image that it takes
@@ -218,7 +220,8 @@ def build_own_network(cfg) -> OwnNetwork:
             f"MODEL.NAME {name} must return an nn.Module, or two as (feature extractor, classifier), not "
             f"a {type(built).__name__}"
         )
-    return OwnNetwork(*parts, name, cfg.MODEL.CLASSES_OUT, cfg.MODEL.FREEZE_BN)
+    model = cfg.MODEL
+    return OwnNetwork(*parts, name, model.CLASSES_OUT, model.FREEZE_BN, model.FREEZE_BN_PARAMETERS)
 
 
 def unpacked(output: Any) -> Any:

@@ -371,11 +371,12 @@ def check_whole_batches(model: nn.Module, config: Config) -> None:
     if config.SOLVER.ACCUMULATE == 1:
         return
     moving = not config.MODEL.FREEZE_BN and bool(batch_norms(model))
-    if moving or any(isinstance(module, DSU) for module in model.modules()):
-        what = "MODEL.FREEZE_BN True" if moving else "MODEL.UNCERTAINTY 0"
+    uncertain = any(isinstance(module, DSU) for module in model.modules())
+    if moving or uncertain:
+        ways = ("MODEL.FREEZE_BN True", moving), ("MODEL.UNCERTAINTY 0", uncertain)
         raise UserError(
             f"SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} would change the batch that statistics are taken of: "
-            f"give 1, or {what}"
+            f"give 1, or {' and '.join(way for way, helps in ways if helps)}"
         )
 
 

@@ -151,7 +151,7 @@ def _compare_sets(config: Config, now: Mapping, then: Mapping) -> None:
 
 
 def check_length(solver: Config) -> None:
-    """Raise UserError if a run would go on where its learning rate is 0.
+    """Raise UserError if a run would go on where its learning rate is 0, or end before it is what it is to be.
 
     Args:
         solver: the config node SOLVER.
@@ -161,6 +161,11 @@ def check_length(solver: Config) -> None:
         raise UserError(
             f"SOLVER.STOP_ITER {stop} lies beyond SOLVER.MAX_ITER {end}, at which the learning rate reaches 0: from "
             f"there on nothing would be learned; give SOLVER.MAX_ITER {stop}, too"
+        )
+    if stop <= solver.WARMUP:
+        raise UserError(
+            f"SOLVER.WARMUP {solver.WARMUP} is not below SOLVER.STOP_ITER {stop}: the learning rate would never reach "
+            "that of SOLVER.BASE_LR; give a smaller one, as a twentieth of the run"
         )
 
 

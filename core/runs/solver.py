@@ -6,9 +6,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from core.models.deeplab import Segmentor, batch_norms
+from core.models.layers import layer_numbers, undecayed
 from core.utils import distributed
+from core.utils.errors import UserError
 
-CLASSIFIER_LR_FACTOR = 10
+ADAM_BETA2 = 0.999  # of the mean of squared gradients; that of gradients is SOLVER.MOMENTUM
+WARMUP_START = 1e-6  # × the rate, in the first iteration
 
 
 def poly_lr(iteration: int, base_lr: float, max_iter: int, power: float = 0.9) -> float:
@@ -16,38 +20,51 @@ def poly_lr(iteration: int, base_lr: float, max_iter: int, power: float = 0.9) -
     return base_lr * max(0.0, 1 - iteration / max_iter) ** power
 
 
-class Solver:
-    """SGD over a segmentor at BASE_LR and its head at ten times that, with the poly schedule.
+def warm_up(iteration: int, length: int) -> float:
+    """What linear warm-up multiplies the rate by: from 1e-6 in iteration 0 to 1 in iteration `length`, and then on.
 
-    `options` is the config node SOLVER; the model is on its device.
+    As of mmcv's LrUpdaterHook (`warmup='linear'`, `warmup_ratio=1e-6`), by which SegFormer and DAFormer are trained:
+    the schedule beneath it runs from iteration 0 on, and its end stays MAX_ITER.
+    """
+    return 1.0 if iteration >= length else 1 - (1 - iteration / length) * (1 - WARMUP_START)
+
+
+class Solver:
+    """SGD or AdamW over a segmentor at BASE_LR and its head at HEAD_FACTOR times that, by the poly schedule.
+
+    With LAYER_DECAY d, layer l of n has d^(n − l) times that, where n is the head (BEiT: Bao et al., ICLR 2022). AdamW
+    (Loshchilov and Hutter, ICLR 2019) leaves norms and embeddings without decay; under SGD all decays, as published.
+
+    Args:
+        options: the config node SOLVER.
+        model: on its device.
+    Raises:
+        UserError: LAYER_DECAY is below 1, and no layers are found.
     """
 
-    def __init__(self, model: nn.Module, options):
+    def __init__(self, model: Segmentor, options):
         self.options = options
-        head = list(model.head.parameters())
-        others = {id(parameter): parameter for parameter in model.parameters()}
-        for parameter in head:
-            others.pop(id(parameter), None)
-        groups = [
-            {"params": parameters, "lr_factor": factor}
-            for parameters, factor in ((list(others.values()), 1), (head, CLASSIFIER_LR_FACTOR))
-            if parameters
-        ]
-        self.optimizer = torch.optim.SGD(
-            groups, lr=options.BASE_LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
-        )
+        groups = parameter_groups(model, options)
+        device = next((group["params"][0].device.type for group in groups), "cpu")
+        if options.OPTIMIZER == "AdamW":
+            betas = options.MOMENTUM, ADAM_BETA2
+            # as one kernel on a GPU, which keeps its counts of steps there: nothing waits for the host
+            self.optimizer = torch.optim.AdamW(groups, options.BASE_LR, betas, fused=device == "cuda")
+        else:
+            self.optimizer = torch.optim.SGD(groups, options.BASE_LR, options.MOMENTUM)
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-        norms = [norm for norm in norms if norm.weight is None or norm.weight.requires_grad]  # others are held still
-        self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        device = self._parameters[0].device.type if self._parameters else "cpu"
+        still = {id(norm) for norm in batch_norms(model)} if model.still_norms else set()
+        self._running = [buffer for norm in norms if id(norm) not in still for buffer in norm.buffers(recurse=False)]
         self._scaler = torch.amp.GradScaler(device, enabled=options.AMP == "fp16")
         self.overflowed = False  # in the last step, the gradient of a finite loss did not fit fp16: the scale is halved
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def learning_rate(self, iteration: int) -> float:
-        """The backbone's rate in `iteration`, counted from 0."""
-        return poly_lr(iteration, self.options.BASE_LR, self.options.MAX_ITER, self.options.LR_POWER)
+        """The backbone's rate in `iteration`, counted from 0; of its last layer's, before LAYER_DECAY."""
+        options = self.options
+        rate = poly_lr(iteration, options.BASE_LR, options.MAX_ITER, options.LR_POWER)
+        return rate * warm_up(iteration, options.WARMUP)
 
     def remember_statistics(self) -> None:
         """Before a forward in training mode: note the running statistics that it moves (none where they are frozen)."""
@@ -96,18 +113,27 @@ class Solver:
         return finite
 
     def speed(self) -> float:
-        """|gradient| / |weights| of every group of parameters times its factor of the rate, added up.
+        """|step| / |weights| of the backbone and of the head, at a rate of 1 times their factors, added up.
 
-        Of gradients of :meth:`backward`, which are left as they are. Times the rate, it is how far a step without
-        momentum moves the weights, for their size.
+        Of gradients of :meth:`backward`, which are left as they are: of a first step, without decay. SGD's is the
+        gradient. AdamW's is its sign, of whatever size the gradient is.
         """
         speeds = []
-        for group in self.optimizer.param_groups:
-            weights = [parameter.detach() for parameter in group["params"]]
-            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            norms = [float(_norm(tensors)) for tensors in (gradients, weights)]
-            speeds.append(group["lr_factor"] * norms[0] / max(norms[1], 1e-12) / self.loss_scale)
+        for part in (False, True):
+            groups = [group for group in self.optimizer.param_groups if group["head"] == part]
+            steps = [group["lr_factor"] * self._first_step(group["params"]) for group in groups]
+            weights = [float(_norm([parameter.detach() for parameter in group["params"]])) for group in groups]
+            speeds.append(math.hypot(*steps) / max(math.hypot(*weights), 1e-12))
         return sum(speeds)
+
+    def _first_step(self, parameters: list[torch.Tensor]) -> float:
+        """The norm of what a first step at a rate of 1 would move them by."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return 0.0
+        if self.options.OPTIMIZER == "AdamW":
+            return float(_norm([gradient.sign() for gradient in gradients]))
+        return float(_norm(gradients)) / self.loss_scale
 
     @property
     def loss_scale(self) -> float:
@@ -119,10 +145,38 @@ class Solver:
         return self.optimizer.state_dict() | {"scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what :meth:`state_dict` gave."""
-        self.optimizer.load_state_dict(state)
+        """Take over what :meth:`state_dict` gave, on whatever device: settings stay this solver's own."""
+        pairs = zip(self.optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
+        groups = [own | {"params": saved["params"]} for own, saved in pairs]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+
+
+def parameter_groups(model: Segmentor, options) -> list[dict]:
+    """What an optimiser takes: parameters of one `lr_factor` and `weight_decay`, in the backbone or the `head`.
+
+    Raises:
+        UserError: LAYER_DECAY is below 1, and no layers are found.
+    """
+    head = {id(parameter): parameter for parameter in model.head.parameters()}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in head]
+    layers, top = layer_numbers(model.feature_extractor) if options.LAYER_DECAY < 1 else ({}, 0)
+    if top == 1:
+        raise UserError(
+            f"SOLVER.LAYER_DECAY {options.LAYER_DECAY:g}: no layers are found in the network; give its feature "
+            "extractor a method layers() that lists them from the input on, or set it to 1"
+        )
+    free = undecayed(model) if options.OPTIMIZER == "AdamW" else set()
+    groups: dict[tuple, list[torch.Tensor]] = {}
+    for parameter in (*others, *head.values()):
+        of_head = id(parameter) in head
+        depth = top - layers.get(id(parameter), top)
+        factor = options.HEAD_FACTOR if of_head else options.LAYER_DECAY**depth
+        decay = 0.0 if id(parameter) in free else options.WEIGHT_DECAY
+        groups.setdefault((of_head, factor, decay), []).append(parameter)
+    names = "head", "lr_factor", "weight_decay"
+    return [dict(zip(names, key, strict=True)) | {"params": parameters} for key, parameters in groups.items()]
 
 
 def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -63,7 +63,7 @@ class AutomaticTrainer(Trainer):
         return trainer
 
     def _choose_rate(self) -> None:
-        """SOLVER.BASE_LR, by how far the first gradients would move the weights, for their size."""
+        """SOLVER.BASE_LR, by how far first steps would move the weights, for their size."""
         size, running_conf = self.config.SOLVER.BATCH_SIZE, self.running_conf
         order = uniform_order(len(self.images), PROBES * size, self.config.SEED, 0)
         stream = RequestStream(None, self.schedule, range(PROBES), size, order, 0, distributed.share(size))
@@ -74,7 +74,7 @@ class AutomaticTrainer(Trainer):
         self.solver.options = self.config.SOLVER
 
     def _speed(self, batch: Batch) -> float:
-        """|gradient| / |weights| of the backbone, and ten times that of the classifier, added up."""
+        """How far a first step by the batch would move the weights, for their size: :meth:`Solver.speed`."""
         seed_step(self.config.SEED, 0)
         parts = batch.split(self.accumulate)
         targets, negatives = self.pseudo_label(parts, [self.predictor.prepare(part.full) for part in parts])

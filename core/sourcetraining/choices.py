@@ -29,7 +29,10 @@ SCALES = (0.7, 1.4)  # × that size, before the crop
 BATCH_SIZE = 4  # as published
 LENGTH, LEAST_LENGTH, MOST_LENGTH = 120, 600, 40_000  # iterations = LENGTH · √images
 RANDOM_TIMES = 1.5  # × the length, from random weights
-RATES = {"random": 0.02, "trained": 5e-4}
+RATES = {  # by what they start from; AdamW's: of Adam's paper, and of SegFormer
+    "SGD": {"random": 0.02, "trained": 5e-4},
+    "AdamW": {"random": 1e-3, "trained": 6e-5},
+}
 CLIP = 5.0  # norm of the gradient
 
 
@@ -60,5 +63,5 @@ def choose_all(choices: Choices, images: ImageSet, random: bool, parts: int = 1)
     choices.choose_length(why, length, BATCH_SIZE, parts)
     choices.choose("a full view takes little memory without gradient", {"TEST.BATCH_SIZE": BATCH_SIZE})
     why = "from random weights" if random else "trained weights would be lost at a higher one"
-    choices.choose(why, {"SOLVER.BASE_LR": RATES[weights]})
+    choices.choose(why, {"SOLVER.BASE_LR": RATES[choices.config.SOLVER.OPTIMIZER][weights]})
     choices.choose("no single batch may throw the weights far", {"SOLVER.CLIP_GRAD": CLIP})

@@ -14,7 +14,7 @@ from core.datasets.sampling import Stream
 from core.datasets.taxonomy import IGNORE, Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.models.build import compile_networks
-from core.models.deeplab import resize_logits
+from core.models.deeplab import batch_norms, frozen_norms, resize_logits
 from core.models.dsu import DSU
 from core.runs.farewell import say_trained
 from core.runs.loop import Training
@@ -69,12 +69,17 @@ class SourceTrainer(Training):
         model = config.MODEL
         if model.UNCERTAINTY > 0 and not model.POS:
             raise UserError("MODEL.UNCERTAINTY (DSU) acts nowhere without MODEL.POS: set that, as to [0,1,2,3,4,5]")
-        if model.FREEZE_BN and starts_random(config):
+        return find_source_images(config)
+
+    @classmethod
+    def settle(cls, choices: Choices, model: nn.Module, images: ImageSet, taxonomy: Taxonomy) -> None:
+        """Nothing; raises UserError if batch norms would stay as a network is built."""
+        norms = batch_norms(model) + frozen_norms(model)
+        if norms and choices.config.MODEL.FREEZE_BN and starts_random(choices.config):
             raise UserError(
                 "MODEL.FREEZE_BN True needs weights to start from: set it to False to train from random weights, "
                 "or give `resume` or MODEL.WEIGHTS"
             )
-        return find_source_images(config)
 
     @classmethod
     def config_of_tests(cls, config: Config) -> Config:

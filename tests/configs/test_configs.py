@@ -39,7 +39,7 @@ DEFAULTS = table("""
 OUTPUT_DIR: ''
 resume: ''
 MODEL: {NAME: deeplab_resnet101, NUM_CLASSES: 19, WEIGHTS: '', FREEZE_BN: false, DEVICE: auto, COMPILE: false,
-  UNCERTAINTY: 0.0, POS: [], CLASSES_OUT: [], ARGS: {}}
+  FREEZE_BN_PARAMETERS: true, UNCERTAINTY: 0.0, POS: [], CLASSES_OUT: [], ARGS: {}}
 DATASETS: {ROOT: datasets, SOURCE_SAMPLING: auto, TARGET_LIST: ''}
 VIDEO: {EVERY: 0, MIN_CHANGE: 1.0, FOLDER: ''}
 DATALOADER: {NUM_WORKERS: 4, SKIP_BAD_IMAGES: 0, CACHE: '', CACHE_GB: 50.0}
@@ -54,6 +54,7 @@ TCR: {TOPK_CANDIDATE: 0.5, UPDATE_FREQUENCY: 3000, MIX_SAMPLING: confidence, MIX
   PASTE_MAX_RATIO: 1.6, RESAMPLE: true, PASTE: true, MAX_PASS_IMAGES: 0}
 SOLVER: {AUTO: false, BASE_LR: 0.02, MAX_ITER: 16000, STOP_ITER: 10000, BATCH_SIZE: 16, LR_METHOD: poly, LR_POWER: 0.9,
   MOMENTUM: 0.9, WEIGHT_DECAY: 5.0e-4, CHECKPOINT_PERIOD: 1000, CLIP_GRAD: 0.0, KEEP_STATES: 2, TF32: true,
+  OPTIMIZER: SGD, HEAD_FACTOR: 10.0, LAYER_DECAY: 1.0, WARMUP: 0,
   CUDNN_BENCHMARK: false, DETERMINISTIC: false, ACCUMULATE: 1, MAX_BAD_STEPS: 0, CLASS_WEIGHTS: false, AMP: 'off'}
 VIS: {PERIOD: 200, TENSORBOARD: true, COLOURS: clear, NAMES: true}
 TEST: {BATCH_SIZE: 1, WINDOW: [], STRIDE: []}
@@ -181,6 +182,11 @@ REFUSED = {
     "SOLVER.BASE_LR": ("True", "(1, 2)", ""),
     "TCR.PASTE": ("1", "0.0", "None"),
     "INPUT.INPUT_SIZE_TEST": ("512", "None"),
+    "SOLVER.OPTIMIZER": ("Adam", "adamw", "1"),
+    "SOLVER.HEAD_FACTOR": ("0", "-1"),
+    "SOLVER.LAYER_DECAY": ("0", "1.1", "nan"),
+    "SOLVER.WARMUP": ("-1", "0.5"),
+    "MODEL.FREEZE_BN_PARAMETERS": ("1",),
     "MODEL.POS": ("{1, 2}",),
     "MODEL.CLASSES_OUT": ("5", "(-1, 0)", "(1, 1)", "(True, 2)", "(0.5,)"),
     "VIDEO.EVERY": ("-1", "0.5"),
@@ -206,6 +212,12 @@ def test_windows_and_the_steps_between_them_fit_each_other(load):
         load("TEST: {WINDOW: [512, 256], STRIDE: [512, 264]}")
     with pytest.raises(UserError, match=r"^TEST\.STRIDE is \(64, 64\), but there are no windows: give TEST\.WINDOW"):
         load("", "TEST.STRIDE", "(64, 64)")
+
+
+def test_adamws_beta_is_below_1(load):
+    assert load("SOLVER: {MOMENTUM: 1}").SOLVER.MOMENTUM == 1
+    with pytest.raises(UserError, match=r"^SOLVER\.MOMENTUM must be below 1 with AdamW, .* not 1\.0$"):
+        load("SOLVER: {MOMENTUM: 1, OPTIMIZER: AdamW}")
 
 
 def test_an_empty_file_and_a_section_without_options_mean_the_defaults(load):

@@ -211,14 +211,25 @@ def test_weights_that_torch_saved_are_a_source_model(cityscapes_root, write_conf
         assert f"M parameters, from {cityscapes_root / 'my_source.pth'}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(cityscapes_root, write_config, frozen):
+@pytest.mark.parametrize(
+    ("frozen", "parameters", "words"),
+    [
+        (True, True, "1 batch norm is held still\n"),
+        (True, False, "1 batch norm is held still; its parameters learn\n"),
+        (False, True, "1 batch norm is trained, by the statistics of every batch (MODEL.FREEZE_BN False)\n"),
+    ],
+)
+def test_its_batch_norms_are_held_still_where_freeze_bn_says_so(
+    cityscapes_root, write_config, capsys, frozen, parameters, words
+):
     options = {"MODEL.NAME": "own_network:build", "resume": "random", "MODEL.FREEZE_BN": frozen, "SOLVER.BASE_LR": 0.05}
+    options |= {"MODEL.FREEZE_BN_PARAMETERS": parameters}
     options |= {"DTU.DYNAMIC": False, "DTU.FIX_ITERATION": 1, "DTU.EMA_WEIGHT": 0.0}  # the teacher is the student
     assert adapt(["-cfg", str(write_config(cityscapes_root, **options))]) == 0
     state = torch.load(cityscapes_root / "out/model_iter000002.pth", weights_only=True)["feature_extractor"]
     untouched = [torch.equal(state[f"1.{name}"], torch.full((12,), value)) for name, value in NORM_AT_START.items()]
-    assert untouched == [frozen] * 4
+    assert untouched == [frozen and parameters] * 2 + [frozen] * 2
+    assert words in capsys.readouterr().out
     assert state["1.num_batches_tracked"] == (0 if frozen else 2)
 
 

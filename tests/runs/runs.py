@@ -98,8 +98,8 @@ def go_on(make, folder, pictures, config):
 
 def weights_of(trainer):
     models = [trainer.student, trainer.teacher] if isinstance(trainer, Trainer) else [trainer.model]
-    momentum = [s["momentum_buffer"] for s in trainer.solver.state_dict()["state"].values()]
-    return [*(t for model in models for t in model.state_dict().values()), *momentum]
+    moments = [value for state in trainer.solver.state_dict()["state"].values() for value in state.values()]
+    return [*(t for model in models for t in model.state_dict().values()), *moments]
 
 
 def assert_same_run(first, second):
