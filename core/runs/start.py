@@ -9,6 +9,7 @@ from pathlib import Path
 from core.configs.loading import default_output_dir, load_config
 from core.configs.node import Config
 from core.models import describe_norms, log_network
+from core.models.layers import layers_of
 from core.runs.folder import CONFIG, ENVIRONMENT, IMAGES, LOG, PANELS, TENSORBOARD, check_folder, claimed_folder
 from core.runs.loop import Training
 from core.runs.monitor import tensorboard_is_there
@@ -130,6 +131,10 @@ def log_run(trainer: Training, skip_test: bool) -> None:
     LOGGER.info("model: %s, %.1f M parameters, from %s", config.MODEL.NAME, parameters / 1e6, describe_start(config))
     log_network(trainer.model)
     LOGGER.info(describe_norms(trainer.model))
+    if solver.LAYER_DECAY < 1:
+        count = len(layers_of(trainer.model.feature_extractor))
+        stem = solver.LAYER_DECAY ** (count + 1)
+        LOGGER.info("%d layers, whose rates decay towards the stem: it learns at %.2g × SOLVER.BASE_LR", count, stem)
     if trainer.idle:
         found = f"{len(trainer.idle)} parameters have no part in the output, and do not learn: {shorten(trainer.idle)}"
         LOGGER.info("%s (each step looks for them: find_unused_parameters)", found)

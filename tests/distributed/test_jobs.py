@@ -236,7 +236,7 @@ def test_parts_of_a_batch_have_no_statistics_of_the_whole(module, hint):
     config.SOLVER.ACCUMULATE = 2
     with pytest.raises(UserError, match=f"^SOLVER.ACCUMULATE 2 would change .*: give 1, or .*{hint}$"):
         check_whole_batches(nn.Sequential(module), config)
-    with pytest.raises(UserError, match="give 1, or MODEL.FREEZE_BN True and MODEL.UNCERTAINTY 0$"):
+    with pytest.raises(UserError, match=r"give 1, or MODEL\.FREEZE_BN True and MODEL\.UNCERTAINTY 0$"):
         check_whole_batches(nn.Sequential(nn.BatchNorm2d(4), DSU(0.5)), config)
     check_whole_batches(nn.Sequential(nn.LayerNorm(4)), config)  # a transformer, say, has none to freeze
 

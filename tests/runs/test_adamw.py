@@ -11,13 +11,13 @@ from core.configs import cfg, load_config
 from core.configs.choices import Choices
 from core.models import build_model
 from core.models.deeplab import Segmentor
-from core.runs.resume import check_length, continued_config
+from core.runs.resume import check_length
 from core.runs.solver import Solver, warm_up
-from core.runs.states import flat_config
 from core.utils.errors import UserError
-from tests.helpers import changed
+from tests.helpers import SHORT, changed
 from tests.models.test_layers import Transformer as Parts
 from tests.runs.runs import KINDS, assert_same_run, go_on, make_config, run_until
+from train_TCR_DTU import main as adapt
 
 ADAMW = {"SOLVER__OPTIMIZER": "AdamW", "SOLVER__BASE_LR": 1e-3, "SOLVER__WEIGHT_DECAY": 0.1}
 
@@ -207,8 +207,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, pictures, kind):
     assert_same_run(trainer, straight)
 
 
-def test_a_state_of_the_other_optimizer_is_one_line():
-    state = {"program": "train_src.py", "config": flat_config(cfg)}
-    config = changed(cfg, SOLVER__OPTIMIZER="AdamW")
-    with pytest.raises(UserError, match=r"^SOLVER\.OPTIMIZER is 'AdamW', but the run to go on with has 'SGD': give"):
-        continued_config(state, config, "train_src.py")
+def test_a_program_trains_by_it_and_says_what_it_found(cityscapes_root, write_config, capsys):
+    words = {"SOLVER.OPTIMIZER": "AdamW", "SOLVER.LAYER_DECAY": 0.5, "SOLVER.WARMUP": 1, "SOLVER.MAX_ITER": 4}
+    config = write_config(cityscapes_root, **SHORT | words)
+    assert adapt(["-cfg", str(config), "SOLVER.WARMUP", "2"]) == 1
+    assert capsys.readouterr().err.startswith("error: SOLVER.WARMUP 2 is not below SOLVER.STOP_ITER 2: ")
+    assert adapt(["-cfg", str(config)]) == 0
+    lines = capsys.readouterr().out
+    assert "10 batch norms are held still\n" in lines
+    assert "3 layers, whose rates decay towards the stem: it learns at 0.062 × SOLVER.BASE_LR\n" in lines
+    assert adapt(["-cfg", str(config), "resume", "auto", "SOLVER.STOP_ITER", "3", "SOLVER.OPTIMIZER", "SGD"]) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "error: SOLVER.OPTIMIZER is 'SGD', but the run to go on with has 'AdamW': give that, or start another run\n"
+    )

@@ -53,6 +53,8 @@ def test_length_and_rate_follow_from_images_and_weights(chosen):
     random, trained = chosen(400).config.SOLVER, chosen(400, random=False).config.SOLVER
     assert (trained.STOP_ITER, random.STOP_ITER) == (120 * 20, 180 * 20)
     assert (trained.BASE_LR, random.BASE_LR) == (5e-4, 0.02)
+    adamw = [chosen(400, "SOLVER.OPTIMIZER", "AdamW", random=random).config.SOLVER for random in (False, True)]
+    assert [solver.BASE_LR for solver in adamw] == [6e-5, 1e-3]
     assert pytest.approx(20_000, rel=0.1) == chosen(24_966, random=False).config.SOLVER.STOP_ITER  # as published
     assert chosen(10**8).config.SOLVER.STOP_ITER == 60_000
     assert chosen(4).config.SOLVER.STOP_ITER == 900
