@@ -104,8 +104,13 @@ def test_adaptation_gives_the_tables_of_the_cpu(case, tmp_path, as_on_a_gpu, opt
 
 @pytest.mark.parametrize(
     "options",
-    [DSU_ON, {"MODEL.FREEZE_BN": True, "SOLVER.ACCUMULATE": 2, "resume": "{tiny}"}, {"DATALOADER.NUM_WORKERS": 2}],
-    ids=["DSU", "frozen, in parts", "workers"],
+    [
+        DSU_ON,
+        {"MODEL.FREEZE_BN": True, "SOLVER.ACCUMULATE": 2, "resume": "{tiny}"},
+        {"DATALOADER.NUM_WORKERS": 2},
+        {"SOLVER.OPTIMIZER": "AdamW", "SOLVER.WARMUP": 1},
+    ],
+    ids=["DSU", "frozen, in parts", "workers", "AdamW"],
 )
 def test_source_training_gives_the_tables_of_the_cpu(case, resnet18, options):
     if "resume" in options:
