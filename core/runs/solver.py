@@ -61,7 +61,7 @@ class Solver:
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def learning_rate(self, iteration: int) -> float:
-        """The backbone's rate in `iteration`, counted from 0; of its last layer's, before LAYER_DECAY."""
+        """The backbone's rate in `iteration`, counted from 0, before LAYER_DECAY."""
         options = self.options
         rate = poly_lr(iteration, options.BASE_LR, options.MAX_ITER, options.LR_POWER)
         return rate * warm_up(iteration, options.WARMUP)
