@@ -39,7 +39,8 @@ def _are_whole(values: tuple, low: int, high: float = math.inf) -> bool:
     return all(type(value) is int and low <= value <= high for value in values)
 
 
-_NETWORKS = one_of(*(f"deeplab_resnet{layers}" for layers in (18, 34, 50, 101)))
+_RESNETS = *(f"resnet{layers}" for layers in (18, 34, 50, 101)), "caffe_resnet101", "v1c_resnet101"
+_NETWORKS = one_of(*(f"deeplab_{name}" for name in _RESNETS))
 NETWORK = Rule(f"{_NETWORKS.words}, or module:function", lambda name: ":" in name or _NETWORKS.holds(name))
 POSITIONS = Rule(
     "a list of different numbers from 0 to 5",

@@ -114,7 +114,10 @@ def _layout(size: tuple[int, int], window: tuple[int, int], step: tuple[int, int
 
 
 def _fits(stride: int, length: int, extent: int, count: int) -> bool:
-    """Whether a network of that stride has so many points in a window along an axis."""
+    """Whether a network of that stride has so many points in a window along an axis.
+
+    Where its pooling rounds up, the last one may lie where the next window begins.
+    """
     if length > extent:
-        return count * stride == extent
-    return count in (length // stride, -(-length // stride))
+        return count * stride in (extent, extent + stride)
+    return count in (length // stride, -(-length // stride), (length + 1) // stride + 1)

@@ -165,14 +165,49 @@ ARCHITECTURES = {
     "resnet34": (DilatedBasicBlock, (3, 4, 6, 3)),
     "resnet50": (resnet.Bottleneck, (3, 4, 6, 3)),
     "resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
+    "caffe_resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
+    "v1c_resnet101": (resnet.Bottleneck, (3, 4, 23, 3)),
 }
+CAFFE, V1C = "caffe_", "v1c_"  # how architectures begin that are torchvision's but for :func:`_as_caffe`, _deep_stem
 
 # the layers after which DSU may act, by the numbers that MODEL.POS gives them
 DSU_POSITIONS = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 
+def _as_caffe(network: resnet.ResNet) -> None:
+    """Make of torchvision's ResNet, in place, the one that the first DeepLabV2 models in torch have from Caffe.
+
+    A bottleneck's stride stands in its first 1×1 convolution; the pooling rounds sizes up, which adds a point to an
+    even number of rows; and the first block of a dilated stage has the dilation of the others.
+    """
+    network.maxpool.ceil_mode = True
+    for stage, dilation in ((network.layer2, 1), (network.layer3, 2), (network.layer4, 4)):
+        for block in stage:
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+
+
+def _deep_stem(norm: type[nn.Module]) -> tuple[nn.Sequential, nn.Conv2d]:
+    """ResNet-v1c's three 3×3 convolutions in the place of the 7×7 one (He et al., CVPR 2019: ResNet-C).
+
+    Returns:
+        the first two with what follows them, and the third one.
+    """
+    half = 32
+    first, second, third = (
+        nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
+        for inner, outer, stride in ((3, half, 2), (half, half, 1), (half, 2 * half, 1))
+    )
+    for conv in (first, second, third):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+    layers = first, norm(half), nn.ReLU(inplace=True), second, norm(half), nn.ReLU(inplace=True)
+    return nn.Sequential(*layers), third
+
+
 class FeatureExtractor(nn.Module):
     """ResNet without pooling and classifier; its layers are the children of `backbone`, under torchvision's names.
+
+    ResNet-v1c has a child `stem` before them, and a 3×3 convolution `conv1`.
 
     Args:
         architecture: a key of :data:`ARCHITECTURES`.
@@ -184,14 +219,14 @@ class FeatureExtractor(nn.Module):
     def __init__(self, architecture: str, freeze_bn: bool, uncertainty: float = 0.0, positions: Sequence[int] = ()):
         super().__init__()
         block, depths = ARCHITECTURES[architecture]
-        network = resnet.ResNet(
-            block,
-            list(depths),
-            norm_layer=FrozenBatchNorm if freeze_bn else nn.BatchNorm2d,
-            replace_stride_with_dilation=[False, True, True],
-        )
+        norm = FrozenBatchNorm if freeze_bn else nn.BatchNorm2d
+        network = resnet.ResNet(block, list(depths), norm_layer=norm, replace_stride_with_dilation=[False, True, True])
+        if architecture.startswith(CAFFE):
+            _as_caffe(network)
         perturbed = {DSU_POSITIONS[position] for position in positions} if uncertainty > 0 else set()
         layers = OrderedDict()
+        if architecture.startswith(V1C):
+            layers["stem"], network.conv1 = _deep_stem(norm)
         for name, layer in network.named_children():
             if name in ("avgpool", "fc"):
                 continue
@@ -203,5 +238,8 @@ class FeatureExtractor(nn.Module):
             fold_frozen_norms(self.backbone)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """B×3×H×W normalised image → B×512×⌈H/8⌉×⌈W/8⌉ features of layer4 (2048 channels for ResNet-50 and 101)."""
+        """B×3×H×W normalised image → B×512×⌈H/8⌉×⌈W/8⌉ features of layer4 (2048 channels for ResNet-50 and 101).
+
+        A caffe one gives ⌊(H+1)/8⌋+1 points: where H is a multiple of 8, the last one lies just below the image.
+        """
         return self.backbone(image)

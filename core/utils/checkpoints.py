@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,9 +20,15 @@ ABOUT = "about"  # beside them: what else the weights are,
 CLASSES, SIZE = "classes", "size"  # the names of their classes, the (width, height) that the network is used to,
 DEPTH, BANDS = "depth", "bands"  # the values of 16-bit images that become 0 and 255, the bands that it sees,
 DOMAIN, SOURCE = "domain", "source"  # whose values these are: source or target
+# MODEL.NAME, MODEL.ARGS and MODEL.CLASSES_OUT, that of the resize of its logits,
+NETWORK, ARGS, CLASSES_OUT, ALIGN_CORNERS = "network", "args", "classes_out", "align_corners"
+MEAN, STD, BGR255 = "mean", "std", "bgr255"  # INPUT.PIXEL_MEAN, PIXEL_STD and TO_BGR255 of its images,
+COLOURS = "colours"  # of its classes, [red, green, blue] each,
+BN_EPS = "bn_eps"  # what was added to the variances of its frozen batch norms, which have no epsilon of their own,
+FAMILY, ORIGIN, LICENCE = "family", "origin", "licence"  # in words, of weights that come from elsewhere
 # what wrappers put before every name of a state, and the key under which others keep it
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
-_WITHIN = ("state_dict", "model_state_dict", "model", "net", "module")
+WITHIN = ("state_dict", "model_state_dict", "model", "net", "module")
 _LEVELS = 3  # of dicts, of which the last is the state
 _ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
@@ -35,11 +41,16 @@ _STATES = {  # by the keys that tell them
 }
 
 
-def read_tensors(path: str | Path) -> dict:
+def _weights_only(path: str | Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_tensors(path: str | Path, load: Callable[[str | Path], object] = _weights_only) -> dict:
     """Load a dict of tensors, numbers, strings, lists and dicts; nothing else in the file is ever executed.
 
-    That is torch's `weights_only`. It would wait for a pipe to be written to, and unpack an archive made to fill the
-    memory: both are looked for here. Nothing looks for tuples within tuples as keys, which would keep it busy.
+    That is torch's `weights_only`, or another `load` that is as safe. It would wait for a pipe to be written to, and
+    unpack an archive made to fill the memory: both are looked for here. Nothing looks for tuples within tuples as keys,
+    which would keep it busy.
 
     Raises:
         UserError: missing, unreadable, or anything but such a dict.
@@ -61,7 +72,7 @@ def read_tensors(path: str | Path) -> dict:
                     raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load(path)
     except UserError:
         raise
     except FileNotFoundError:
@@ -109,8 +120,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
     """Load weights into `model.feature_extractor` and `model.classifier`; returns the `iteration` that the file names.
 
     The file is in the published format, or holds one state that fits by names and shapes, of the whole model or of the
-    one module that it is, perhaps under one of :data:`_WITHIN`. All names of a state may carry :data:`_PREFIXES`, which
-    the model's then need not; num_batches_tracked may be present or not; half precision is widened.
+    one module that it is, perhaps under one of :data:`WITHIN`. All names of a state may carry :data:`_PREFIXES`, which
+    the model's then need not; num_batches_tracked may be present or not; half precision is widened. The :data:`BN_EPS`
+    that a file names is taken off again where the model's batch norms have an epsilon of their own.
 
     Raises:
         UserError: not such a file, weights that do not fit (which keys, which shapes), that are not numbers (the first
@@ -132,17 +144,20 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
             raise UserError(f"{path} {what}: it lacks {' and '.join(lacking)}; it holds {shorten(content)}")
     else:
         states = [(getattr(model, part), f"{part}.", _fitted(getattr(model, part), content[part])) for part in PARTS]
-    _compare_classes(model, content.get(ABOUT), path)
-    problems = [problem for module, _, state in states for problem in _misfits(module, state)]
+    about = content.get(ABOUT) if isinstance(content.get(ABOUT), Mapping) else {}
+    _compare_classes(model, about, path)
+    if isinstance(eps := about.get(BN_EPS), float):
+        states = [(module, prefix, _without_epsilon(module, state, eps)) for module, prefix, state in states]
+    problems = [problem for module, _, state in states for problem in misfits(module, state)]
     if problems:
         raise UserError(
             f"{path} does not fit the model: {'; '.join(problems)}. Set MODEL.NAME and MODEL.NUM_CLASSES to the "
             "checkpoint's"
         )
-    ruined = [words for module, prefix, state in states for words in _not_finite(module, state, prefix)]
+    ruined = [words for module, prefix, state in states for words in not_finite(module, state, prefix)]
     if ruined:
         raise UserError(
-            f"{path} is ruined: {_first_of(ruined)}; the training that wrote it diverged: give an earlier checkpoint"
+            f"{path} is ruined: {first_of(ruined)}; the training that wrote it diverged: give an earlier checkpoint"
         )
     for module, _, state in states:
         module.load_state_dict(state, strict=False)
@@ -156,9 +171,16 @@ def read_about(path: str | Path) -> Mapping:
     return about if isinstance(about, Mapping) else {}
 
 
-def _compare_classes(model: nn.Module, about: object, path: str | Path) -> None:
+def _without_epsilon(module: nn.Module, state: Mapping, eps: float) -> dict:
+    """A state for `module`, of which torch's batch norms add their epsilon to variances that hold it already."""
+    norms = [name for name, norm in module.named_modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    held = {key: state[key] for name in norms if _is_plain(state.get(key := f"{name}.running_var"))}
+    return {**state, **{key: (variance - eps).clamp(min=0) for key, variance in held.items()}}
+
+
+def _compare_classes(model: nn.Module, about: Mapping, path: str | Path) -> None:
     """Raise UserError if a checkpoint names the model's classes in another order; log it if it names others."""
-    named = about.get(CLASSES) if isinstance(about, Mapping) else None
+    named = about.get(CLASSES)
     names = list(getattr(model, "about", {}).get(CLASSES, ()))
     if not isinstance(named, list) or len(named) != len(names):  # if other in number, weights do not fit
         return
@@ -181,11 +203,11 @@ def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> Non
             f"MODEL.WEIGHTS: {error}; give another file, or start from a checkpoint with `resume`"
         ) from None
     state = {f"backbone.{k}": v for k, v in _plain(weights).items() if not k.startswith("fc.")}
-    problems = _misfits(feature_extractor, state)
+    problems = misfits(feature_extractor, state)
     if problems:
         raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {'; '.join(problems)}. Set MODEL.NAME")
-    if ruined := _not_finite(feature_extractor, state):
-        raise UserError(f"MODEL.WEIGHTS {path} is ruined: {_first_of(ruined)}; download it again, or give another file")
+    if ruined := not_finite(feature_extractor, state):
+        raise UserError(f"MODEL.WEIGHTS {path} is ruined: {first_of(ruined)}; download it again, or give another file")
     feature_extractor.load_state_dict(state, strict=False)
 
 
@@ -202,11 +224,11 @@ def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
 
 
 def _plain_state(content: Mapping) -> dict | None:
-    """The tensors by name that a file holds, itself or under one of :data:`_WITHIN`; None where it holds others."""
+    """The tensors by name that a file holds, itself or under one of :data:`WITHIN`; None where it holds others."""
     for _ in range(_LEVELS):
         if content and all(isinstance(value, torch.Tensor) for value in content.values()):
             return dict(content)
-        content = next((content[key] for key in _WITHIN if isinstance(content.get(key), Mapping)), {})
+        content = next((content[key] for key in WITHIN if isinstance(content.get(key), Mapping)), {})
     return None
 
 
@@ -242,7 +264,7 @@ def _plain(state: Mapping) -> dict:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _misfits(module: nn.Module, state: Mapping) -> list[str]:
+def misfits(module: nn.Module, state: Mapping) -> list[str]:
     """What keeps `state` from loading into `module`, in words; empty when it fits."""
     wanted = module.state_dict()
     counters = ".num_batches_tracked"
@@ -258,7 +280,7 @@ def _misfits(module: nn.Module, state: Mapping) -> list[str]:
     return [f"{what}: {shorten(keys)}" for what, keys in found if keys] + ([shorten(shapes, 2)] if shapes else [])
 
 
-def _not_finite(module: nn.Module, state: Mapping, prefix: str = "") -> list[str]:
+def not_finite(module: nn.Module, state: Mapping, prefix: str = "") -> list[str]:
     """In words, the tensors that `module` would take from `state` with numbers that are NaN or infinite.
 
     But for those where the module has such numbers as it was built (a mask of -inf, say).
@@ -278,7 +300,8 @@ def _is_finite(value: torch.Tensor) -> bool:
     return all(map(math.isfinite, value.aminmax()))  # a NaN is both
 
 
-def _first_of(found: list[str]) -> str:
+def first_of(found: list[str]) -> str:
+    """The first of several problems, and how many others there are."""
     others = len(found) - 1
     return found[0] + (f", and so {'has 1 other' if others == 1 else f'have {others} others'}" if others else "")
 

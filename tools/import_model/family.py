@@ -1,9 +1,14 @@
 """What a family of public checkpoints is to the importer: how it is known, and what is made of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+# of 19 outputs whose source may be SYNTHIA, as DAFormer's and SAC's
+SYNTHIA_NOTE = (
+    "if it was trained on SYNTHIA, its outputs of terrain, truck and train never were: --classes synthia16 drops them"
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,8 @@ class Imported:
         left_out: of each input tensor that is not needed, why.
         about: what the checkpoint will say of its weights (core.utils.checkpoints), but for the classes and the
             network, which the program adds.
+        args: MODEL.ARGS that the network needs.
+        notes: what the log is to say, loudly: what was decided by looking at the weights.
     """
 
     network: str
@@ -25,6 +32,8 @@ class Imported:
     classifier: dict[str, torch.Tensor]
     left_out: dict[str, str]
     about: dict
+    args: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,14 @@ class Family:
         fits: whether a state is of it, by names and shapes. Wrappers' prefixes are gone (module., model., net., …), and
             so are the other networks of a file, as DAFormer's ema_model. and imnet_model. beside model.
         convert: of a state that fits; raises UserError where it cannot be had exactly.
+        likely: whether the weights of a state that fits point to this family; asked where several fit. None: they do.
     """
 
     name: str
     words: str
     fits: Callable[[Mapping[str, torch.Tensor]], bool]
     convert: Callable[[Mapping[str, torch.Tensor]], Imported]
+    likely: Callable[[Mapping[str, torch.Tensor]], bool] | None = None
 
 
 class Taker(Mapping):
