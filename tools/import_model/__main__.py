@@ -170,7 +170,7 @@ def import_model(args: argparse.Namespace) -> None:
     imported = convert(family, state, path)
     imported = replace(imported, left_out={**left_out, **imported.left_out}, about={**imported.about, **said})
     for note in imported.notes:
-        LOGGER.warning("%s", note)
+        LOGGER.info("note: %s", note)
     for why in dict.fromkeys(imported.left_out.values()):
         names = [name for name, reason in imported.left_out.items() if reason == why]
         LOGGER.info("left out: %s: %s", shorten(names), why)

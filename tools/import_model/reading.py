@@ -3,10 +3,12 @@
 import json
 import pickle
 import re
+import tarfile
 import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,11 @@ _REBUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_
 _ALLOWED = {("torch._utils", name): getattr(rebuilding, name) for name in _REBUILDERS} | {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
+}
+_OTHER_ARCHIVES = {  # by a file in them
+    "constants.pkl": "a TorchScript file: import the checkpoint that it was made from",
+    "archive_format": "an exported program of torch's: import the checkpoint that it was made from",
+    "model.weights.h5": "a Keras file: only torch's and safetensors files are read",
 }
 _OTHER_FILES = {  # by how they begin
     b"\x89HDF": "an HDF5 file, as Keras and TensorFlow write them: only torch's and safetensors files are read",
@@ -171,20 +178,17 @@ def _content(path: Path) -> dict:
     for start, what in _OTHER_FILES.items():
         if beginning.startswith(start):
             raise UserError(f"{path} is {what}")
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+        if other := next((what for name, what in _OTHER_ARCHIVES.items() if name in names), ""):
+            raise UserError(f"{path} is {other}")
     return read_tensors(path, _load)
 
 
 def _load(path: str | Path) -> Any:
     """As `torch.load`, but for the tensors alone."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [Path(name).name for name in archive.namelist()]
-        if "constants.pkl" in names:
-            raise UserError(f"{path} is a TorchScript file: import the checkpoint that it was made from")
-    else:
-        with open(path, "rb") as file:
-            if file.read(1) != b"\x80":  # torch would take it for a tar archive, and unpack it
-                raise ValueError("it is no pickle")
+    if tarfile.is_tarfile(path):  # which torch would unpack
+        raise ValueError("it is a tar archive")
     return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False, encoding="latin1")
 
 
