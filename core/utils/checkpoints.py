@@ -30,7 +30,7 @@ FAMILY, ORIGIN, LICENCE = "family", "origin", "licence"  # in words, of weights 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
 WITHIN = ("state_dict", "model_state_dict", "model", "net", "module")
 _LEVELS = 3  # of dicts, of which the last is the state
-_ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
+ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
 _LINES = {ord(c): " " for c in "\t\r\n"}
 _LOOKED_AT = 512  # bytes, of what a file may be instead
@@ -60,7 +60,7 @@ def read_tensors(path: str | Path, load: Callable[[str | Path], object] = _weigh
             beginning = file.read(_LOOKED_AT)
             if told := _other_file(beginning):
                 raise UserError(f"{path} is not a checkpoint: {told}")
-            if beginning.startswith(_ARCHIVE):  # by which torch tells it from a plain pickle
+            if beginning.startswith(ARCHIVE):  # by which torch tells it from a plain pickle
                 with zipfile.ZipFile(file) as archive:
                     names = archive.namelist()
                     claimed = sum(entry.file_size for entry in archive.infolist())
@@ -89,7 +89,7 @@ def read_tensors(path: str | Path, load: Callable[[str | Path], object] = _weigh
 def _reason(error: Exception, path: str | Path, beginning: bytes) -> str:
     """Why a file that begins so could not be loaded."""
     ends_early = isinstance(error, zipfile.BadZipFile | EOFError) or "unexpected EOF" in str(error)
-    if ends_early and beginning.startswith((_ARCHIVE, _PICKLE)):
+    if ends_early and beginning.startswith((ARCHIVE, _PICKLE)):
         return f": it is cut off after {os.path.getsize(path)} bytes; copy or download it again"
     refused = re.search(r"Unsupported [^\n]{,100}", str(error))
     reason = refused[0] if refused else str(error).strip().split("\n")[0][:120]

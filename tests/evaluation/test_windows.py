@@ -175,6 +175,20 @@ def test_networks_that_leave_the_last_pixels_out_do_so_with_windows():
     assert torch.allclose(found, network(image), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(61, 130), (64, 64), (200, 66), (63, 191), (144, 192), (1, 70)])
+def test_points_may_lie_just_below_and_beside_a_window(size):
+    """As of networks whose pooling rounds up: the outer ones are where the next window begins."""
+    ramp = sum(torch.meshgrid(*map(torch.arange, size), indexing="ij")).expand(1, 3, -1, -1).float()
+
+    def network(image):
+        return F.pad(image, (0, 2, 0, 2), mode="replicate")[..., ::8, ::8]
+
+    found, _ = windowed_logits(network, ramp, (48, 64), (32, 43))
+    whole = network(ramp)
+    assert found.shape == whole.shape
+    assert (found - whole).abs().max() <= 1  # a pixel to each side is half of it away, and the next point 8
+
+
 @pytest.mark.parametrize(
     ("stride", "window", "size", "points"),
     [

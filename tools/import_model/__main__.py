@@ -43,13 +43,13 @@ from core.utils.checkpoints import (
 from core.utils.errors import UserError, as_shell, shorten
 from core.utils.files import make_folder, refuse_existing
 from core.utils.logging import LOGGER, start_logging
-from tools.import_model import resnets
+from tools.import_model import refused, resnets
 from tools.import_model.classes import SETS, Classes, choose
 from tools.import_model.family import Family, Imported, Taker
 from tools.import_model.reading import Found, read, views
 
 EXAMPLE = "python -m tools.import_model GTA2Cityscapes_multi.pth --family adaptsegnet -o pretrain/adaptsegnet.pth"
-FAMILIES = (*resnets.FAMILIES,)
+FAMILIES = (*resnets.FAMILIES, *refused.FAMILIES)
 ALIASES = {**resnets.ALIASES}
 _NAMES_SHOWN = 4  # of what a file holds
 
@@ -142,8 +142,10 @@ def describe(imported: Imported, family: str, classes: Classes, found: Found, pa
     about = {NETWORK: imported.network, **imported.about}
     if imported.args:
         about[ARGS] = imported.args
+    origin = ", ".join([path.name, *([about[ORIGIN]] if ORIGIN in about else [])])
+    licence = found.licence or about.get(LICENCE, "unknown")
     about |= {CLASSES: [*classes.names], COLOURS: classes.colours}
-    return about | {FAMILY: family, ORIGIN: path.name, LICENCE: found.licence or "unknown"}
+    return about | {FAMILY: family, ORIGIN: origin, LICENCE: licence}
 
 
 def import_model(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import _utils as rebuilding
 
-from core.utils.checkpoints import PARTS, WITHIN, read_tensors
+from core.utils.checkpoints import ARCHIVE, PARTS, WITHIN, read_tensors
 from core.utils.errors import UserError, shorten
 from core.utils.files import near, open_regular
 
@@ -189,6 +189,10 @@ def _load(path: str | Path) -> Any:
     """As `torch.load`, but for the tensors alone."""
     if tarfile.is_tarfile(path):  # which torch would unpack
         raise ValueError("it is a tar archive")
+    with open(path, "rb") as file:
+        archive = file.read(len(ARCHIVE)) == ARCHIVE
+    if archive and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():  # as torch sees it
+        raise UserError(f"{path} is {_OTHER_ARCHIVES['constants.pkl']}")
     return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False, encoding="latin1")
 
 

@@ -182,17 +182,6 @@ def _sac(state: State, branches: int) -> Imported:
     return _noted(_deeplabv2(state, CAFFE, _backbone(state, _SAC), head, branches, reasons, about))
 
 
-_LDBE_PARTS = tuple(f"layer{number}.{part}." for number in (5, 6) for part in ("bottleneck", "head"))
-
-
-def _fits_ldbe_student(state: State) -> bool:
-    return any(name.startswith(_LDBE_PARTS) for name in state) and _is_resnet(state, "caffe_resnet101")
-
-
-def _ldbe_student(_: State) -> Imported:
-    raise UserError("LDBE's student has a head of its own (group norm, squeeze and excitation): import its teacher")
-
-
 _STEM = {"backbone.stem.6.": "backbone.conv1.", "backbone.stem.7.": "backbone.bn1."}  # where ResNet has its own
 
 
@@ -305,7 +294,6 @@ FAMILIES = (
         partial(_caffe, branches=4),
         partial(_likely, 4),
     ),
-    Family("ldbe_student", "LDBE's student: recognised, but cannot be imported", _fits_ldbe_student, _ldbe_student),
     Family(
         "sac",
         "SAC: DeepLabV2 on a ResNet-101 of Caffe's geometry and torchvision's normalisation",

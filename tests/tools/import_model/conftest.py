@@ -70,15 +70,21 @@ def refused(tmp_path, capsys):
     return run
 
 
-@pytest.fixture
-def network():
-    """network(checkpoint, freeze=True) → the network that a checkpoint says it is, with its weights, in float64."""
+@pytest.fixture(scope="module")
+def network(few_blocks):
+    """network(checkpoint, freeze=True) → the network that a checkpoint says it is, with its weights, in float64.
+
+    The next one of its kind is the same object.
+    """
+    built = {}
 
     def load(checkpoint, freeze=True):
         about = read_about(checkpoint)
         options = {"NAME": about["network"], "NUM_CLASSES": len(about["classes"]), "FREEZE_BN": freeze}
-        model = build_model(defaults.changed({f"MODEL.{key}": value for key, value in options.items()}))
-        load_checkpoint(model, checkpoint)
-        return model.double().eval()
+        config = defaults.changed({f"MODEL.{key}": value for key, value in options.items()})
+        if str(options) not in built:
+            built[str(options)] = build_model(config).double().eval()
+        load_checkpoint(built[str(options)], checkpoint)
+        return built[str(options)]
 
     return load
