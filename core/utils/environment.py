@@ -23,6 +23,7 @@ INSTALLED = {  # the programs by the file or module that Python starts, and thei
     "tools.report": "dtst-report",
     "tools.compare": "dtst-compare",
     "tools.export": "dtst-export",
+    "tools.import_model": "dtst-import",
     "tools.toy_domains": "dtst-toy-domains",
     "tools.gpu_check": "dtst-gpu-check",
 }

@@ -20,6 +20,7 @@ from core.configs.defaults import cfg as defaults
 from core.models import build_model, log_network
 from core.models.deeplab import Segmentor
 from core.programs.frame import Parser, path_argument, run_program
+from core.runs.farewell import AUTOMATIC
 from core.utils.checkpoints import (
     ABOUT,
     ALIGN_CORNERS,
@@ -40,6 +41,7 @@ from core.utils.checkpoints import (
     not_finite,
     save_checkpoint,
 )
+from core.utils.environment import start_of
 from core.utils.errors import UserError, as_shell, shorten
 from core.utils.files import make_folder, refuse_existing
 from core.utils.logging import LOGGER, start_logging
@@ -151,7 +153,8 @@ def describe(imported: Imported, family: str, classes: Classes, found: Found, pa
 def import_model(args: argparse.Namespace) -> None:
     """Read, recognise, convert, and only then write."""
     if args.list:
-        print("\n".join(f"{family.name:18} {family.words}" for family in FAMILIES))
+        width = max(len(family.name) for family in FAMILIES)
+        print("\n".join(f"{family.name:{width}} {family.words}" for family in FAMILIES))
         print("also: " + ", ".join(f"{name} (as {family})" for name, family in ALIASES.items()))
         return
     if not args.file or not args.out:
@@ -188,11 +191,11 @@ def import_model(args: argparse.Namespace) -> None:
     make_folder(out.parent, "the folder of -o")
     save_checkpoint(model, out, 0)
     LOGGER.info("wrote %s (%.1f MB)", out, out.stat().st_size / 1e6)
-    predict = ("python", "-m", "tools.predict", "resume", out, "my_frames", "-o", "pictures")
-    adapt = ("python", "train_TCR_DTU.py", "-cfg", "configs/adapt.yaml", "resume", out)
+    look = (*start_of("tools.predict"), "resume", out, "my_frames", "-o", "pictures")
     target = ("DATASETS.TARGET_TRAIN", "folder:my_frames", "OUTPUT_DIR", "results/mine")
-    LOGGER.info("look at it: %s", as_shell(predict))
-    LOGGER.info("adapt it:   %s", as_shell((*adapt, *target)))
+    adapt = (*start_of("train_TCR_DTU.py"), "-cfg", AUTOMATIC, "resume", out, *target)
+    LOGGER.info("next, what it sees: %s", as_shell(look))
+    LOGGER.info("next, adapting it: %s", as_shell(adapt))
 
 
 def _texts(names: object) -> Sequence[str]:

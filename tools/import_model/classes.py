@@ -44,10 +44,10 @@ def choose(given: str, outputs: int, named: Sequence[str] = (), colours: Sequenc
     Raises:
         UserError: nothing says their names, or `given` is not of this network.
     """
-    own = tuple(_OTHERWISE.get(name.strip().lower(), name.strip()) for name in named)
-    own, why = (own, "by the file") if len(own) == outputs else ((), "")
-    if tuple(map(str.lower, own)) == CITYSCAPES_19.names:
-        own, colours = CITYSCAPES_19.names, ()
+    own, why = (tuple(named), "by the file") if len(named) == outputs else ((), "")
+    ours = tuple(_OTHERWISE.get(name.lower(), name.lower()) for name in own)
+    if any(ours == one.names for one in SETS.values()):
+        own, colours = ours, ()
     alike = next((one for one in SETS.values() if len(one) == outputs), None)
     if not own and alike is not None:
         own, why = alike.names, f"by their number, {outputs}: --classes names others"

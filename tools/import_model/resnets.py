@@ -220,7 +220,7 @@ def _fits_cma(state: State) -> bool:
 def _cma(state: State, branches: int) -> Imported:
     others = [head for name in state if (head := name.partition(".")[0]) not in ("backbone", "head")]
     reasons = dict.fromkeys(others, "for its training: the network is backbone. and head.")
-    about = {**IMAGENET_INPUT, ALIGN_CORNERS: False, BN_EPS: EPS}
+    about = {**IMAGENET_INPUT, ALIGN_CORNERS: False, BN_EPS: EPS}  # resized as in DAFormer, which both follow
     return _deeplabv2(state, V1C, _v1c(state), "head.conv2d_list", branches, reasons, about)
 
 

@@ -107,6 +107,7 @@ def test_a_taker_remembers_what_it_gave():
         (("", 2, ("a", "b")), ("a", "b"), ()),
         (("", 19, ("a", "b")), CITYSCAPES_19.names, ()),  # of which the file says too few
         (("x, y", 2, ("a", "b")), ("x", "y"), ()),
+        (("", 2, ("Traffic light", "light")), ("Traffic light", "light"), ()),
         (("b", 2, ("a", "b")), ("b",), (1,)),
         (("car,road", 19), ("car", "road"), (13, 0)),
         (
