@@ -152,6 +152,7 @@ def whole_module(path):
     torch.save(nn.Linear(2, 2), path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # which is still met with
 @pytest.mark.parametrize(
     ("write", "words"),
     [
