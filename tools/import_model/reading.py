@@ -182,7 +182,7 @@ def _content(path: Path) -> dict:
         names = {Path(name).name for name in archive.namelist()}
         if other := next((what for name, what in _OTHER_ARCHIVES.items() if name in names), ""):
             raise UserError(f"{path} is {other}")
-    return read_tensors(path, _load)
+    return read_tensors(path, load=_load)
 
 
 def _load(path: str | Path) -> Any:
