@@ -45,13 +45,13 @@ from core.utils.environment import start_of
 from core.utils.errors import UserError, as_shell, shorten
 from core.utils.files import make_folder, refuse_existing
 from core.utils.logging import LOGGER, start_logging
-from tools.import_model import refused, resnets
+from tools.import_model import refused, resnets, transformers
 from tools.import_model.classes import SETS, Classes, choose
 from tools.import_model.family import Family, Imported, Taker
 from tools.import_model.reading import Found, read, views
 
 EXAMPLE = "python -m tools.import_model GTA2Cityscapes_multi.pth --family adaptsegnet -o pretrain/adaptsegnet.pth"
-FAMILIES = (*resnets.FAMILIES, *refused.FAMILIES)
+FAMILIES = (*resnets.FAMILIES, *transformers.FAMILIES, *refused.FAMILIES)
 ALIASES = {**resnets.ALIASES}
 _NAMES_SHOWN = 4  # of what a file holds
 
