@@ -38,7 +38,8 @@ from core.evaluation.predictor import evaluating
 from core.models import log_network
 from core.models.backbone import plain_copy
 from core.programs.frame import config_parser, path_argument, run_program
-from core.runs.resume import find_checkpoint, known_bands, new_model, with_known
+from core.runs.known import known_bands, with_known
+from core.runs.resume import find_checkpoint, new_model
 from core.utils.checkpoints import load_checkpoint
 from core.utils.errors import UserError
 from core.utils.files import make_folder, replacing
@@ -259,8 +260,9 @@ def export(args: argparse.Namespace) -> None:
     if args.opset is not None and args.format != "onnx":
         raise UserError(f"--opset is of ONNX files, not of --format {args.format}: leave it out")
     config = load_config(args.config_file, args.options)
-    checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
+    checkpoint = find_checkpoint(config)
     config = with_known(config, checkpoint)
+    taxonomy = find_taxonomy(config)
     path = Path(args.out or Path(config.OUTPUT_DIR) / f"{checkpoint.stem}{form.ending}")
     if os.path.lexists(path) and not args.overwrite:
         raise UserError(f"{path} is already there: choose another -o, or give --overwrite")
@@ -323,7 +325,7 @@ def _quiet() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    parser = config_parser(__doc__, EXAMPLE)
+    parser = config_parser(__doc__, EXAMPLE, needed=False)
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
     parser.add_argument("--normalise", action="store_true", help="put the normalisation inside: uint8 RGB in")
     gives = "what it gives (default: logits; argmax is labels)"

@@ -12,7 +12,7 @@ from core.configs import load_config
 from core.configs.choices import with_chosen
 from core.configs.node import Config
 from core.runs.folder import ADAPTED, CONFIG, VERDICT
-from core.runs.resume import SPAN_KEY
+from core.runs.known import FOUND, SPAN_KEY
 from core.utils.devices import autocast, choose_device
 from core.utils.errors import UserError
 from core.utils.files import make_folder, write_json
@@ -38,10 +38,10 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """With what the run has chosen itself (ADAPT.AUTO), once it has begun."""
+        """With what the run has found and chosen (ADAPT.AUTO) itself, once it has begun."""
         config, saved = load_config(self.config_file, self.words), self.folder / CONFIG
-        begun = config.ADAPT.AUTO and saved.is_file()
-        return with_chosen(config, load_config(saved), (*CHOSEN, SPAN_KEY)) if begun else config
+        keys = (*CHOSEN, *FOUND, SPAN_KEY) if config.ADAPT.AUTO else FOUND
+        return with_chosen(config, load_config(saved), keys) if saved.is_file() else config
 
     @property
     def checkpoint(self) -> Path:

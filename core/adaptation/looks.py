@@ -104,6 +104,7 @@ def look_at(model: nn.Module, images: ImageSet, num_classes: int, predictor: Pre
         UserError: an image that cannot be read.
     """
     width, height = predictor.config.INPUT.INPUT_SIZE_TEST
+    corners = predictor.config.MODEL.ALIGN_CORNERS
     sizes = [(width, height), (max(round(width * SMALLER), 1), max(round(height * SMALLER), 1))]
     joint, seen = np.zeros((len(LOOKS), num_classes, num_classes), np.int64), []
     sums, labels = np.zeros(num_classes + 2), []
@@ -115,7 +116,7 @@ def look_at(model: nn.Module, images: ImageSet, num_classes: int, predictor: Pre
         size = logits.shape[-2:]
         looks = [
             predictor.logits(model, prepared.flip(-1)).flip(-1),
-            resize_logits(predictor.logits(model, predictor.prepare(small)), size),
+            resize_logits(predictor.logits(model, predictor.prepare(small)), size, corners),
         ]
         winners = torch.stack([one.argmax(dim=1).to(torch.uint8) for one in (logits, *looks)], dim=1)
         log_probs = logits.log_softmax(dim=1)

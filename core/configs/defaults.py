@@ -39,12 +39,18 @@ option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
 option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own
 option("MODEL.NUM_CLASSES", 19, within(2, 254))
+# names of its classes, and [red, green, blue] of each, where no data set of the config has them; empty: a checkpoint's
+option("MODEL.CLASSES", (), rules.NAMES)
+option("MODEL.CLASS_COLOURS", (), rules.COLOURS)
 # of a network of your own, the output's channel of every class, in their order, counted from 0; empty: all as they are
 option("MODEL.CLASSES_OUT", (), rules.CHANNELS)
 option("MODEL.ARGS", OpenConfig())  # of a network of your own, NAME: VALUE pairs of any names; its function finds them
 option(
     "MODEL.WEIGHTS", "", free=True, path=True
 )  # ImageNet weights (torchvision's), used without `resume`; empty: random
+# how logits are resized, wherever they are: True: the outer points lie in the image's corners, as in DeepLabV2; False:
+# each in the middle of its square, as in networks that were trained so
+option("MODEL.ALIGN_CORNERS", True)
 option("MODEL.FREEZE_BN", False)  # batch norm as a fixed affine map, in every network
 option("MODEL.FREEZE_BN_PARAMETERS", True)  # with it; False: only statistics are fixed, weight and bias learn
 # auto: CUDA if there is one, else the CPU | cpu | cuda | cuda:1 … | mps: a Mac's GPU, predictions only, untried

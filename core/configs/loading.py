@@ -12,7 +12,7 @@ from typing import Any
 
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
-from core.configs.node import OBSOLETE_KEYS, Config
+from core.configs.node import OBSOLETE_KEYS, Config, OpenConfig, convert
 from core.utils.environment import PROJECT
 from core.utils.errors import Correctable, UserError, one_line, replaced, shown
 from core.utils.files import expanded
@@ -24,8 +24,8 @@ _CUSTOM = "DATASETS.CUSTOM"
 _CUSTOM_PATHS = ("images", "labels", "list", "palette")  # wherever they stand in it
 
 
-def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
-    """Defaults, overwritten by a yaml file, overwritten by KEY VALUE options; checked, and frozen.
+def load_config(path: str | Path | None, options: Sequence[str] = ()) -> Config:
+    """Defaults, overwritten by a yaml file (None: none), overwritten by KEY VALUE options; checked, and frozen.
 
     A file below `configs/` that this folder does not have is the project's own. Paths have no `~` and no `$NAME` any
     more: what a run writes of its config, and compares it with, does not depend on who reads it where.
@@ -34,7 +34,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         UserError: unreadable file, unknown key, value of the wrong type or outside its range, unknown variable.
     """
     config = defaults.clone()
-    config.merge_from_file(str(_find_file(Path(path))))
+    if path is not None:
+        config.merge_from_file(str(_find_file(Path(path))))
     _check_pairs(options)
     config.merge_from_list(list(options))
     if "INPUT.DEPTH" in options[::2] and "INPUT.DEPTH_RANGE" not in options[::2]:
@@ -156,6 +157,17 @@ def _is_key(word: str) -> bool:
     return re.fullmatch(r"[A-Z]+\.[A-Z]\w*", word) is not None and not os.path.lexists(word)
 
 
-def default_output_dir(path: str | Path) -> str:
-    """OUTPUT_DIR of a config that names none."""
-    return str(Path("results") / Path(path).stem)
+def as_option(key: str, value: Any, where: str) -> Any:
+    """What is found elsewhere than in a config, at `where`, as an option's value. Raises UserError if it cannot be."""
+    default, rule = defaults.find(key), OPTIONS[key].rule
+    if isinstance(default, OpenConfig):
+        return OpenConfig.of(value, where)
+    value = convert(value, default, where)
+    if rule is not None and not rule.holds(value):
+        raise UserError(f"{where} must be {rule.words}, not {shown(value)}")
+    return value
+
+
+def default_output_dir(path: str | Path | None) -> str:
+    """OUTPUT_DIR of a config that names none, or of no config."""
+    return str(Path("results") / ("" if path is None else Path(path).stem))

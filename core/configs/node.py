@@ -71,7 +71,7 @@ class Config(CfgNode):
 
     def dump(self, **kwargs) -> str:
         """As yaml, which :meth:`merge_from_file` reads back; arguments are those of yaml.safe_dump."""
-        return yaml.safe_dump(_plain(self), **kwargs)
+        return yaml.safe_dump(plain(self), **kwargs)
 
     def flat_keys(self, prefix: str = "") -> list[str]:
         """Every option's full name, as `SOLVER.BASE_LR`."""
@@ -90,6 +90,7 @@ class Config(CfgNode):
                 continue  # a section whose options are all commented out
             if isinstance(node, OpenConfig):
                 node.merge(value, f"{where}: {key}")
+                self._note_given(key)
             elif isinstance(value, dict):
                 self._merge_tree(value, where, path)
             else:
@@ -127,7 +128,10 @@ class Config(CfgNode):
         if isinstance(default, Config):
             inner = ", ".join(f"{key}.{name}" for name in default)
             raise UserError(f"{where}: {key} is a section, not an option; it holds {inner}")
-        self.find(".".join(names[:-1]))[names[-1]] = _convert(value, default, f"{where}: {key}")
+        self.find(".".join(names[:-1]))[names[-1]] = convert(value, default, f"{where}: {key}")
+        self._note_given(key)
+
+    def _note_given(self, key: str) -> None:
         self.__dict__.setdefault("given", set()).add(key)  # beside the options, as yacs keeps its own state
 
     def gives(self, key: str) -> bool:
@@ -142,6 +146,13 @@ class OpenConfig(Config):
         super().__init__()
         self.__dict__["origins"] = {}  # beside the options, as yacs keeps its own state
 
+    @classmethod
+    def of(cls, tree: Any, where: str) -> "OpenConfig":
+        """A section that holds what :meth:`merge` makes of a tree."""
+        node = cls()
+        node.merge(tree, where)
+        return node
+
     def merge(self, tree: Any, where: str) -> None:
         """Add what a yaml file holds for this section (`where`: file and key). Raises UserError."""
         if not isinstance(tree, dict):
@@ -152,7 +163,7 @@ class OpenConfig(Config):
     def written(self, key: str) -> Iterator[tuple[Any, Any, str]]:
         """(name, what yaml gave for it, where this section stands: file and `key`) of every entry."""
         for name, value in self.items():
-            yield name, _plain(value), self.__dict__["origins"].get(name, key)
+            yield name, plain(value), self.__dict__["origins"].get(name, key)
 
 
 def _as_options(value: Any, where: str, depth: int = 0) -> Any:
@@ -166,15 +177,15 @@ def _as_options(value: Any, where: str, depth: int = 0) -> Any:
     return tuple(_as_options(inner, where, depth + 1) for inner in value) if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Options as yaml writes them."""
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+        return {name: plain(inner) for name, inner in value.items()}
+    return list(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
-def _convert(value: Any, default: Any, where: str) -> Any:
-    """`value` in the type of `default`, or a UserError."""
+def convert(value: Any, default: Any, where: str) -> Any:
+    """`value` in the type of `default`; `where` names it in the UserError that it may be."""
     wanted = type(default)
     if wanted is str:
         if isinstance(value, bool):  # yaml reads a bare `off` as False

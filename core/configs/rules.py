@@ -50,6 +50,16 @@ CHANNELS = Rule(
     "empty, or a list of different channels, counted from 0",
     lambda values: _are_whole(values, 0) and len(set(values)) == len(values),
 )
+NAMES = Rule(
+    "a list of different names",
+    lambda names: len(set(map(str, names))) == len(names) and all(isinstance(one, str) and one for one in names),
+)
+COLOURS = Rule(
+    "a list of [red, green, blue], each 0 to 255",
+    lambda values: all(
+        isinstance(one, list | tuple) and len(one) == 3 and _are_whole(tuple(one), 0, 255) for one in values
+    ),
+)
 SIZE = Rule("(width, height) in pixels", lambda size: len(size) == 2 and _are_whole(size, 1))
 WINDOW = Rule(
     "empty, or (width, height) in pixels, multiples of 8 from 32 on",

@@ -39,7 +39,7 @@ from core.datasets.pairs import Pairing, pair
 from core.datasets.reader import ImageSet, Reader, require_utf_8
 from core.datasets.sizes import check_label_sizes, spread
 from core.datasets.skipping import BadImage, SkippedImages
-from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, COMMA_5, COMMA_6, IGNORE, TOY_14, Taxonomy
+from core.datasets.taxonomy import CAMVID_11, CITYSCAPES_16, COMMA_5, COMMA_6, IGNORE, TOY_14, Taxonomy, of_names
 from core.datasets.videos import VIDEO_PREFIX, find_frames
 from core.utils.errors import UserError
 
@@ -80,12 +80,15 @@ ENTRIES = {
 def find_taxonomy(config) -> Taxonomy:
     """The classes of a run's model: of the first of TARGET_TRAIN, TEST and SOURCE_TRAIN that has NUM_CLASSES of them.
 
-    The other sets have the same, or are target and test of other classes (:func:`find_pairing`).
+    The other sets have the same, or are target and test of other classes (:func:`find_pairing`). Where none has them,
+    they are MODEL.CLASSES, if these are given, or were found in a checkpoint.
 
     Raises:
         UserError: none of them has a class set of NUM_CLASSES classes, or SOURCE_TRAIN has not; two have the same
             classes in another order, or, without SOURCE_TRAIN, as many other ones.
     """
+    if config.MODEL.CLASSES and lacks_classes(config):
+        return _given_taxonomy(config.MODEL)
     if not _named(config):
         raise UserError(
             "no data set of the config has class names: set DATASETS.SOURCE_TRAIN (or TEST) to the data set that the "
@@ -122,19 +125,40 @@ def find_pairing(config) -> Pairing | None:
     return pair(model, test, entry.merge, f"DATASETS.TEST {config.DATASETS.TEST}")
 
 
-def class_names(config) -> tuple[str, ...]:
-    """Those of :func:`find_taxonomy`; none where no data set of the config has any."""
-    return find_taxonomy(config).names if _named(config) else ()
+def lacks_classes(config) -> bool:
+    """Whether no data set of the config says what the classes of a model with NUM_CLASSES of them are."""
+    named = _named(config)
+    return "SOURCE_TRAIN" not in named and not any(_fitting(config, key) for key in named)
+
+
+def _given_taxonomy(options) -> Taxonomy:
+    """That of MODEL.CLASSES (`options`: the config node MODEL)."""
+    names, colours = tuple(options.CLASSES), options.CLASS_COLOURS
+    if len(names) != options.NUM_CLASSES:
+        raise UserError(f"MODEL.CLASSES names {len(names)} classes, but MODEL.NUM_CLASSES is {options.NUM_CLASSES}")
+    if colours and len(colours) != len(names):
+        raise UserError(f"MODEL.CLASS_COLOURS has {len(colours)} colours, but MODEL.CLASSES {len(names)} names")
+    taxonomy = of_names(names)
+    given = dict(zip(names, map(tuple, colours), strict=True)) if colours else {}
+    return replace(taxonomy, colours=given) if given else taxonomy
+
+
+def find_named_taxonomy(config) -> Taxonomy | None:
+    """That of :func:`find_taxonomy`; None where the config names no classes."""
+    return find_taxonomy(config) if _named(config) or config.MODEL.CLASSES else None
 
 
 def find_label_values(config) -> np.ndarray:
     """256 uint8 (uint16, where a value needs it), from class index to what label files hold for it, IGNORE elsewhere.
 
-    The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one.
+    The files are those of the data set that gives the run its class names: Cityscapes' labelIds, for one. Where none
+    does, the class's own index.
     """
     taxonomy = find_taxonomy(config)
-    of_model = (key for key in _named(config) if (one := _fitting(config, key)) and one.names == taxonomy.names)
-    entry, _ = _find_entry(config, next(of_model))
+    of_model = [key for key in _named(config) if (one := _fitting(config, key)) and one.names == taxonomy.names]
+    if not of_model:  # the names are MODEL.CLASSES
+        return _value_table(taxonomy, {name: index for index, name in enumerate(taxonomy.names)})
+    entry, _ = _find_entry(config, of_model[0])
     return _value_table(taxonomy, entry.reader.values)
 
 

@@ -14,7 +14,7 @@ from core.datasets.colours import OFFICIAL, ColourTable
 from core.datasets.images import CHANNELS, EXTENSIONS, ImageForm, read_channel, read_label
 from core.datasets.lists import Listed, read_list
 from core.datasets.reader import ImageSet, label_table, name_prefixes, walk_files
-from core.datasets.taxonomy import COLOURS, STREET_SCENES, Taxonomy
+from core.datasets.taxonomy import COLOURS, Taxonomy, of_names
 from core.utils.errors import UserError, shown
 
 MAX_CLASSES = 254
@@ -251,8 +251,7 @@ def _taxonomy(fields: Mapping, key: str) -> Taxonomy:
         for name, others in given["partner_names"].items():
             if name in others:
                 raise UserError(f"{key}.partners.{name} names the class itself")
-    same = (taxonomy for taxonomy in STREET_SCENES if taxonomy.names == names)
-    return replace(next(same, Taxonomy(names, partner_names={})), **given)
+    return replace(of_names(names), **given)
 
 
 def _label_values(fields: Mapping, names: Sequence[str], key: str) -> tuple[dict[int, str], list[int]]:

@@ -137,3 +137,8 @@ COMMA_6 = Taxonomy(
 )
 COMMA_5 = Taxonomy(COMMA_6.names[:5], colours=COMMA_6.colours, partner_names={})  # of a camera that looks ahead
 STREET_SCENES = (CITYSCAPES_19, CITYSCAPES_16, CAMVID_11, TOY_14)
+
+
+def of_names(names: tuple[str, ...]) -> Taxonomy:
+    """The street scenes' class set of these names, or one of them alone, without paste classes and partners."""
+    return next((one for one in STREET_SCENES if one.names == names), Taxonomy(names, partner_names={}))

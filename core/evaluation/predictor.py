@@ -128,8 +128,7 @@ class Predictor:
             for _ in overlapped(take, map(read, distributed.heeding(progress(loader, title)))):
                 pass
 
-    @staticmethod
-    def read(maps: Maps, sizes: Sequence[tuple[int, int]], confidence: bool = False) -> list[Reading]:
+    def read(self, maps: Maps, sizes: Sequence[tuple[int, int]], confidence: bool = False) -> list[Reading]:
         """Of every image of a batch a function that gives its prediction at its own size.
 
         Softmax probabilities are averaged over the maps. On the CPU the function does the work, in whatever thread; on
@@ -140,21 +139,22 @@ class Predictor:
             sizes: (H, W) of every image.
             confidence: compute it, the probability of the winning class; False: it is None.
         """
-        works = [partial(_read, maps, position, size, confidence) for position, size in enumerate(sizes)]
+        corners = self.config.MODEL.ALIGN_CORNERS
+        works = [partial(_read, maps, position, size, confidence, corners) for position, size in enumerate(sizes)]
         if maps[0][0][0].device.type == "cpu":
             return [lambda work=work: work()() for work in works]
         return [work() for work in works]
 
 
 @torch.inference_mode()
-def _read(maps: Maps, position: int, size: tuple[int, int], confidence: bool) -> Reading:
+def _read(maps: Maps, position: int, size: tuple[int, int], confidence: bool, align_corners: bool) -> Reading:
     """See :meth:`Predictor.read`."""
-    labels = label_map(maps[0][0][position], size) if len(maps) == 1 else None
+    labels = label_map(maps[0][0][position], size, align_corners) if len(maps) == 1 else None
     if labels is not None and not confidence:
         return lambda: (labels(), None)
     total = 0
     for logits, mirrored in maps:
-        probs = resize_logits(logits[position][None], size).softmax(dim=1)
+        probs = resize_logits(logits[position][None], size, align_corners).softmax(dim=1)
         total = total + (probs.flip(-1) if mirrored else probs)
     best = total.max(dim=1)
     if labels is None:

@@ -32,6 +32,7 @@ def build_model(cfg) -> Segmentor:
     """
     if ":" in cfg.MODEL.NAME:
         model = build_own_network(cfg).to(memory_format=torch.channels_last)
+        model.align_corners = cfg.MODEL.ALIGN_CORNERS
         model.fit(cfg.MODEL.NUM_CLASSES, cfg.INPUT.INPUT_SIZE_TEST)
         return model
     for option in ("CLASSES_OUT", "ARGS"):
@@ -39,6 +40,7 @@ def build_model(cfg) -> Segmentor:
             raise UserError(f"MODEL.{option} is for networks of your own (module:function), not {cfg.MODEL.NAME}")
     still = cfg.MODEL.FREEZE_BN, cfg.MODEL.FREEZE_BN_PARAMETERS
     model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg), *still)
+    model.align_corners = cfg.MODEL.ALIGN_CORNERS
     return model.to(memory_format=torch.channels_last)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import reduce
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,10 +43,12 @@ class Segmentor(nn.Module):
         still_parameters: and its parameters do not learn.
 
     Attributes:
-        about: what checkpoints say of it beside its weights (core.utils.checkpoints: CLASSES, SIZE).
+        about: what checkpoints say of it beside its weights (core.utils.checkpoints: NETWORK, CLASSES, …).
+        align_corners: of the bilinear resize of its logits (MODEL.ALIGN_CORNERS).
     """
 
-    about: Mapping[str, list] = MappingProxyType({})
+    about: Mapping[str, Any] = MappingProxyType({})
+    align_corners = True
 
     def __init__(
         self,
@@ -73,14 +76,14 @@ class Segmentor(nn.Module):
 
         Args:
             image: B×3×H×W, normalised.
-            size: (h, w) to upsample to, bilinearly with align_corners=True; None: stay at stride 8.
+            size: (h, w) to upsample to, bilinearly, as `align_corners` says; None: stay at stride 8.
         Returns:
             B×C×h×w, in float32 at least, whatever precision the networks ran in.
         """
         logits = self.logits(image)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        return logits if size is None else resize_logits(logits, size)
+        return logits if size is None else resize_logits(logits, size, self.align_corners)
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """B×3×H×W, normalised → B×C×h×w, in whatever precision the networks run in."""
@@ -102,7 +105,12 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
 
 
-def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize of B×C×h×w to `size` (H, W) with align_corners=True, as the method resizes every logit map."""
+def resize_logits(logits: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
+    """Bilinear resize of B×C×h×w to `size` (H, W), as every logit map is resized.
+
+    Args:
+        align_corners: True: the corners' points lie in the corners' pixels, as in the method; False: points and pixels
+            are squares that cover the same image, as in networks that were trained so (MODEL.ALIGN_CORNERS).
+    """
     # from contiguous maps the resize is 3 times as fast on a CPU, and so is what follows it
-    return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=align_corners)

@@ -31,9 +31,12 @@ class _Cells(NamedTuple):
     of_pixel: np.ndarray
 
     @classmethod
-    def of(cls, length: int, resized: int) -> "_Cells":
-        """Of an axis of `length` points, resized with align_corners=True."""
-        position = np.arange(resized) * ((length - 1) / (resized - 1) if resized > 1 else 0.0)
+    def of(cls, length: int, resized: int, align_corners: bool) -> "_Cells":
+        """Of an axis of `length` points."""
+        if align_corners:
+            position = np.arange(resized) * ((length - 1) / (resized - 1) if resized > 1 else 0.0)
+        else:  # before the first point, and behind the last one, its value
+            position = np.maximum((np.arange(resized) + 0.5) * (length / resized) - 0.5, 0)
         lower = np.minimum(position.astype(np.int64), length - 1)
         points = np.arange(length)
         first, end = np.searchsorted(lower, points), np.searchsorted(lower, points, side="right")
@@ -42,21 +45,23 @@ class _Cells(NamedTuple):
         return cls(pixels, position[pixels] - points, np.minimum(points + 1, length - 1), end > first, lower)
 
 
-def label_map(logits: torch.Tensor, size: tuple[int, int]) -> Callable[[], np.ndarray]:
-    """The class of the largest logit after a bilinear resize (align_corners=True) of C×h×w logits to `size` (H, W).
+def label_map(logits: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> Callable[[], np.ndarray]:
+    """The class of the largest logit after a bilinear resize of C×h×w logits to `size` (H, W).
 
+    Args:
+        align_corners: as :func:`core.models.deeplab.resize_logits` takes it.
     Returns:
         a function for any thread that gives H×W uint8 on the host. On the CPU it does the work; on a GPU that is queued
         by now, and the function waits for its copy.
     """
     if logits.device.type == "cpu":
-        return partial(winning_labels, logits, size)
-    copied = copy_to_host(resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8))
+        return partial(winning_labels, logits, size, align_corners)
+    copied = copy_to_host(resize_logits(logits[None], size, align_corners)[0].argmax(dim=0).to(torch.uint8))
     return lambda: copied().numpy()
 
 
 @torch.inference_mode()
-def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def winning_labels(logits: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> np.ndarray:
     """What :func:`label_map` gives, of C×h×w logits on the CPU.
 
     A pixel is a convex combination of the four logits around it: where one class is the largest in all four, it is the
@@ -66,7 +71,7 @@ def winning_labels(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     Returns:
         H×W uint8.
     """
-    rows, columns = (_Cells.of(n, length) for n, length in zip(logits.shape[1:], size, strict=True))
+    rows, columns = (_Cells.of(n, length, align_corners) for n, length in zip(logits.shape[1:], size, strict=True))
     largest = first_largest(logits).numpy()
     below, beside = largest[rows.upper], largest[:, columns.upper]
     pure = (largest == below) & (largest == beside) & (largest == below[:, columns.upper])

@@ -60,6 +60,7 @@ def config_parser(
     words: str = "KEY VALUE",
     words_help: str = "options that overwrite the file's, as SOLVER.BASE_LR 1e-4",
     name: str = "options",
+    needed: bool = True,
 ) -> Parser:
     """A parser with `-cfg FILE` (or --config-file) and trailing words, KEY VALUE pairs in most programs.
 
@@ -67,10 +68,11 @@ def config_parser(
         words: what the trailing words are, for the usage line.
         words_help: the same at length.
         name: the attribute that they land in.
+        needed: False: the file may be left out, where the checkpoint that `resume` names says enough.
     """
     parser = Parser(description, example)
-    experiment = "yaml file of the experiment"
-    parser.add_argument("-cfg", "--config-file", required=True, type=path_argument, metavar="FILE", help=experiment)
+    experiment = "yaml file of the experiment" + ("" if needed else " (default: what the checkpoint says of its model)")
+    parser.add_argument("-cfg", "--config-file", required=needed, type=path_argument, metavar="FILE", help=experiment)
     parser.add_argument(name, nargs="*", metavar=words, help=words_help)
     return parser
 

@@ -21,7 +21,8 @@ from core.datasets.reader import ImageSet
 from core.evaluation.metrics import iou, joint_counts, value_counts
 from core.evaluation.predictor import Predictor
 from core.programs.testing import folder_name
-from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered, with_known
+from core.runs.known import with_known
+from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered
 from core.selftraining.dynamic_teacher import draw_points, snd_score
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint

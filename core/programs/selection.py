@@ -17,7 +17,8 @@ from core.evaluation.evaluator import Evaluator
 from core.evaluation.predictor import Predictor
 from core.models.interpolation import interpolate
 from core.programs.testing import folder_name, put_on_device
-from core.runs.resume import find_checkpoints, find_run_source, known_form, new_model, numbered, with_known
+from core.runs.known import handed_on, known_form, with_known
+from core.runs.resume import find_checkpoints, find_run_source, new_model, numbered
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint, save_checkpoint
 from core.utils.devices import prepare_device
@@ -137,7 +138,7 @@ def select_checkpoint(
     model = new_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
-    model.about |= known_form(checkpoints[-1])
+    model.about |= known_form(checkpoints[-1]) | handed_on(checkpoints[-1], config)
     put_on_device(model, config, device)
     note = images.note and f": {images.note}"
     LOGGER.info("images: %d of %s, with labels%s", len(images), images.name, note)

@@ -17,7 +17,8 @@ from core.evaluation.evaluator import Evaluator, report_lines, table_row
 from core.evaluation.predictor import Predictor
 from core.models import log_network
 from core.models.build import check_compiler, compile_networks
-from core.runs.resume import find_checkpoints, new_model, with_known
+from core.runs.known import with_known
+from core.runs.resume import find_checkpoints, new_model
 from core.utils import distributed
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, prepare_device

@@ -23,8 +23,9 @@ from core.models.deeplab import batch_norms
 from core.models.dsu import DSU
 from core.models.own_network import OwnNetwork
 from core.runs.folder import IMAGES
+from core.runs.known import SPAN_KEY
 from core.runs.output import RunOutput
-from core.runs.resume import SPAN_KEY, check_length, check_source, load_model
+from core.runs.resume import check_length, check_source, load_model
 from core.runs.solver import Solver
 from core.runs.states import FORMAT, fingerprint, flat_config
 from core.utils import distributed, signals
@@ -315,6 +316,7 @@ class Training(ABC):
             "skipped": self.images.skipped.paths,
             "solver": self.solver.state_dict(),
             "output": self.output.state_dict(),
+            "about": self.result.about,
             "random": random_states(),
         }
 
@@ -326,6 +328,7 @@ class Training(ABC):
         """
         if state["images"] != fingerprint(self.images.names):
             raise UserError(self._other_images())
+        self.result.about = {**self.result.about, **state.get("about", {})}  # the source model's, too, may be gone
         self.iteration, self.stretch = state["iteration"], range(*state["stretch"])
         self.stop = state.get("stop") or self.stop
         self.bad_steps = state["bad_steps"]

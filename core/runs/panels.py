@@ -13,7 +13,12 @@ _LINE, _RIM = 255, 0
 
 
 def adaptation_tiles(
-    batch, teacher: torch.Tensor, confidence: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
+    batch,
+    teacher: torch.Tensor,
+    confidence: torch.Tensor,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    align_corners: bool = True,
 ) -> tuple[str, list[tuple[str, np.ndarray]]]:
     """What the student saw and learnt of one image: the first one with a paste, or else the first.
 
@@ -23,9 +28,10 @@ def adaptation_tiles(
         confidence: B×h×w floats, probability of the teacher's winning class.
         labels: B×h×w int64, what was learnt.
         logits: B×C×h/8×w/8 of the student, before it learnt.
+        align_corners: as :func:`core.models.deeplab.resize_logits` takes it.
     """
     shown = int((batch.pasted != IGNORE).flatten(1).any(dim=1).int().argmax())
-    prediction = label_map(logits[shown], tuple(labels.shape[-2:]))()
+    prediction = label_map(logits[shown], tuple(labels.shape[-2:]), align_corners)()
     learnt = _host(labels[shown].to(torch.uint8))
     share = 100 * float((learnt != IGNORE).mean())
     sure = _host(confidence[shown].float()) * _host(batch.valid[shown])

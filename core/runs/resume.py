@@ -14,39 +14,26 @@ from typing import NamedTuple
 
 import torch
 
-from core.configs import rules
 from core.configs.choices import with_chosen
 from core.configs.defaults import OPTIONS
 from core.configs.defaults import cfg as defaults
 from core.configs.loading import load_config
-from core.configs.node import Config
-from core.configs.rules import Rule
-from core.datasets.catalog import KEYS, class_names, find_targets_range
+from core.configs.node import Config, OpenConfig
+from core.datasets.catalog import KEYS
 from core.datasets.folders import FOLDER_PREFIX
 from core.datasets.videos import VIDEO_PREFIX
 from core.models import build_model
 from core.models.deeplab import Segmentor
 from core.runs.folder import ADAPTED, CHECKPOINTS, CONFIG
+from core.runs.known import FOUND, SPAN_KEY, describe_model, handed_on, is_given, with_network
 from core.runs.states import FOLDER, StateFolder, flat_config
-from core.utils.checkpoints import (
-    BANDS,
-    CLASSES,
-    DEPTH,
-    DOMAIN,
-    SIZE,
-    SOURCE,
-    load_checkpoint,
-    load_imagenet_weights,
-    read_about,
-)
+from core.utils.checkpoints import load_checkpoint, load_imagenet_weights
 from core.utils.errors import Correctable, UserError, replaced, shown
 from core.utils.files import near
 from core.utils.locks import check_unlocked
-from core.utils.logging import LOGGER
 
 AUTO, RANDOM = "auto", "random"
-CUSTOM_KEY = "DATASETS.CUSTOM"
-SIZE_KEY, SPAN_KEY = "INPUT.INPUT_SIZE_TEST", "INPUT.DEPTH_RANGE"
+CUSTOM_KEY, ARGS_KEY = "DATASETS.CUSTOM", "MODEL.ARGS"
 _MOVABLE = (FOLDER_PREFIX, VIDEO_PREFIX)
 
 
@@ -65,12 +52,13 @@ class Start(NamedTuple):
 
 
 def find_start(config: Config, default_output: str) -> Start:
-    """What `resume` means for a training run.
+    """What `resume` means for a training run. One that starts from a checkpoint has that one's network.
 
     Args:
         default_output: OUTPUT_DIR where none is given.
     Raises:
-        UserError: a run is to be continued that does not exist, or has no state yet and is running.
+        UserError: a run is to be continued that does not exist, or has no state yet and is running; or as
+            :func:`core.runs.known.with_network`.
     """
     given, output = config.resume, config.OUTPUT_DIR
     word, auto, file = given.partition(":") if given.startswith(f"{AUTO}:") else (given, "", "")
@@ -78,14 +66,17 @@ def find_start(config: Config, default_output: str) -> Start:
         if StateFolder(output).paths():
             return Start(config, continued=True)
         if auto:
-            return Start(config.changed({"resume": file}), restart=True)
+            return Start(with_network(config.changed({"resume": file}), Path(file)), restart=True)
         check_unlocked(output, "OUTPUT_DIR")  # its first state may be to come
         raise UserError(
             f"resume auto: OUTPUT_DIR {output} holds no state to go on from; start the run with "
             "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"
         )
-    if source_checkpoint(config) is None or not Path(given).is_dir():
+    source = source_checkpoint(config)
+    if source is None:
         return Start(config)
+    if not source.is_dir():
+        return Start(with_network(config, source))
     if not StateFolder(given).paths():
         raise UserError(f"resume {given}: the folder holds no state ({FOLDER}/iter*.pth); give a checkpoint's file")
     if output != default_output and Path(output).resolve() != Path(given).resolve():
@@ -110,8 +101,9 @@ def continued_config(state: dict, config: Config, program: str, chosen: Sequence
     if state["program"] != program:
         raise UserError(f"the state is one of {state['program']}, not of {program}")
     then = flat_config(defaults) | state["config"]
-    found = () if config.find(SPAN_KEY) else (SPAN_KEY,)  # by any run
-    config = with_chosen(config, defaults.changed(then), (*chosen, *found))
+    found = [key for key in (*FOUND, SPAN_KEY) if not is_given(config, key)]  # by any run
+    own = {ARGS_KEY: OpenConfig.of(then[ARGS_KEY], f"the state: {ARGS_KEY}")}
+    config = with_chosen(config, defaults.changed(then | own), (*chosen, *found))
     solver, old_stop, old_end = config.SOLVER, then["SOLVER.STOP_ITER"], then["SOLVER.MAX_ITER"]
     longer = old_end < solver.MAX_ITER and (old_stop < solver.STOP_ITER or old_end < old_stop)
     for key, now in flat_config(config).items():
@@ -231,58 +223,8 @@ def find_run_source(config: Config) -> Path:
 def new_model(config: Config) -> Segmentor:
     """The model of a config, with random weights, and what its checkpoints will say of it."""
     model = build_model(config)
-    model.about = {CLASSES: list(class_names(config))}
-    if config.gives(SIZE_KEY) or config.find(SIZE_KEY) != defaults.find(SIZE_KEY):  # given, or chosen by a run
-        model.about[SIZE] = list(config.find(SIZE_KEY))
-    if config.find(SPAN_KEY):
-        model.about[DEPTH] = list(config.find(SPAN_KEY))
+    model.about = describe_model(config)
     return model
-
-
-def known_size(config: Config) -> tuple[int, int] | None:
-    """The (width, height) that the model of `resume` is used to; None where its file does not say. Raises UserError."""
-    source = source_checkpoint(config)
-    return None if source is None else _numbers(read_about(source), SIZE, rules.SIZE)
-
-
-def known_bands(checkpoint: Path) -> tuple[int, ...]:
-    """The bands that a checkpoint's model sees as red, green, blue; empty where its file does not say."""
-    return _numbers(read_about(checkpoint), BANDS, rules.BANDS) or ()
-
-
-def known_form(checkpoint: Path) -> dict:
-    """What a checkpoint says of the images that its model takes."""
-    return {key: value for key, value in read_about(checkpoint).items() if key in (DEPTH, BANDS, DOMAIN)}
-
-
-def with_known(config: Config, checkpoint: Path, evaluated: bool = False) -> Config:
-    """`config` with what a checkpoint says that its model is used to, where it is not given: the size of the full view,
-    and the values of 16-bit images that become 0 and 255.
-
-    Args:
-        evaluated: on DATASETS.TEST, whose range is the target's, as it is in adaptation: so a source model, which is
-            used to another, is held against what becomes of it.
-    """
-    about, found = read_about(checkpoint), {}
-    size, span = _numbers(about, SIZE, rules.SIZE), _numbers(about, DEPTH, rules.SPAN)
-    if size is not None and not config.gives(SIZE_KEY):
-        found[SIZE_KEY] = size
-        if size != config.find(SIZE_KEY):
-            LOGGER.info("%s is not given: %d×%d, as %s is used to", SIZE_KEY, *size, checkpoint)
-    if span and not (config.gives(SPAN_KEY) or config.gives("INPUT.DEPTH")):
-        found[SPAN_KEY], whose = span, f"{checkpoint} is used to"
-        if evaluated and about.get(DOMAIN) == SOURCE and (targets := find_targets_range(config)):
-            found[SPAN_KEY], whose = targets, "that of DATASETS.TARGET_TRAIN"
-        LOGGER.info("%s is not given: (%d, %d), as %s", SPAN_KEY, *found[SPAN_KEY], whose)
-    config = config.changed(found)
-    config.freeze()
-    return config
-
-
-def _numbers(about: Mapping, key: str, rule: Rule) -> tuple[int, ...] | None:
-    """A list that a checkpoint holds of what it is; None where that is none, or not as it must be."""
-    found = about.get(key)
-    return tuple(found) if isinstance(found, list) and rule.holds(tuple(found)) else None
 
 
 def load_model(config, device: torch.device, uncertain: bool = False, weights: bool = True) -> Segmentor:
@@ -300,6 +242,7 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
         pass
     elif source := source_checkpoint(config):
         load_checkpoint(model, source)
+        model.about |= handed_on(source, config)
     elif config.MODEL.WEIGHTS:
         load_imagenet_weights(model.feature_extractor, config.MODEL.WEIGHTS)
     return model.to(device)

@@ -19,7 +19,8 @@ from core.datasets.sampling import uniform_order
 from core.datasets.taxonomy import Taxonomy
 from core.evaluation.evaluator import Evaluator
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION
-from core.runs.resume import known_size, load_model
+from core.runs.known import known_size
+from core.runs.resume import load_model, source_checkpoint
 from core.selftraining.samples import Batch, RequestStream
 from core.selftraining.trainer import Trainer
 from core.utils import distributed, signals
@@ -47,7 +48,8 @@ class AutomaticTrainer(Trainer):
 
     @classmethod
     def choose(cls, choices: Choices, images: ImageSet) -> None:
-        choose_sizes(choices, images, known_size(choices.config))
+        source = source_checkpoint(choices.config)
+        choose_sizes(choices, images, None if source is None else known_size(source))
         choose_schedule(choices, len(images), distributed.count() * choices.config.SOLVER.ACCUMULATE)
 
     @classmethod

@@ -49,6 +49,7 @@ class CandidatePass:
         self.images, self.num_classes, self.folder = images, num_classes, Path(folder)
         config, self._predictor = predictor.config, predictor
         self._topk, self._batch_size = config.TCR.TOPK_CANDIDATE, config.TEST.BATCH_SIZE
+        self._align_corners = config.MODEL.ALIGN_CORNERS
 
     def run(self, teacher: nn.Module, iteration: int, previous: Generation | None = None) -> Generation:
         """Make the next generation after `iteration` completed iterations; the first one where `previous` is None.
@@ -175,9 +176,10 @@ class CandidatePass:
         def read(batch: dict) -> list[tuple[int, list[Callable[[], np.ndarray]]]]:
             made, ((logits, _),) = [], self._predictor.maps(teacher, batch["views"], flip=False)
             for index, one, size, bad in zip(batch["index"], logits, batch["size"], batch["bad"], strict=True):
-                readings = [partial(np.full, size, IGNORE, np.uint8) if bad else label_map(one, size)]
+                corners = self._align_corners
+                readings = [partial(np.full, size, IGNORE, np.uint8) if bad else label_map(one, size, corners)]
                 if confidences:
-                    readings.append(sampled_confidence(one, size, first_pass_grid(size)))
+                    readings.append(sampled_confidence(one, size, first_pass_grid(size), corners))
                 made.append((index, readings))
             return made
 
@@ -219,28 +221,32 @@ def first_pass_grid(size: tuple[int, int]) -> tuple[int, int]:
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def sampled_confidence(logits: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Callable[[], np.ndarray]:
+def sampled_confidence(
+    logits: torch.Tensor, size: tuple[int, int], grid: tuple[int, int], align_corners: bool = True
+) -> Callable[[], np.ndarray]:
     """The largest probability of C×h×w logits resized to `size` (H, W), where a nearest resize to `grid` reads it.
 
+    Args:
+        align_corners: as :func:`core.models.deeplab.resize_logits` takes it.
     Returns:
         a function for any thread that gives float32 of `grid` on the host, as :func:`core.models.label_maps.label_map`.
     """
     sampled = [torch.from_numpy(nearest_index(length, count)) for length, count in zip(size, grid, strict=True)]
     if logits.device.type == "cpu":
-        return partial(_interpolated_confidence, logits, size, sampled)
+        return partial(_interpolated_confidence, logits, size, sampled, align_corners)
     rows, columns = (to_device(index, logits.device) for index in sampled)
-    values = resize_logits(logits[None], size)[0].index_select(1, rows).index_select(2, columns)
+    values = resize_logits(logits[None], size, align_corners)[0].index_select(1, rows).index_select(2, columns)
     copied = copy_to_host(values.softmax(dim=0).amax(dim=0).float())
     return lambda: copied().numpy()
 
 
 @torch.inference_mode()
 def _interpolated_confidence(
-    logits: torch.Tensor, size: tuple[int, int], sampled: Sequence[torch.Tensor]
+    logits: torch.Tensor, size: tuple[int, int], sampled: Sequence[torch.Tensor], align_corners: bool
 ) -> np.ndarray:
     """:func:`sampled_confidence` on the CPU, by the linear maps that give the sampled rows and columns alone."""
     rows, columns = (
-        _resize_weights(length, resized)[index].to(logits.dtype)
+        _resize_weights(length, resized, align_corners)[index].to(logits.dtype)
         for length, resized, index in zip(logits.shape[1:], size, sampled, strict=True)
     )
     by_row = logits.permute(1, 0, 2).flatten(0, 1)
@@ -249,10 +255,10 @@ def _interpolated_confidence(
     return values.softmax(dim=1).amax(dim=1).float().numpy()
 
 
-def _resize_weights(length: int, resized: int) -> torch.Tensor:
-    """resized×length float64: what a bilinear resize with align_corners=True takes of every point of an axis."""
+def _resize_weights(length: int, resized: int, align_corners: bool) -> torch.Tensor:
+    """resized×length float64: what a bilinear resize takes of every point of an axis."""
     weights = torch.eye(length, dtype=torch.float64)[None, None]
-    return F.interpolate(weights, size=(resized, length), mode="bilinear", align_corners=True)[0, 0]
+    return F.interpolate(weights, size=(resized, length), mode="bilinear", align_corners=align_corners)[0, 0]
 
 
 def resized_counts(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:

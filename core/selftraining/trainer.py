@@ -68,6 +68,7 @@ class Trainer(Training):
             compile_networks(self.student, self.teacher)
         self.running_conf = initial_running_confidence(len(taxonomy), device=self.device)
         self.samples = TargetSamples(images, taxonomy, config)
+        self.align_corners = config.MODEL.ALIGN_CORNERS
         tcr = config.TCR
         self.schedule = PasteSchedule(self.samples.paste_classes, len(taxonomy), tcr.MIX_SAMPLING, tcr.PASTE_LAG)
         chosen = even_subsample(len(images), tcr.MAX_PASS_IMAGES, np.random.default_rng([config.SEED, _SUBSAMPLE]))
@@ -157,7 +158,9 @@ class Trainer(Training):
             self.schedule.record(iteration, copy_to_host(self.running_conf))
         self.iteration += 1
         if shown is not None:
-            self.output.monitor.panel(self.iteration, *adaptation_tiles(parts[0], **shown))
+            self.output.monitor.panel(
+                self.iteration, *adaptation_tiles(parts[0], **shown, align_corners=self.align_corners)
+            )
         if not stepped:
             return {}
         return {"loss": loss, "positive": positive, "negative": negative, "labelled": labelled}
@@ -174,7 +177,9 @@ class Trainer(Training):
         for part, (labels, pairs), accumulating in zip(parts, targets, self.accumulation(), strict=True):
             with accumulating:
                 logits = self._student_logits(part)
-                losses, gradient = part_losses(logits, labels, pairs, pixels, negatives, self.class_weights)
+                losses, gradient = part_losses(
+                    logits, labels, pairs, pixels, negatives, self.class_weights, self.align_corners
+                )
                 self.solver.backward(logits, gradient)
             if shown is not None and part is parts[0]:
                 shown.update(labels=labels, logits=logits.detach())
@@ -196,10 +201,10 @@ class Trainer(Training):
         for look in looks:
             seen = prepared.flip(-1) if look.endswith("mirrored") else prepared
             if look.startswith("larger"):
-                seen = resize_logits(seen, [round(n * LARGER) for n in seen.shape[-2:]])
+                seen = resize_logits(seen, [round(n * LARGER) for n in seen.shape[-2:]], self.align_corners)
             other = self.predictor.logits(self.teacher, seen)
             if look.startswith("larger"):
-                other = resize_logits(other, logits.shape[-2:])
+                other = resize_logits(other, logits.shape[-2:], self.align_corners)
             probs += (other.flip(-1) if look.endswith("mirrored") else other).softmax(dim=1)
         return (probs / (1 + len(looks))).clamp(min=LEAST).log()
 
@@ -220,8 +225,8 @@ class Trainer(Training):
             the whole batch, at least 1.
         """
         logits = [self._teacher_logits(images) for images in prepared]
-        size = prepared[0].shape[-2:]
-        own = [mean_confidence(resize_logits(one, size).softmax(dim=1)) for one in torch.cat(logits).split(1)]
+        size, corners = prepared[0].shape[-2:], self.align_corners
+        own = [mean_confidence(resize_logits(one, size, corners).softmax(dim=1)) for one in torch.cat(logits).split(1)]
         images = distributed.count() * len(own)
         mean_conf = distributed.total(torch.stack(own).sum(dim=0, dtype=torch.float64)) / images
         self.running_conf = advance_running_confidence(self.running_conf, mean_conf.to(self.running_conf.dtype))
@@ -232,7 +237,7 @@ class Trainer(Training):
             labels, pairs, confidence = [], [], []
             for one, view, inside in zip(part_logits.split(1), part.views, valid.split(1), strict=True):
                 # resized again: kept since the running confidence was taken, the maps would be those of the whole batch
-                probs = warp_to_view(resize_logits(one, size), [view]).softmax(dim=1)
+                probs = warp_to_view(resize_logits(one, size, corners), [view], corners).softmax(dim=1)
                 labels.append(torch.where(inside, select_pseudo_labels(probs, self.running_conf), IGNORE))
                 pairs.append(negative_pairs(probs, inside))
                 if shown is not None and part is parts[0]:
@@ -345,6 +350,7 @@ def part_losses(
     pixels: int,
     negatives: torch.Tensor,
     class_weights: torch.Tensor | None = None,
+    align_corners: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A part's shares of positive and negative loss, and their sum's gradient at the stride-8 logits.
 
@@ -355,12 +361,13 @@ def part_losses(
         labels, pairs: B×H×W int64 and B×C×H×W bool, of :meth:`Trainer.pseudo_label`.
         pixels, negatives: how many the whole batch has.
         class_weights: C floats; None: all 1.
+        align_corners: as :func:`core.models.deeplab.resize_logits` takes it.
     Returns:
         2 floats, and B×C×h×w.
     """
     losses, images = 0, [one.requires_grad_() for one in logits.detach().split(1)]
     for one, own_labels, own_pairs in zip(images, labels.split(1), pairs.split(1), strict=True):
-        upsampled = resize_logits(one, labels.shape[1:])
+        upsampled = resize_logits(one, labels.shape[1:], align_corners)
         positive = positive_loss_sum(upsampled, own_labels, class_weights) / pixels
         negative = negative_loss_sum(upsampled, own_pairs) / negatives.to(upsampled.dtype)
         (positive + negative).backward()

@@ -17,9 +17,10 @@ from core.models.build import compile_networks
 from core.models.deeplab import batch_norms, frozen_norms, resize_logits
 from core.models.dsu import DSU
 from core.runs.farewell import say_trained
+from core.runs.known import SPAN_KEY
 from core.runs.loop import Training
 from core.runs.panels import source_tiles
-from core.runs.resume import SPAN_KEY, source_checkpoint
+from core.runs.resume import source_checkpoint
 from core.sourcetraining.choices import CHOSEN, choose_all
 from core.sourcetraining.samples import SourceBatch, SourceSamples, source_order
 from core.sourcetraining.statistics import LabelStatistics, usable_pairs
@@ -116,7 +117,7 @@ class SourceTrainer(Training):
         for part, target, accumulating in zip(parts, labels, self.accumulation(), strict=True):
             with accumulating:
                 logits = self.predictor.logits(self.parallel, self.predictor.prepare(part.images))
-                logits = resize_logits(logits, target.shape[-2:])
+                logits = resize_logits(logits, target.shape[-2:], self.config.MODEL.ALIGN_CORNERS)
                 loss = cross_entropy_sum(logits, target, self.class_weights) / count.to(logits.dtype)
                 self.solver.backward(loss)
             total += loss.detach()

@@ -41,13 +41,16 @@ _STATES = {  # by the keys that tell them
 }
 
 
-def read_tensors(path: str | Path, load: Callable[[str | Path], object] | None = None) -> dict:
+def read_tensors(
+    path: str | Path, mapped: bool = False, load: Callable[[str | Path], object] | None = None
+) -> dict:
     """Load a dict of tensors, numbers, strings, lists and dicts; nothing else in the file is ever executed.
 
     That is torch's `weights_only`. It would wait for a pipe to be written to, and unpack an archive made to fill the
     memory: both are looked for here. Nothing looks for tuples within tuples as keys, which would keep it busy.
 
     Args:
+        mapped: tensors are not read before they are looked at, where the file's kind allows it.
         load: what loads the file instead, as safely.
     Raises:
         UserError: missing, unreadable, or anything but such a dict.
@@ -69,7 +72,8 @@ def read_tensors(path: str | Path, load: Callable[[str | Path], object] | None =
                     raise ValueError(f"it has {size} bytes, but claims to hold {claimed}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = load(path) if load else torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mapped and beginning.startswith(ARCHIVE)
+            content = load(path) if load else torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
     except FileNotFoundError:
@@ -164,7 +168,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
 
 def read_about(path: str | Path) -> Mapping:
     """What a checkpoint says of its weights; empty where it says nothing. Raises UserError as :func:`read_tensors`."""
-    about = read_tensors(path).get(ABOUT)
+    about = read_tensors(path, mapped=True).get(ABOUT)
     return about if isinstance(about, Mapping) else {}
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from core.adaptation.looks import LOOKS, Looks, entropy_of, kept, look_at, reliability
 from core.configs import cfg
 from core.datasets.catalog import ImageSet
+from core.datasets.transforms import resize, to_tensor
 from core.evaluation.predictor import Predictor
 from core.models.deeplab import Segmentor
 from tests.helpers import changed
@@ -98,3 +100,22 @@ def test_the_surer_half_of_a_class_counts_alone():
     counts = _sure_counts(np.stack([plain, mirrored, smaller]), peak, config, 3)
     assert counts[0].tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert counts[1].tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("corners", [True, False])
+def test_the_smaller_look_is_resized_as_the_network_wants_it(tmp_path, write_png, corners):
+    """A network that sees squares of 8 pixels; a picture of noise."""
+    picture = np.random.default_rng(0).integers(0, 256, (40, 72, 3)).astype(np.uint8)
+    path = write_png(tmp_path / "0.png", picture)
+    config = changed(cfg, INPUT__INPUT_SIZE_TEST=(72, 40), DATALOADER__NUM_WORKERS=0, MODEL__ALIGN_CORNERS=corners)
+    predictor, model = Predictor(config, torch.device("cpu")), nn.AvgPool2d(8, ceil_mode=True)
+    found = look_at(model, ImageSet("folder:x", (path,), ("0.png",)), 3, predictor, "looking").joint[1]
+    plain, small = (
+        model(predictor.prepare(resize(to_tensor(picture)[None], size, "bicubic"))) for size in ((40, 72), (30, 54))
+    )
+    smaller = F.interpolate(small, plain.shape[-2:], mode="bilinear", align_corners=corners)
+    pairs = zip(plain.argmax(1).flatten().tolist(), smaller.argmax(1).flatten().tolist(), strict=True)
+    expected = np.zeros((3, 3), int)
+    for pair in pairs:
+        expected[pair] += 1
+    assert found.tolist() == expected.tolist()

@@ -39,7 +39,8 @@ DEFAULTS = table("""
 OUTPUT_DIR: ''
 resume: ''
 MODEL: {NAME: deeplab_resnet101, NUM_CLASSES: 19, WEIGHTS: '', FREEZE_BN: false, DEVICE: auto, COMPILE: false,
-  FREEZE_BN_PARAMETERS: true, UNCERTAINTY: 0.0, POS: [], CLASSES_OUT: [], ARGS: {}}
+  FREEZE_BN_PARAMETERS: true, UNCERTAINTY: 0.0, POS: [], CLASSES_OUT: [], ARGS: {}, CLASSES: [], CLASS_COLOURS: [],
+  ALIGN_CORNERS: true}
 DATASETS: {ROOT: datasets, SOURCE_SAMPLING: auto, TARGET_LIST: ''}
 VIDEO: {EVERY: 0, MIN_CHANGE: 1.0, FOLDER: ''}
 DATALOADER: {NUM_WORKERS: 4, SKIP_BAD_IMAGES: 0, CACHE: '', CACHE_GB: 50.0}
@@ -188,6 +189,8 @@ REFUSED = {
     "SOLVER.WARMUP": ("-1", "0.5"),
     "MODEL.FREEZE_BN_PARAMETERS": ("1",),
     "MODEL.POS": ("{1, 2}",),
+    "MODEL.CLASSES": ("road", "(1, 2)", "(road, road)", "('',)"),
+    "MODEL.CLASS_COLOURS": ("5", "(1, 2, 3)", "((1, 2),)", "((1, 2, 256),)", "((1, 2, True),)"),
     "MODEL.CLASSES_OUT": ("5", "(-1, 0)", "(1, 1)", "(True, 2)", "(0.5,)"),
     "VIDEO.EVERY": ("-1", "0.5"),
     "VIDEO.MIN_CHANGE": ("-1",),

@@ -61,9 +61,10 @@ def make_images(folder, labelled=True):
     return ImageSet("pictures_val", tuple(paths), names, label_beside, TABLE)
 
 
-def evaluate(images, model, batch_size=1, workers=0, **averaging):
+def evaluate(images, model, batch_size=1, workers=0, corners=True, **averaging):
     """(scores, prediction of every image)."""
     config = cfg.clone()
+    config.MODEL.ALIGN_CORNERS = corners
     config.INPUT.INPUT_SIZE_TEST = FULL[::-1]
     config.TEST.BATCH_SIZE, config.DATALOADER.NUM_WORKERS = batch_size, workers
     evaluator = Evaluator(images, C, Predictor(config, torch.device("cpu")), **averaging)
@@ -72,8 +73,8 @@ def evaluate(images, model, batch_size=1, workers=0, **averaging):
     return scores, [predictions[i] for i in range(len(images))]
 
 
-def upsampled(logits, size):
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)[0]
+def upsampled(logits, size, corners=True):
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=corners)[0]
 
 
 def counted(predictions, folder):
@@ -87,13 +88,14 @@ def counted(predictions, folder):
     return confusion
 
 
-def test_scores_equal_a_count_over_all_pixels(tmp_path):
+@pytest.mark.parametrize("corners", [True, False])
+def test_scores_equal_a_count_over_all_pixels(tmp_path, corners):
     images, model = make_images(tmp_path), Lopsided()
-    scores, predictions = evaluate(images, model)
+    scores, predictions = evaluate(images, model, corners=corners)
     for prediction, size, (_, logits, _) in zip(predictions, SIZES, model.seen, strict=True):
         assert prediction.dtype == np.uint8
         assert prediction.shape == size
-        assert (prediction == upsampled(logits, size).numpy().argmax(0)).all()
+        assert (prediction == upsampled(logits, size, corners).numpy().argmax(0)).all()
     confusion = counted(predictions, tmp_path)
     hits, labels, guesses = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     assert (hits > 0).all()
@@ -136,10 +138,10 @@ def test_flip_averaging_mirrors_left_and_right_and_back(tmp_path):
     assert all(count > 200 for count in wrong.values())  # any other way would have shown
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_multi_scale_averaging_of_probabilities(tmp_path, flip):
+@pytest.mark.parametrize(("flip", "corners"), [(False, True), (True, True), (False, False)])
+def test_multi_scale_averaging_of_probabilities(tmp_path, flip, corners):
     images, model = make_images(tmp_path), Lopsided()
-    _, predictions = evaluate(images, model, multi_scale=True, flip=flip)
+    _, predictions = evaluate(images, model, multi_scale=True, flip=flip, corners=corners)
     seen = list(model.seen)
     per_image = 6 if flip else 3
     assert len(seen) == per_image * len(SIZES)
@@ -148,7 +150,7 @@ def test_multi_scale_averaging_of_probabilities(tmp_path, flip):
         total, logit_sum, shapes = 0, 0, []
         for image, logits, _ in seen[per_image * i : per_image * (i + 1)]:
             shapes.append(tuple(image.shape[-2:]))
-            own = upsampled(logits, size)
+            own = upsampled(logits, size, corners)
             if flip and len(shapes) % 2 == 0:
                 own = own.flip(2)
             total, logit_sum = total + own.softmax(0), logit_sum + own

@@ -229,12 +229,13 @@ def test_predictions_of_a_network_that_sees_single_cells_are_those_of_whole_imag
         assert {shape[2:] for shape in whole.seen} == scaled
 
 
-def test_the_network_sees_images_at_their_own_size(images):
+@pytest.mark.parametrize("corners", [True, False])
+def test_the_network_sees_images_at_their_own_size(images, corners):
     model = Cells()
-    (labels, *_) = predictions(images, model, predictor(TEST__WINDOW=(152, 64)))
+    (labels, *_) = predictions(images, model, predictor(TEST__WINDOW=(152, 64), MODEL__ALIGN_CORNERS=corners))
     assert model.seen[:2] == [(1, 3, 61, 130), (1, 3, 64, 64)]
     logits = model(as_tensor(picture(SIZES[0])))
-    own = F.interpolate(logits, size=SIZES[0], mode="bilinear", align_corners=True)[0].argmax(0)
+    own = F.interpolate(logits, size=SIZES[0], mode="bilinear", align_corners=corners)[0].argmax(0)
     assert (labels == own.numpy()).mean() > 0.9995
 
 

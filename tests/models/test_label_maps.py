@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from core.models import label_maps
 from core.models.deeplab import resize_logits
@@ -21,14 +22,16 @@ def smooth_logits(shape, seed):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 6, 9), (19, 1, 9), (3, 6, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("corners", [True, False])
 @pytest.mark.parametrize("kind", ["scene", "noise"])
-def test_labels_are_those_of_the_whole_map(size, shape, kind):
+def test_labels_are_those_of_the_whole_map(size, shape, kind, corners):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         logits = smooth_logits(shape, seed) if kind == "scene" else torch.from_numpy(rng.normal(0, 2, shape))
-        labels = winning_labels(logits, size)
+        labels = winning_labels(logits, size, corners)
         assert (labels.dtype, labels.shape) == (np.uint8, size)
-        assert np.array_equal(labels, resize_logits(logits[None], size)[0].argmax(0).numpy())
+        whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=corners)[0]
+        assert np.array_equal(labels, whole.argmax(0).numpy())
 
 
 def test_a_class_that_wins_between_the_grid_points_only_is_found():

@@ -78,6 +78,7 @@ def make_pass(images, folder, **options):
     config.TEST.BATCH_SIZE = options.get("batch_size", 1)
     config.TCR.TOPK_CANDIDATE = options.get("topk", 0.5)
     config.TEST.WINDOW = options.get("window", ())
+    config.MODEL.ALIGN_CORNERS = options.get("corners", True)
     return CandidatePass(images, C, Predictor(config, torch.device("cpu")), folder / "candidates")
 
 
@@ -91,9 +92,9 @@ def resized(labels, size):
     return labels.ravel()[nearest_index(labels.shape, size)]
 
 
-def at_own_size(logits, size):
+def at_own_size(logits, size, corners=True):
     """(labels, confidences) of 1×C×h×w logits at an image's own size."""
-    own = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)[0]
+    own = F.interpolate(logits, size=size, mode="bilinear", align_corners=corners)[0]
     return own.numpy().argmax(0), own.softmax(0).amax(0).numpy()
 
 
@@ -126,15 +127,15 @@ def test_grid_of_the_first_pass_has_a_short_side_of_256(size, grid):
     assert first_pass_grid(size) == grid
 
 
-@pytest.mark.parametrize(("topk", "batch_size"), [(0.5, 1), (0.3, 3)])
-def test_first_pass_equals_a_plain_computation(tmp_path, topk, batch_size):
+@pytest.mark.parametrize(("topk", "batch_size", "corners"), [(0.5, 1, True), (0.3, 3, True), (0.5, 3, False)])
+def test_first_pass_equals_a_plain_computation(tmp_path, topk, batch_size, corners):
     images = make_images(tmp_path / "images")
     net = LinearNet(0)
-    generation = make_pass(images, tmp_path, topk=topk, batch_size=batch_size).run(net, 0)
+    generation = make_pass(images, tmp_path, topk=topk, batch_size=batch_size, corners=corners).run(net, 0)
 
     stored, confidences, present = [], [], []
     for logits, size in zip(logits_seen(net), SIZES, strict=True):
-        labels, confidence = at_own_size(logits, size)
+        labels, confidence = at_own_size(logits, size, corners)
         chosen = nearest_index(size, GRIDS[size])
         stored.append(labels.ravel()[chosen])
         confidences.append(confidence.ravel()[chosen])

@@ -58,7 +58,7 @@ class PlainStep:
         self.teacher = [p.detach().clone() for p in model.parameters()]
         self.momentum = [torch.zeros_like(p) for p in self.student]
         self.running = np.full(C, 1e-3)
-        self.solver, self.iteration = config.SOLVER, 0
+        self.solver, self.iteration, self.corners = config.SOLVER, 0, config.MODEL.ALIGN_CORNERS
 
     @staticmethod
     def forward(parameters, images):
@@ -70,9 +70,8 @@ class PlainStep:
         levels = images.numpy().transpose(0, 2, 3, 1) / 255
         return torch.from_numpy(((levels - MEAN) / STD).transpose(0, 3, 1, 2)).float()
 
-    @staticmethod
-    def upsampled(logits, size):
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+    def upsampled(self, logits, size):
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.corners)
 
     def warped(self, logits, views):
         maps = []
@@ -191,6 +190,12 @@ def test_labels_come_from_the_mean_of_the_teachers_looks(tmp_path, looks):
     [(labels, _)], _ = trainer.pseudo_label([batch], [trainer.predictor.prepare(batch.full)])
     assert (labels.numpy() == several.labels).all()
     assert_equal_steps(make_trainer(tmp_path / "out", config), PlainStep(make_model(), config), looks=looks)
+
+
+def test_every_map_is_resized_as_the_network_wants_it(tmp_path):
+    looks = ("larger_mirrored",)
+    config = make_config(MODEL__ALIGN_CORNERS=False, ADAPT__TEACHER_LOOKS=looks)
+    assert_equal_steps(make_trainer(tmp_path, config), PlainStep(make_model(), config), looks=looks)
 
 
 def test_class_weights_weigh_the_labelled_pixels_of_each_class(tmp_path):

@@ -8,20 +8,23 @@ from core.datasets.transforms import resize
 from core.selftraining.views import View, warp_to_view
 
 
-def interpolation(source, target):
-    """The target×source weights of align_corners=True: pixel i lies at i * (source - 1) / (target - 1)."""
+def interpolation(source, target, corners):
+    """The target×source weights: pixel i lies at i * (source - 1) / (target - 1), or where its middle does."""
     weights = np.zeros((target, source))
     for i in range(target):
-        position = i * (source - 1) / (target - 1) if target > 1 else 0.0
+        if corners:
+            position = i * (source - 1) / (target - 1) if target > 1 else 0.0
+        else:
+            position = min(max((i + 0.5) * source / target - 0.5, 0), source - 1)
         left = min(int(position), source - 1)
         weights[i, left] += 1 - (position - left)
         weights[i, min(left + 1, source - 1)] += position - left
     return weights
 
 
-def warp_by_loops(image, view):
+def warp_by_loops(image, view, corners=True):
     """The warped C×H×W image and the mask of the pixels that come from inside it."""
-    rows, columns = (interpolation(*sizes) for sizes in zip(image.shape[1:], view.scaled_size, strict=True))
+    rows, columns = (interpolation(*sizes, corners) for sizes in zip(image.shape[1:], view.scaled_size, strict=True))
     resized = rows @ image @ columns.T
     out, inside = np.zeros((len(image), *view.crop_size)), np.zeros(view.crop_size, dtype=bool)
     for i, j in np.ndindex(*view.crop_size):
@@ -48,12 +51,14 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("size", [(9, 13), (8, 16)])
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("size", [(9, 13), (8, 16), (1, 5)])
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_and_its_mask_equal_plain_loops(name, size):
+def test_a_view_and_its_mask_equal_plain_loops(name, size, corners):
     view, logits = VIEWS[name], logits_of(1, *size)
-    expected, inside = warp_by_loops(logits[0].numpy(), view)
-    np.testing.assert_allclose(warp_to_view(logits, [view])[0].numpy(), expected, rtol=0, atol=1e-9)
+    expected, inside = warp_by_loops(logits[0].numpy(), view, corners)
+    found = warp_to_view(logits, [view], **({} if corners else {"align_corners": False}))
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-9)
     assert torch.equal(view.valid(), torch.from_numpy(inside))
 
 

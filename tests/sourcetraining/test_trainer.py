@@ -57,11 +57,13 @@ def make_batch(seed=0):
     return SourceBatch(images, labels, ("a", "b"))
 
 
-def upsampling(small, large):
-    """large×small weights of a linear interpolation whose ends are the centres of the first and last pixel."""
+def upsampling(small, large, corners):
+    """large×small weights of a linear interpolation whose ends are the first and last pixel's centres, or rims."""
     weights = torch.zeros(large, small, dtype=torch.float64)
     for row in range(large):
         place = row * (small - 1) / (large - 1)
+        if not corners:
+            place = min(max((row + 0.5) * small / large - 0.5, 0), small - 1)
         lower = min(int(place), small - 2)
         weights[row, lower], weights[row, lower + 1] = 1 - (place - lower), place - lower
     return weights
@@ -74,6 +76,7 @@ class PlainTraining:
         self.parameters = [p.detach().double().requires_grad_() for p in model.parameters()]
         self.momentum = [torch.zeros_like(p) for p in self.parameters]
         self.solver, self.iteration, self.class_weights = config.SOLVER, 0, class_weights
+        self.corners = config.MODEL.ALIGN_CORNERS
 
     def loss(self, batch):
         weight, bias, class_weight, class_bias = self.parameters
@@ -81,7 +84,7 @@ class PlainTraining:
         patches = torch.from_numpy(levels).reshape(2, SIZE[0] // 8, 8, SIZE[1] // 8, 8, 3)
         features = torch.tanh(torch.einsum("bhiwjc,fcij->bfhw", patches, weight) + bias[:, None, None])
         logits = torch.einsum("bfhw,kf->bkhw", features, class_weight[:, :, 0, 0]) + class_bias[:, None, None]
-        up = [upsampling(n // 8, n) for n in SIZE]
+        up = [upsampling(n // 8, n, self.corners) for n in SIZE]
         logits = up[0] @ logits @ up[1].T
         total, count = 0, 0
         for b, y, x in np.ndindex(*batch.labels.shape):
@@ -109,9 +112,9 @@ SHARES = np.array([800, 160, 0, 10, 40]) / 1010
 HAND_WEIGHTS = tuple(0.0 if share == 0 else share**-0.5 / np.sqrt(SHARES).sum() for share in SHARES)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_two_steps_equal_a_plain_computation(weighted):
-    config = make_config(SOLVER__CLASS_WEIGHTS=weighted, SOLVER__MAX_ITER=4)
+@pytest.mark.parametrize(("weighted", "corners"), [(False, True), (True, True), (False, False)])
+def test_two_steps_equal_a_plain_computation(weighted, corners):
+    config = make_config(SOLVER__CLASS_WEIGHTS=weighted, SOLVER__MAX_ITER=4, MODEL__ALIGN_CORNERS=corners)
     model = make_model()
     plain = PlainTraining(model, config, HAND_WEIGHTS) if weighted else PlainTraining(model, config)
     start = [p.detach().clone() for p in model.parameters()]
@@ -123,7 +126,7 @@ def test_two_steps_equal_a_plain_computation(weighted):
         for ours, theirs in zip(model.parameters(), plain.parameters, strict=True):
             assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-6)
         assert trainer.iteration == seed + 1
-    assert all((p - old).abs().max() > 1e-3 for p, old in zip(model.parameters(), start, strict=True))
+    assert all((p - old).abs().max() > 5e-4 for p, old in zip(model.parameters(), start, strict=True))
 
 
 def test_class_weights_make_a_weighted_mean():

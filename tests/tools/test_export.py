@@ -54,7 +54,8 @@ def reference(checkpoint, config, prepared):
     load_checkpoint(model, checkpoint)
     with torch.no_grad():
         logits = model.classifier(model.feature_extractor(prepared))
-    return F.interpolate(logits, size=prepared.shape[-2:], mode="bilinear", align_corners=True)
+    corners = load_config(config).MODEL.ALIGN_CORNERS
+    return F.interpolate(logits, size=prepared.shape[-2:], mode="bilinear", align_corners=corners)
 
 
 def assert_same(found, expected):
@@ -94,8 +95,12 @@ def test_onnx_from_8_bit_images(tmp_path, config, tiny_checkpoint, draw_scene):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load.* is deprecated")
-@pytest.mark.parametrize(("name", "normalise"), [("torchscript", True), ("torch.export", False)])
-def test_torch_formats(exported, config, tiny_checkpoint, draw_scene, name, normalise):
+@pytest.mark.parametrize(
+    ("name", "normalise", "corners"),
+    [("torchscript", True, True), ("torch.export", False, True), ("torchscript", True, False)],
+)
+def test_torch_formats(exported, config, tiny_checkpoint, draw_scene, name, normalise, corners):
+    config.write_text(config.read_text().replace("MODEL:", f"MODEL:\n  ALIGN_CORNERS: {corners}"))
     path, log = exported("--format", name, *["--normalise"] * normalise)
     assert log.count("checked: ") == 2
     extra = {"metadata.json": ""}

@@ -32,7 +32,8 @@ from core.models import log_network
 from core.programs.frame import Parser, path_argument, run_program
 from core.programs.ranking import find_unlabelled_images
 from core.runs.folder import CONFIG
-from core.runs.resume import checkpoints_in, new_model, source_checkpoint, with_known
+from core.runs.known import with_known
+from core.runs.resume import checkpoints_in, new_model, source_checkpoint
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
 from core.utils.environment import started_as

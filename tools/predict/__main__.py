@@ -34,7 +34,8 @@ from core.datasets.skipping import BadImage
 from core.evaluation.pictures import Painter
 from core.models import log_network
 from core.programs.frame import config_parser, path_argument, run_program
-from core.runs.resume import find_checkpoint, new_model, with_known
+from core.runs.known import with_known
+from core.runs.resume import find_checkpoint, new_model
 from core.utils import signals
 from core.utils.checkpoints import load_checkpoint
 from core.utils.devices import describe_device, device_errors, prepare_device
@@ -76,8 +77,9 @@ def _predict(args: argparse.Namespace, stack: ExitStack) -> None:
     if not words:
         raise UserError("nothing to predict: give images, folders, patterns, videos, a camera or stream; try --help")
     config, out = load_config(args.config_file, options), Path(args.out)
-    checkpoint, taxonomy = find_checkpoint(config), find_taxonomy(config)
+    checkpoint = find_checkpoint(config)
     config = with_known(config, checkpoint)
+    taxonomy = find_taxonomy(config)
     stream = _stream(words, args, stack)
     images, videos = find_inputs([] if stream else words, leave_out=[out / kind for kind in KINDS])
     bad = BadFiles()
@@ -225,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "images, folders (searched to the bottom), glob patterns, videos, or a camera or stream; `resume FILE`, the "
         "checkpoint, and any other options of the config, as MODEL.DEVICE cuda:1",
         name="words",
+        needed=False,
     )
     out = "folder for the pictures"
     parser.add_argument("-o", "--out", required=True, type=path_argument, metavar="OUT", help=out)

@@ -15,7 +15,7 @@ from core.datasets.masks import split_masks
 from core.datasets.reader import ImageSet, walk_files
 from core.datasets.skipping import SkippedImages
 from core.datasets.videos import VIDEO_EXTENSIONS
-from core.runs.resume import known_bands
+from core.runs.known import known_bands
 from core.utils.errors import UserError, one_line, shorten
 from core.utils.files import expanded, meant
 from core.utils.logging import LOGGER
@@ -76,7 +76,7 @@ def as_taken(images: ImageSet, config, checkpoint: Path) -> ImageSet:
     """The images as a checkpoint's model takes them: their bands, and how 16 bits become 8.
 
     Args:
-        config: with what the checkpoint says of it (:func:`core.runs.resume.with_known`).
+        config: with what the checkpoint says of it (:func:`core.runs.known.with_known`).
     Raises:
         UserError: images of 8 bits and of 16.
     """

@@ -17,9 +17,17 @@ from tools.predict.studio import Series
 
 RECORD = "made_with.json"
 _OPTIONS = ("MODEL.NAME", "MODEL.NUM_CLASSES", "INPUT.INPUT_SIZE_TEST", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
-_OPTIONS += ("INPUT.TO_BGR255", "SOLVER.AMP", "VIS.COLOURS", "VIS.NAMES", "TEST.WINDOW", "TEST.STRIDE")
+_OPTIONS += (
+    "MODEL.ALIGN_CORNERS",
+    "INPUT.TO_BGR255",
+    "SOLVER.AMP",
+    "VIS.COLOURS",
+    "VIS.NAMES",
+    "TEST.WINDOW",
+    "TEST.STRIDE",
+)
 # what records that do not speak of an option were made with
-_OLDER = {"TEST.WINDOW": [], "TEST.STRIDE": [], "bands": [], "span": []}
+_OLDER = {"MODEL.ALIGN_CORNERS": True, "TEST.WINDOW": [], "TEST.STRIDE": [], "bands": [], "span": []}
 _REPLACES = "replaces what was there"
 _LACKING = "movies without some of their input"
 # arguments that do not change how a picture looks
