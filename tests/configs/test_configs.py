@@ -189,7 +189,7 @@ REFUSED = {
     "SOLVER.WARMUP": ("-1", "0.5"),
     "MODEL.FREEZE_BN_PARAMETERS": ("1",),
     "MODEL.POS": ("{1, 2}",),
-    "MODEL.CLASSES": ("road", "(1, 2)", "(road, road)", "('',)"),
+    "MODEL.CLASSES": ("road", "(1, 2)", "[road, road]", "('',)"),
     "MODEL.CLASS_COLOURS": ("5", "(1, 2, 3)", "((1, 2),)", "((1, 2, 256),)", "((1, 2, True),)"),
     "MODEL.CLASSES_OUT": ("5", "(-1, 0)", "(1, 1)", "(True, 2)", "(0.5,)"),
     "VIDEO.EVERY": ("-1", "0.5"),
