@@ -8,6 +8,7 @@ from core.configs.node import Config
 from core.datasets.folders import FOLDER_PREFIX, folders_of
 from core.datasets.videos import VIDEO_PREFIX
 from core.runs.folder import ADAPTED, ADAPTED_EVALUATION, CONFIG, EVALUATION, SOURCE_EVALUATION
+from core.runs.known import FOUND, NAME_KEY
 from core.runs.resume import source_checkpoint
 from core.utils.environment import start_of
 from core.utils.errors import UserError, as_shell, shorten
@@ -15,16 +16,7 @@ from core.utils.logging import LOGGER
 from core.utils.tables import row_of
 
 ALIKE = 0.05  # points of mIoU: models that differ by less are called the same
-NETWORK = (  # what weights need, and no file but the config says
-    "MODEL.NAME",
-    "MODEL.NUM_CLASSES",
-    "MODEL.CLASSES_OUT",
-    "DATASETS.ROOT",
-    "DATASETS.SOURCE_TRAIN",
-    "INPUT.PIXEL_MEAN",
-    "INPUT.PIXEL_STD",
-    "INPUT.TO_BGR255",
-)
+ROOT = "DATASETS.ROOT"
 AUTOMATIC = "configs/adapt.yaml"
 BETTER, SAME, WORSE = "better than", "the same as", "worse than"
 
@@ -85,14 +77,18 @@ def say_trained(config: Config, iteration: int, config_file: str) -> None:
     log_report(folder)
     if config.DATASETS.TEST and _mean_iou(folder / EVALUATION, iteration) is None:
         log_next("its scores", "test.py", "-cfg", folder / CONFIG, "resume", model)
-    own = config.DATASETS.CUSTOM or config.MODEL.ARGS  # which stand in the former alone
-    file = config_file if own else AUTOMATIC
+    file = config_file if config.DATASETS.CUSTOM else AUTOMATIC  # which stand in the former alone
     try:
         named = load_config(file)
     except UserError:  # it has changed, or gone, since the run began
         return
     words = [] if named.ADAPT.AUTO else ["ADAPT.AUTO", "True"]
-    for key in NETWORK:
+    needed = {
+        key for key in (*FOUND, ROOT, "DATASETS.SOURCE_TRAIN") if named.gives(key)
+    }  # the rest, the model's file says
+    needed |= {NAME_KEY} if ":" in config.MODEL.NAME else set()
+    needed |= set() if target.startswith((FOLDER_PREFIX, VIDEO_PREFIX)) else {ROOT}
+    for key in sorted(needed):
         if config.find(key) != named.find(key):
             words += [key, config.find(key)]
     if target != named.DATASETS.TARGET_TRAIN:

@@ -79,35 +79,35 @@ def test_what_was_skipped_is_a_next_step_and_scores_of_an_earlier_checkpoint_are
 
 
 def adaptation_after(log_lines, config_file, *options):
-    """The config of the command that a source training shows last, and what it says after it."""
+    """The config of the command that a source training shows last, its words, and what it says after it."""
     say_trained(load_config(config_file, options), 1800, str(config_file))
     place = next(number for number, line in enumerate(log_lines) if "train_TCR_DTU.py" in line)
     words = shlex.split(log_lines[place].partition(": ")[2])
-    return load_config(words[3], words[4:]), log_lines[place + 1 :]
+    return load_config(words[3], words[4:]), words[2:], log_lines[place + 1 :]
 
 
 def test_after_a_source_training_comes_the_adaptation(tmp_path, log_lines):
     output = ("OUTPUT_DIR", str(tmp_path / "source"), "INPUT.TO_BGR255", "True", "INPUT.PIXEL_STD", "(1, 1, 1)")
-    config, after = adaptation_after(log_lines, "configs/toy_src.yaml", *output)
-    assert (config.MODEL.NAME, config.MODEL.NUM_CLASSES) == ("deeplab_resnet18", 14)
-    assert config.ADAPT.AUTO
-    assert config.resume == f"{tmp_path}/source/model_iter001800.pth"
-    assert (config.INPUT.TO_BGR255, config.INPUT.PIXEL_STD) == (True, (1.0, 1.0, 1.0))  # what the weights need
-    assert f"{tmp_path}/source_adapted" == config.OUTPUT_DIR
+    _, words, after = adaptation_after(log_lines, "configs/toy_src.yaml", *output)
+    images = ["DATASETS.TARGET_TRAIN", "folder:YOUR_IMAGES"]
+    run = ["resume", f"{tmp_path}/source/model_iter001800.pth", "OUTPUT_DIR", f"{tmp_path}/source_adapted"]
+    assert words == ["-cfg", "configs/adapt.yaml", *images, *run]  # the model's file says what it needs
     assert after == []
 
 
 def test_settings_of_ones_own_yaml_that_an_adaptation_would_take_over_are_named(tmp_path, log_lines):
     own = tmp_path / "own.yaml"
     custom = "DATASETS: {CUSTOM: {hall: {classes: [a, b], splits: {train: {images: x}}}}, SOURCE_TRAIN: hall_train}"
-    own.write_text(f"{custom}\nSOLVER: {{BASE_LR: 0.02, STOP_ITER: 9}}\n", encoding="utf-8")
-    config, after = adaptation_after(log_lines, own, "MODEL.NAME", "deeplab_resnet18", "MODEL.NUM_CLASSES", "2")
-    assert (config.MODEL.NAME, config.MODEL.NUM_CLASSES, config.ADAPT.AUTO) == ("deeplab_resnet18", 2, True)
+    own.write_text(f"{custom}\nSOLVER: {{BASE_LR: 0.02, STOP_ITER: 9}}\nMODEL: {{NUM_CLASSES: 3}}\n", encoding="utf-8")
+    options = ("MODEL.NAME", "deeplab_resnet18", "MODEL.NUM_CLASSES", "2")
+    config, words, after = adaptation_after(log_lines, own, *options)
+    assert (config.MODEL.NUM_CLASSES, config.ADAPT.AUTO) == (2, True)  # the yaml's would contradict the model's file
+    assert "MODEL.NAME" not in words
     assert after == [f"take SOLVER.STOP_ITER, SOLVER.BASE_LR out of {own} before, or an adaptation has them, too"]
 
 
-def test_an_own_network_is_adapted_with_its_own_options(tmp_path, log_lines):
+def test_an_own_network_is_named(tmp_path, log_lines):
     own = tmp_path / "own.yaml"
     own.write_text("MODEL: {NAME: 'mine:build', ARGS: {width: 6}, NUM_CLASSES: 2}\nOUTPUT_DIR: x\n", encoding="utf-8")
-    config, _ = adaptation_after(log_lines, own, "MODEL.CLASSES_OUT", "(2, 1)")
-    assert (config.MODEL.NAME, config.MODEL.ARGS.width, config.MODEL.CLASSES_OUT) == ("mine:build", 6, (2, 1))
+    _, words, _ = adaptation_after(log_lines, own, "MODEL.CLASSES_OUT", "(2, 1)")
+    assert words[:4] == ["-cfg", "configs/adapt.yaml", "MODEL.NAME", "mine:build"]  # no file's word is enough for that
