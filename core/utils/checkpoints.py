@@ -41,9 +41,7 @@ _STATES = {  # by the keys that tell them
 }
 
 
-def read_tensors(
-    path: str | Path, mapped: bool = False, load: Callable[[str | Path], object] | None = None
-) -> dict:
+def read_tensors(path: str | Path, mapped: bool = False, load: Callable[[str | Path], object] | None = None) -> dict:
     """Load a dict of tensors, numbers, strings, lists and dicts; nothing else in the file is ever executed.
 
     That is torch's `weights_only`. It would wait for a pipe to be written to, and unpack an archive made to fill the

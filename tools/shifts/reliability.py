@@ -24,7 +24,8 @@ from core.datasets.reader import ImageSet
 from core.datasets.sampling import even_subsample
 from core.evaluation.metrics import joint_counts
 from core.evaluation.predictor import Predictor
-from core.runs.resume import load_model
+from core.runs.known import with_network
+from core.runs.resume import load_model, source_checkpoint
 from core.selftraining.automatic import trainer_for
 from core.utils.devices import device_errors, prepare_device
 from core.utils.errors import UserError
@@ -103,6 +104,7 @@ def run_reliability(workplace: Workplace, shifts: Sequence[Shift]) -> list[str]:
 def measure(workplace: Workplace, shift: Shift) -> list[Point]:
     """The points of both models. Raises UserError for what is missing or cannot be read."""
     config, begun = workplace.start_of(shift, SEED)
+    config = with_network(config, source_checkpoint(config))
     with device_errors(config, training=False):
         return _measure(config, begun, shift.name)
 
