@@ -52,7 +52,10 @@ CHANNELS = Rule(
 )
 NAMES = Rule(
     "a list of different names",
-    lambda names: len(set(map(str, names))) == len(names) and all(isinstance(one, str) and one for one in names),
+    lambda names: (
+        len(set(map(str, names))) == len(names)
+        and all(isinstance(one, str) and one.isprintable() and one for one in names)
+    ),
 )
 COLOURS = Rule(
     "a list of [red, green, blue], each 0 to 255",

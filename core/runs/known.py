@@ -48,6 +48,7 @@ _OF_NETWORK = {
     ALIGN_CORNERS: "MODEL.ALIGN_CORNERS",
 }
 _OF_IMAGES = {MEAN: "INPUT.PIXEL_MEAN", STD: "INPUT.PIXEL_STD", BGR255: "INPUT.TO_BGR255"}
+_LONGEST = 100  # characters of a value, in a line
 _OPTIONS = _OF_NETWORK | _OF_IMAGES  # the option that each is
 # options that a run takes from the checkpoint that it starts from, where they are not given
 FOUND = (*_OPTIONS.values(), COUNT_KEY, CLASSES_KEY, COLOURS_KEY)
@@ -145,8 +146,8 @@ def _found(config: Config, checkpoint: Path, about: Mapping) -> dict[str, Any]:
             raise _contradiction(key, config, checkpoint, value)
     if ":" in found.get(NAME_KEY, ""):
         raise UserError(
-            f"{checkpoint} holds {found[NAME_KEY]}, a network of one's own: give {NAME_KEY} {found[NAME_KEY]} if that "
-            "is yours (nothing that a file names is run unasked)"
+            f"{checkpoint} holds {_short(found[NAME_KEY])}, a network of one's own: give it as {NAME_KEY} if it is "
+            "yours (nothing that a file names is run unasked)"
         )
     return found
 
@@ -164,7 +165,8 @@ def _contradiction(key: str, config: Config, checkpoint: Path, value: Any) -> Us
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else shown(plain(value))
+    plainly = isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST
+    return value if plainly else shown(plain(value), _LONGEST)
 
 
 def with_known(config: Config, checkpoint: Path, evaluated: bool = False) -> Config:

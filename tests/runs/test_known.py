@@ -150,7 +150,7 @@ def test_no_function_that_a_file_names_is_run_unasked(load, file):
     """A file from anywhere could name any module."""
     path = file(network="my_networks:build", args={"depth": 3})
     with pytest.raises(
-        UserError, match=r"holds my_networks:build, .*: give MODEL\.NAME my_networks:build if that is yo"
+        UserError, match=r"holds my_networks:build, a network of one's own: give it as MODEL\.NAME if it is yours"
     ):
         with_network(load(), path)
     assert with_network(load("MODEL.NAME", "my_networks:build"), path).MODEL.ARGS.depth == 3
@@ -162,6 +162,11 @@ def test_no_function_that_a_file_names_is_run_unasked(load, file):
     ("about", "message"),
     [
         ({"network": "resnext"}, "its network must be one of "),
+        ({"network": "a:\n" + "b" * 999}, r"holds 'a:\\nb{20,99}…, a network of one's own"),
+        (
+            {"classes": ["a", "b\nerror:"], "colours": None},
+            "the names of its classes must be a list of different names",
+        ),
         ({"network": ["deeplab_resnet18"]}, "its network must be text"),
         ({"mean": [1, 2]}, "its mean must be three numbers"),
         ({"std": [0, 1, 1]}, "its std must be three numbers other than 0"),
