@@ -37,17 +37,17 @@ option("OUTPUT_DIR", "", free=True, path=True)  # where a run writes; empty: res
 option("resume", "", free=True, path=True)
 option("SEED", 1, within(0, 2**63 - 1))  # of every random draw of a run
 
-option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # module:function: a network of your own
+option("MODEL.NAME", "deeplab_resnet101", rules.NETWORK)  # docs/networks.md; module:function: a network of your own
 option("MODEL.NUM_CLASSES", 19, within(2, 254))
 # names of its classes, and [red, green, blue] of each, where no data set of the config has them; empty: a checkpoint's
 option("MODEL.CLASSES", (), rules.NAMES)
 option("MODEL.CLASS_COLOURS", (), rules.COLOURS)
-# of a network of your own, the output's channel of every class, in their order, counted from 0; empty: all as they are
+# the output's channel of every class, in their order, counted from 0; empty: all as they are (not of deeplab networks)
 option("MODEL.CLASSES_OUT", (), rules.CHANNELS)
-option("MODEL.ARGS", OpenConfig())  # of a network of your own, NAME: VALUE pairs of any names; its function finds them
-option(
-    "MODEL.WEIGHTS", "", free=True, path=True
-)  # ImageNet weights (torchvision's), used without `resume`; empty: random
+# NAME: VALUE pairs of a network by name (docs/networks.md), or of your own, any that its function knows
+option("MODEL.ARGS", OpenConfig())
+# pretrained weights of the backbone, in its library's format, used without `resume`; empty: random
+option("MODEL.WEIGHTS", "", free=True, path=True)
 # how logits are resized, wherever they are: True: the outer points lie in the image's corners, as in DeepLabV2; False:
 # each in the middle of its square, as in networks that were trained so
 option("MODEL.ALIGN_CORNERS", True)

@@ -45,7 +45,9 @@ def load_config(path: str | Path | None, options: Sequence[str] = ()) -> Config:
     for key, facts in OPTIONS.items():
         value = config.find(key)
         if facts.rule is not None and not facts.rule.holds(value):
-            raise UserError(f"{key} must be {facts.rule.words}, not {value!r}")
+            near = get_close_matches(str(value).lower(), facts.rule.known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{key} must be {facts.rule.words}, not {value!r}{meant}")
     _check_windows(config.TEST)
     if config.SOLVER.OPTIMIZER == "AdamW" and config.SOLVER.MOMENTUM >= 1:
         raise UserError(

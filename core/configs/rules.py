@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """A value must be `words`, which it is where `holds(value)`."""
+    """A value must be `words`, which it is where `holds(value)`; `known` are those that it may be meant for."""
 
     words: str
     holds: Callable[[Any], bool]
+    known: tuple[str, ...] = ()
 
 
 def at_least(low: float) -> Rule:
@@ -28,7 +29,7 @@ SHARE = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def one_of(*values: str) -> Rule:
-    return Rule(f"one of {', '.join(values)}", lambda value: value in values)
+    return Rule(f"one of {', '.join(values)}", lambda value: value in values, values)
 
 
 def _are_numbers(values: tuple, count: int) -> bool:
@@ -40,8 +41,17 @@ def _are_whole(values: tuple, low: int, high: float = math.inf) -> bool:
 
 
 _RESNETS = *(f"resnet{layers}" for layers in (18, 34, 50, 101)), "caffe_resnet101", "v1c_resnet101"
-_NETWORKS = one_of(*(f"deeplab_{name}" for name in _RESNETS))
-NETWORK = Rule(f"{_NETWORKS.words}, or module:function", lambda name: ":" in name or _NETWORKS.holds(name))
+_NETWORKS = one_of(
+    *(f"deeplab_{name}" for name in _RESNETS),
+    # those of core.models.networks
+    *(f"segformer_b{size}" for size in range(6)),
+    "daformer_b5",
+    *(f"{kind}_resnet{layers}" for kind in ("deeplabv3", "fcn") for layers in (50, 101)),
+    *(f"{kind}_vit{size}" for kind in ("dinov2", "dinov3") for size in "sbl"),
+)
+NETWORK = Rule(
+    f"{_NETWORKS.words}, or module:function", lambda name: ":" in name or _NETWORKS.holds(name), _NETWORKS.known
+)
 POSITIONS = Rule(
     "a list of different numbers from 0 to 5",
     lambda values: _are_whole(values, 0, 5) and len(set(values)) == len(values),

@@ -5,6 +5,8 @@ from torch import nn
 
 from core.models.backbone import ARCHITECTURES, FeatureExtractor, FrozenBatchNorm
 from core.models.deeplab import AtrousClassifier, Segmentor, batch_norms, frozen_norms
+from core.models.dsu import DSU
+from core.models.networks import NAMED
 from core.models.own_network import OwnNetwork, build_own_network
 from core.utils.errors import UserError
 from core.utils.logging import LOGGER
@@ -25,19 +27,23 @@ def build_classifier(cfg) -> AtrousClassifier:
 def build_model(cfg) -> Segmentor:
     """Both, as one module in channels-last layout, on the CPU, randomly initialised.
 
-    A network of one's own is tried on a small image.
+    A network of one's own, or one of :data:`NAMED`, is tried on a small image.
 
     Raises:
-        UserError: MODEL.NAME is `module:function`, and that is not a function that gives a network for these classes.
+        UserError: MODEL.NAME is `module:function`, and that is not a function that gives a network for these classes;
+            options or packages that a network by name does not have.
     """
-    if ":" in cfg.MODEL.NAME:
+    name = cfg.MODEL.NAME
+    if ":" in name or name in NAMED:
         model = build_own_network(cfg).to(memory_format=torch.channels_last)
         model.align_corners = cfg.MODEL.ALIGN_CORNERS
+        if name in NAMED and cfg.MODEL.UNCERTAINTY and not any(isinstance(module, DSU) for module in model.modules()):
+            raise UserError(f"MODEL.UNCERTAINTY (DSU) is for ResNets, not {name}: set it to 0")
         model.fit(cfg.MODEL.NUM_CLASSES, cfg.INPUT.INPUT_SIZE_TEST)
         return model
     for option in ("CLASSES_OUT", "ARGS"):
         if cfg.MODEL[option]:
-            raise UserError(f"MODEL.{option} is for networks of your own (module:function), not {cfg.MODEL.NAME}")
+            raise UserError(f"MODEL.{option} is for networks of your own and others by name, not for {name}")
     still = cfg.MODEL.FREEZE_BN, cfg.MODEL.FREEZE_BN_PARAMETERS
     model = Segmentor(build_feature_extractor(cfg), build_classifier(cfg), *still)
     model.align_corners = cfg.MODEL.ALIGN_CORNERS
@@ -45,7 +51,7 @@ def build_model(cfg) -> Segmentor:
 
 
 def log_network(model: Segmentor) -> None:
-    """Log what is peculiar to a network: of frozen batch norms, channels without variance; of one's own, its form."""
+    """Log what is peculiar to a network: of frozen batch norms, channels without variance; of others, their form."""
     dead = sum(module.dead_channels() for module in model.modules() if isinstance(module, FrozenBatchNorm))
     if dead:
         LOGGER.info("%d channels of frozen batch norms have no variance: their output is their bias", dead)

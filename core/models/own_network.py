@@ -1,4 +1,4 @@
-"""A network of the user's own (MODEL.NAME module:function): built, tried on one small image, and made to fit."""
+"""A network of the user's own (MODEL.NAME module:function), or one known by name: built, tried, and made to fit."""
 
 import copy
 import importlib
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import core
 from core.models.deeplab import Segmentor, batch_norms
+from core.models.networks import NAMED
 from core.utils.errors import UserError, shorten
 
 STRIDES = (1, 2, 4, 8, 14, 16, 32)  # that networks have: others would be mistakes in reading an output's points
@@ -22,6 +23,7 @@ KEYS = ("out", "logits")  # of outputs that are mappings, torchvision's and tran
 # (height, width) in pixels of an image to try a network on, at least: from its points, every stride can be told, and
 # networks that pad within themselves but do not crop give too many of them
 _SIDES = 97, 281
+_FEW_SIDES = 65, 97  # of a network that says what its stride is
 _LOUD = 1000  # times an image: what is no probability leaves their range
 _CLOSE = 1e-3  # to 1, of a sum of probabilities
 _LIBRARIES = tuple({str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib")})
@@ -29,12 +31,13 @@ _OURS = str(Path(core.__file__).resolve().parent)
 
 
 class OwnNetwork(Segmentor):
-    """A segmentor of the user's modules, whose output may be packed, and whose images may have to be padded.
+    """A segmentor of any modules, whose output may be packed, and whose images may have to be padded.
 
     A single module stands as the feature extractor, and the classifier is empty. A new one is to be tried
     (:meth:`fit`) before it is used.
 
     Args:
+        feature_extractor: may have the attribute `stride_and_multiple`, two numbers: then one small image is enough.
         name: MODEL.NAME, for messages.
         classes_out: the output's channel of every class; empty: all, in their order.
 
@@ -117,9 +120,10 @@ class OwnNetwork(Segmentor):
         self.pooled_norms = tuple(name for name, module in self.named_modules() if module in pooled)
 
     def _fit(self, num_classes: int, usual_size: tuple[int, int], pooled: set[nn.Module]) -> None:
-        problem = ""
-        for multiple in (*MULTIPLES, None):
-            height, width = usual_size[::-1] if multiple is None else _tried_size(multiple)
+        problem, said = "", getattr(self.feature_extractor, "stride_and_multiple", None)
+        for multiple in (*MULTIPLES, None) if said is None else said[1:]:
+            sides = _SIDES if said is None else _FEW_SIDES
+            height, width = usual_size[::-1] if multiple is None else _tried_size(multiple, sides)
             image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
             image = image.to(memory_format=torch.channels_last)
             pooled.clear()
@@ -133,14 +137,13 @@ class OwnNetwork(Segmentor):
                 what = f"it gives probabilities ({kind}), not logits: leave that out of its forward"
                 raise UserError(f"MODEL.NAME {self.name}: {what}")
             points = tuple(unpacked(output).shape[-2:])
-            stride = _stride((height, width), points)
+            stride = _stride((height, width), points, STRIDES if said is None else said[:1])
             if stride:
                 self.stride, self.multiple, self._tried = stride, multiple or 1, (height, width)
                 return
-            problem = (
-                f"it gives {points[0]}×{points[1]} points for {height}×{width} pixels: no stride of {STRIDES[0]}, "
-                f"{', '.join(map(str, STRIDES[1:]))} does; its convolutions want padding"
-            )
+            which = f"no stride of {', '.join(map(str, STRIDES))} does; its convolutions want padding"
+            which = which if said is None else f"the stride that it names, {said[0]}, does not"
+            problem = f"it gives {points[0]}×{points[1]} points for {height}×{width} pixels: {which}"
         raise UserError(f"MODEL.NAME {self.name}: {problem}")
 
     def idle_parameters(self) -> list[str]:
@@ -193,13 +196,13 @@ class OwnNetwork(Segmentor):
 
 
 def build_own_network(cfg) -> OwnNetwork:
-    """What the user's function that MODEL.NAME names makes of the config; to be tried by :meth:`OwnNetwork.fit`.
+    """What the function that MODEL.NAME names makes of the config; to be tried by :meth:`OwnNetwork.fit`.
 
     Raises:
         UserError: MODEL.NAME is no such function, it fails (with the place), or gives no modules.
     """
     name = cfg.MODEL.NAME
-    module, _, function = name.partition(":")
+    module, _, function = NAMED.get(name, name).partition(":")
     try:
         build = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # whatever a module does when it is imported
@@ -249,15 +252,15 @@ def _up(side: int, length: int) -> int:
     return (side + length - 1) // length
 
 
-def _tried_size(multiple: int) -> tuple[int, int]:
-    """(height, width) in odd multiples, so that they are multiples of nothing larger."""
-    height, width = ((_up(side, multiple) | 1) * multiple for side in _SIDES)
+def _tried_size(multiple: int, sides: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of at least `sides`, in odd multiples, so that they are multiples of nothing larger."""
+    height, width = ((_up(side, multiple) | 1) * multiple for side in sides)
     return height, width
 
 
-def _stride(size: tuple[int, int], points: tuple[int, int]) -> int:
+def _stride(size: tuple[int, int], points: tuple[int, int], strides: Sequence[int]) -> int:
     """The stride that makes so many points of an image's sides, rounded down or up; 0: none."""
-    for stride in STRIDES:
+    for stride in strides:
         down, up = (tuple(side // stride for side in size), tuple(_up(side, stride) for side in size))
         if points in (down, up):
             return stride

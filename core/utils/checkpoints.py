@@ -29,6 +29,17 @@ FAMILY, ORIGIN, LICENCE = "family", "origin", "licence"  # in words, of weights 
 # what wrappers put before every name of a state, and the key under which others keep it
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
 WITHIN = ("state_dict", "model_state_dict", "model", "net", "module")
+# how names begin in files of pretrained weights that are of what stands upon a backbone
+HEADS = (
+    "fc.",
+    "head.",
+    "classifier.",
+    "aux_classifier.",
+    "decode_head.",
+    "auxiliary_head.",
+    "decoder.",
+    "segmentation_head.",
+)
 _LEVELS = 3  # of dicts, of which the last is the state
 ARCHIVE = b"PK\3\4"  # how a file begins that torch has written since 1.6
 _PICKLE = b"\x80"
@@ -194,20 +205,64 @@ def _compare_classes(model: nn.Module, about: Mapping, path: str | Path) -> None
 
 
 def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> None:
-    """Load torchvision's `resnet*.pth` (fc ignored) into a feature extractor."""
+    """Load weights that others have pretrained (MODEL.WEIGHTS), torch's or safetensors, into a feature extractor.
+
+    They are torchvision's `resnet*.pth`, or what its method `pretrained` puts under its names. Heads (:data:`HEADS`)
+    are left out, and the log says so.
+
+    Raises:
+        UserError: not such a file, or weights that do not fit (which keys, which shapes).
+    """
     try:
-        weights = read_tensors(path)
+        weights = read_safetensors(path) if _is_safetensors(path) else read_tensors(path)
     except UserError as error:
         raise UserError(
             f"MODEL.WEIGHTS: {error}; give another file, or start from a checkpoint with `resume`"
         ) from None
-    state = {f"backbone.{k}": v for k, v in _plain(weights).items() if not k.startswith("fc.")}
+    found = _plain(_plain_state(weights) or weights)
+    heads = {name.partition(".")[0]: None for name in found if name.startswith(HEADS)}
+    state = {name: value for name, value in found.items() if not name.startswith(HEADS)}
+    convert = getattr(feature_extractor, "pretrained", None)
+    if convert is None or not all(map(_is_plain, state.values())):
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    else:
+        try:
+            state = convert(state)
+        except Exception as error:  # whatever a library makes of other tensors than it expects
+            raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {error}") from None
     problems = misfits(feature_extractor, state)
     if problems:
         raise UserError(f"MODEL.WEIGHTS {path} does not fit the backbone: {'; '.join(problems)}. Set MODEL.NAME")
     if ruined := not_finite(feature_extractor, state):
         raise UserError(f"MODEL.WEIGHTS {path} is ruined: {first_of(ruined)}; download it again, or give another file")
     feature_extractor.load_state_dict(state, strict=False)
+    if heads:
+        LOGGER.info("MODEL.WEIGHTS %s: left out, as it is no part of the backbone: %s", path, ", ".join(heads))
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: unreadable, or the package is missing.
+    """
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} is a safetensors file, which needs a package: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:  # whatever the package makes of a broken file
+        raise UserError(f"{path} is no safetensors file that can be read ({error})") from None
+
+
+def _is_safetensors(path: str | Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(9)
+    except OSError:
+        return False
+    return beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0")
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import _utils as rebuilding
 
-from core.utils.checkpoints import ARCHIVE, PARTS, WITHIN, read_tensors
+from core.utils.checkpoints import ARCHIVE, PARTS, WITHIN, read_safetensors, read_tensors
 from core.utils.errors import UserError, shorten
 from core.utils.files import near, open_regular
 
@@ -174,7 +174,7 @@ def _content(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if path.suffix == ".safetensors" or beginning[8:9] == b"{":
-        return _safetensors(path)
+        return read_safetensors(path)
     for start, what in _OTHER_FILES.items():
         if beginning.startswith(start):
             raise UserError(f"{path} is {what}")
@@ -194,18 +194,6 @@ def _load(path: str | Path) -> Any:
     if archive and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():  # as torch sees it
         raise UserError(f"{path} is {_OTHER_ARCHIVES['constants.pkl']}")
     return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False, encoding="latin1")
-
-
-def _safetensors(path: Path) -> dict:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path} is a safetensors file, which needs a package: pip install safetensors") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file that can be read ({error})") from None
 
 
 def _state(content: Mapping, path: Path) -> dict[str, torch.Tensor]:
