@@ -138,7 +138,7 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
         "width": number(256, "channels of the head dpt"),
         "freeze": flag(),
         "drop_path": share(0.0, "the largest probability of leaving a block out in training"),
-        "depth": number(None, "a number of blocks, at least 4", 4),
+        "depth": number(None, "a number of blocks, of dpt at least 4"),
         "dim": number(None, "channels, a multiple of 4 × heads"),
         "heads": number(None, "a number of attention heads"),
     }
@@ -157,6 +157,8 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
     depth, dim = len(backbone.blocks), backbone.embed_dim
     if args["head"] == LINEAR:
         return Tokens(backbone, [depth - 1], (patch, patch)), LinearHead(dim, args[CHANNELS])
+    if depth < len(STRIDES):
+        raise UserError(f"MODEL.ARGS of {cfg.MODEL.NAME}: depth must be {known['depth'].words}, not {depth}")
     blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     whole = patch if patch % STRIDES[0] == 0 else 2 * patch  # of which the finest stride is a part
     return Tokens(backbone, blocks, (STRIDES[0], whole)), DPTHead(dim, patch, args["width"], args[CHANNELS])
