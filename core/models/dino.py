@@ -46,11 +46,12 @@ class Tokens(nn.Module):
 
         kind = eva if isinstance(self.backbone, eva.Eva) else vision_transformer
         state = dict(state)
-        if kind is eva and "blocks.0.attn.q_bias" not in self.backbone.state_dict():
+        third = state.keys() & {"storage_tokens", "reg_token"}
+        if third and kind is eva and "blocks.0.attn.q_bias" not in self.backbone.state_dict():
             biases = [name for name in state if name.endswith((".qkv.bias", ".q_bias", ".v_bias"))]
             if any(state[name].any() for name in biases):
                 raise UserError("it has biases of queries and values: give MODEL.ARGS {qkv_bias: true}")
-            state = {name: tensor for name, tensor in state.items() if name not in biases}
+            state = {name: tensor for name, tensor in state.items() if name not in biases}  # zeros
         found = kind.checkpoint_filter_fn(state, self.backbone)
         return {f"backbone.{name}": tensor for name, tensor in found.items()}
 
