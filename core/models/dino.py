@@ -7,13 +7,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.models.networks import CHANNELS, arguments, flag, number, one_of, share, timm_for
+from core.models.segformer import conv_norm_relu, last_layer
 from core.utils.errors import UserError
 
 SIZES = {"s": "small", "b": "base", "l": "large"}
 PATCH = {"dinov2": 14, "dinov3": 16}  # pixels a side
 LINEAR, DPT = "linear", "dpt"
 STRIDES = (4, 8, 16, 32)  # of the maps that DPT makes of the blocks' tokens
-INITIAL_STD = 0.01  # of a head's last layer
 
 
 class Tokens(nn.Module):
@@ -66,7 +66,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
-        self.norm, self.classifier = nn.BatchNorm2d(dim), _last_layer(dim, num_classes)
+        self.norm, self.classifier = nn.BatchNorm2d(dim), last_layer(dim, num_classes)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps of B×dim×h×w, of which the last is used → B×C×h×w logits."""
@@ -92,10 +92,8 @@ class DPTHead(nn.Module):
         self.reassemble = nn.ModuleList(nn.Conv2d(dim, width, 1) for _ in STRIDES)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in STRIDES)
         self.fuse = nn.ModuleList(Residual(width) for _ in STRIDES)
-        self.last = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
-        self.classifier = _last_layer(width, num_classes)
+        self.last = conv_norm_relu(width, width, 3)
+        self.classifier = last_layer(width, num_classes)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps of B×dim×h×w → B×C×(h·patch/4)×(w·patch/4) logits, rounded up."""
@@ -163,13 +161,6 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
     blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     whole = patch if patch % STRIDES[0] == 0 else 2 * patch  # of which the finest stride is a part
     return Tokens(backbone, blocks, (STRIDES[0], whole)), DPTHead(dim, patch, args["width"], args[CHANNELS])
-
-
-def _last_layer(width: int, num_classes: int) -> nn.Conv2d:
-    layer = nn.Conv2d(width, num_classes, 1)
-    nn.init.normal_(layer.weight, std=INITIAL_STD)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -97,7 +97,7 @@ class SegFormerHead(nn.Module):
         self.projections = nn.ModuleList(project(channels, width, 1) for channels in widths)
         self.fuse = conv_norm_relu(len(widths) * width, width, 1)
         self.dropout = nn.Dropout2d(DROPOUT)
-        self.classifier = _last_layer(width, num_classes)
+        self.classifier = last_layer(width, num_classes)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps, from the finest on → B×C×h×w logits of the finest's size."""
@@ -123,7 +123,7 @@ class DAFormerHead(nn.Module):
             self.aspp.append(nn.Sequential(depthwise, conv_norm_relu(stacked, width, 1)))
         self.bottleneck = conv_norm_relu(len(self.aspp) * width, width, 3)
         self.dropout = nn.Dropout2d(DROPOUT)
-        self.classifier = _last_layer(width, num_classes)
+        self.classifier = last_layer(width, num_classes)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps, from the finest on → B×C×h×w logits of the finest's size."""
@@ -183,7 +183,8 @@ def conv_norm_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, gr
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def _last_layer(width: int, num_classes: int) -> nn.Conv2d:
+def last_layer(width: int, num_classes: int) -> nn.Conv2d:
+    """A 1×1 convolution to logits."""
     layer = nn.Conv2d(width, num_classes, 1)
     nn.init.normal_(layer.weight, std=INITIAL_STD)
     nn.init.zeros_(layer.bias)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
@@ -16,7 +17,10 @@ from core.utils.errors import UserError
 
 CLASSES = 5
 DINO = {"depth": 4, "dim": 24, "heads": 2}
+MIX = {"depths": (1, 1, 1, 1), "widths": (8, 8, 10, 16), "width": 6}
 TINY = {  # a tiny one of each kind: name, MODEL.ARGS, stride, multiple
+    "segformer": ("segformer_b0", MIX, 4, 1),
+    "daformer": ("daformer_b5", MIX, 4, 1),
     "deeplabv3": ("deeplabv3_resnet101", {}, 8, 1),
     "fcn": ("fcn_resnet50", {}, 8, 1),
     "dinov2": ("dinov2_vits", DINO, 14, 14),
@@ -50,6 +54,13 @@ PARAMETERS = {  # in millions, without the head: of the papers, and of torchvisi
     "deeplabv3_resnet101": 42.5,
     "fcn_resnet50": 23.5,
     "fcn_resnet101": 42.5,
+    "segformer_b0": 3.3,
+    "segformer_b1": 13.2,
+    "segformer_b2": 24.2,
+    "segformer_b3": 44.1,
+    "segformer_b4": 60.8,
+    "segformer_b5": 81.4,
+    "daformer_b5": 81.4,
     "dinov2_vits": 22.1,
     "dinov2_vitb": 86.6,
     "dinov2_vitl": 304.4,
@@ -59,7 +70,7 @@ PARAMETERS = {  # in millions, without the head: of the papers, and of torchvisi
 }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", networks.NAMED)
 def test_each_is_built_at_its_size(name):
     """Without numbers in them: on the meta device."""
     with torch.device("meta"):
@@ -158,6 +169,8 @@ def test_dsu_acts_in_resnets_alone(shallow):
         ("dinov3_vits", {"width": True}, ["width must be", "not True"]),
         ("dinov2_vits", {"head": "dpt", "depth": 2}, ["depth must be", "at least 4, not 2"]),
         ("dinov2_vits", {"dim": 25, "heads": 2}, ["MODEL.NAME dinov2_vits: ", "heads"]),
+        ("segformer_b0", {"hed": 3}, ["unknown key 'hed'; known are channels, depths, ", "eps", "width"]),
+        ("segformer_b0", {"depths": (2, 2, 2)}, ["depths must be four numbers of blocks, not (2, 2, 2)"]),
         ("fcn_resnet50", {"depth": 3}, ["unknown key 'depth'; known are channels"]),
         ("fcn_resnet50", {"channels": 0}, ["channels must be", "not 0"]),
         ("deeplab_resnet18", {"channels": 5}, ["MODEL.ARGS is for networks of your own and others by name"]),
@@ -182,7 +195,6 @@ def test_an_unknown_name_is_told_the_known_ones(tmp_path, name, near):
 
 @pytest.mark.parametrize("name", ["dinov2_vits", "dinov3_vitb"])
 def test_timm_may_be_missing_or_old(monkeypatch, name):
-    import timm
 
     with monkeypatch.context() as patch:
         patch.setattr(timm, "is_model", lambda model: False)

@@ -194,7 +194,7 @@ def test_random_weights_are_named_where_there_are_any(cityscapes_root, write_con
 
 
 def test_weights_that_torch_saved_are_a_source_model(cityscapes_root, write_config, capsys):
-    """As docs/extending.md shows it; of a network that is one module, or a pair."""
+    """As docs/networks.md shows it; of a network that is one module, or a pair."""
     for name in ("single", "build"):
         options = {"MODEL.NAME": f"own_network:{name}", "resume": str(cityscapes_root / "my_source.pth")}
         options |= {"MODEL.CLASSES_OUT": tuple(range(1, 20))} if name == "single" else {}
