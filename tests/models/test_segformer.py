@@ -23,7 +23,9 @@ def config(name=BUILD, classes=5, **args):
     options = OpenConfig()
     options.merge(args, "MODEL.ARGS")
     return SimpleNamespace(
-        MODEL=SimpleNamespace(NAME=name, ARGS=options, NUM_CLASSES=classes, CLASSES_OUT=(), FREEZE_BN=False)
+        MODEL=SimpleNamespace(
+            NAME=name, ARGS=options, NUM_CLASSES=classes, CLASSES_OUT=(), FREEZE_BN=False, FREEZE_BN_PARAMETERS=True
+        )
     )
 
 
