@@ -292,7 +292,7 @@ def test_dinov3s_own_weights(tmp_path, biased):
 
 
 @pytest.mark.parametrize("name", ["dinov2_vits", "dinov3_vits"])
-def test_timms_own_weights_as_safetensors(tmp_path, name):
+def test_timms_own_weights_as_safetensors(tmp_path, monkeypatch, name):
     from safetensors.torch import save_file
 
     torch.manual_seed(2)
@@ -307,6 +307,9 @@ def test_timms_own_weights_as_safetensors(tmp_path, name):
     with pytest.raises(
         UserError, match=r"MODEL\.WEIGHTS: .*model\.safetensors is no safetensors file that can be read"
     ):
+        load_imagenet_weights(features, tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match=r"needs a package: pip install safetensors"):
         load_imagenet_weights(features, tmp_path / "model.safetensors")
 
 

@@ -29,7 +29,7 @@ def root(tmp_path_factory, make_cityscapes, make_gta5):
     """DATASETS.ROOT: GTA5 to train on, Cityscapes to adapt to."""
     folder = tmp_path_factory.mktemp("named_root")
     make_gta5(folder, 3)
-    return make_cityscapes(folder, train=4, val=1)
+    return make_cityscapes(folder, train=2, val=1)
 
 
 def tensors_of(state):
@@ -47,6 +47,8 @@ def test_it_trains_adapts_goes_on_exactly_and_is_exported(root, tmp_path, write_
     options = SHORT | {"MODEL.NAME": name, "MODEL.ARGS": args, "DATASETS.ROOT": str(root), "VIS.TENSORBOARD": False}
     options |= {
         "INPUT.TARGET_INPUT_SIZE_TRAIN": (48, 32),
+        "TCR.UPDATE_FREQUENCY": 99,
+        "DTU.Query_START": 9,
         "SOLVER.BASE_LR": 1e-3,
         "SOLVER.CHECKPOINT_PERIOD": 5,
         "MODEL.FREEZE_BN": False,
