@@ -66,17 +66,14 @@ def find_start(config: Config, default_output: str) -> Start:
         if StateFolder(output).paths():
             return Start(config, continued=True)
         if auto:
-            return Start(with_network(config.changed({"resume": file}), Path(file)), restart=True)
+            return Start(_as_its_source(config.changed({"resume": file})), restart=True)
         check_unlocked(output, "OUTPUT_DIR")  # its first state may be to come
         raise UserError(
             f"resume auto: OUTPUT_DIR {output} holds no state to go on from; start the run with "
             "`resume FILE`, or give `resume auto:FILE`, which starts from FILE where there is no state yet"
         )
-    source = source_checkpoint(config)
-    if source is None:
-        return Start(config)
-    if not source.is_dir():
-        return Start(with_network(config, source))
+    if source_checkpoint(config) is None or not Path(given).is_dir():
+        return Start(_as_its_source(config))
     if not StateFolder(given).paths():
         raise UserError(f"resume {given}: the folder holds no state ({FOLDER}/iter*.pth); give a checkpoint's file")
     if output != default_output and Path(output).resolve() != Path(given).resolve():
@@ -85,6 +82,12 @@ def find_start(config: Config, default_output: str) -> Start:
             "give a checkpoint's file to start from"
         )
     return Start(config.changed({"OUTPUT_DIR": given}), continued=True)
+
+
+def _as_its_source(config: Config) -> Config:
+    """The config of a new run, with what its source model's file, if it has one, says of its network."""
+    source = source_checkpoint(config)
+    return config if source is None else with_network(config, source)
 
 
 def continued_config(state: dict, config: Config, program: str, chosen: Sequence[str] = ()) -> Config:
