@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(
         __doc__,
         "python test.py -cfg configs/deeplabv2_r101_dtst.yaml resume results/dtst/model_iter020000.pth",
+        needed=False,
     )
     parser.add_argument(
         "--saveres",

@@ -120,7 +120,8 @@ def _other_file(beginning: bytes) -> str:
     if beginning.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")) or beginning[257:262] == b"ustar":
         return "it is a compressed file or an archive: unpack it"
     if beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0"):
-        return "it is a safetensors file, which is not read here; load it by safetensors, and save it by torch.save"
+        known = "`python -m tools.import_model` makes a checkpoint of the networks that it knows"
+        return f"it is a safetensors file: {known}; of others, load its tensors and torch.save them"
     if beginning.isascii() and beginning.decode().translate(_LINES).isprintable():
         return f"it is a text, {shown(beginning.decode())} (the download met an error); download the file itself"
     return ""

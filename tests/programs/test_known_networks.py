@@ -8,7 +8,9 @@ import torch
 from core.configs import load_config
 from core.runs.known import describe_model
 from tests.helpers import SHORT, read_checkpoint
+from tests.tools.import_model.test_transformers import NvidiaEncoder, NvidiaHead, Whole
 from tools.export import main as export
+from tools.import_model.__main__ import main as import_model
 from tools.predict.__main__ import main as predict
 from train_TCR_DTU import main as adapt
 
@@ -69,3 +71,24 @@ def test_an_export_needs_no_more_than_a_checkpoint(tmp_path, source, monkeypatch
     assert export(["resume", str(source), "INPUT.TO_BGR255", "True", "MODEL.NAME", "deeplab_resnet34"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: MODEL.NAME is deeplab_resnet34, but deeplab_resnet18 in ")
+
+
+def test_an_imported_segformer_is_adapted_by_its_file_alone(tmp_path, draw_scene, write_png, capsys):
+    """README's commands, on a network of random weights as another program writes it."""
+    theirs = Whole(NvidiaEncoder(), NvidiaHead())
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pth")
+    names = ",".join(f"class {n}" for n in range(theirs.decode_head.linear_pred.out_channels))
+    assert import_model([str(tmp_path / "theirs.pth"), "-o", str(tmp_path / "source.pth"), "--classes", names]) == 0
+    for number in range(4):
+        write_png(tmp_path / f"mine/{number}.png", draw_scene(number)[0])
+    words = ["DATASETS.TARGET_TRAIN", f"folder:{tmp_path}/mine", "resume", str(tmp_path / "source.pth")]
+    words += ["OUTPUT_DIR", str(tmp_path / "out"), "INPUT.INPUT_SIZE_TEST", "(64, 48)", "SOLVER.STOP_ITER", "4"]
+    words += ["MODEL.DEVICE", "cpu", "VIS.TENSORBOARD", "False"]
+    assert adapt(["-cfg", "configs/adapt.yaml", *words]) == 0
+    said = capsys.readouterr().out
+    assert "source.pth says: MODEL.NAME segformer_b0, MODEL.ARGS {" in said
+    assert "model_adapted.pth" in said.partition("verdict: ")[2]
+    about = read_checkpoint(tmp_path / "out/model_adapted.pth")["about"]
+    assert {key: about[key] for key in ("network", "align_corners", "family")} == {
+        "network": "segformer_b0", "align_corners": False, "family": "segformer",
+    }  # fmt: skip

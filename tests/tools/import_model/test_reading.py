@@ -203,7 +203,7 @@ def test_safetensors_and_the_folders_of_transformers(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
-    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match="pip install safetensors"):
         read(tmp_path / "a.safetensors")
 
