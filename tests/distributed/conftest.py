@@ -4,6 +4,7 @@ import pytest
 
 from test import main as evaluate
 from tests.distributed.double_network import SECONDS
+from tests.distributed.hooks import nothing
 from tests.distributed.jobs import Forked, Launched
 from train_src import main as train
 from train_TCR_DTU import main as adapt
@@ -26,10 +27,6 @@ OPTIONS = {
     "SOLVER.BATCH_SIZE": 4,
     "SOLVER.CHECKPOINT_PERIOD": 30,
 }
-
-
-def nothing():
-    """The hook of most jobs."""
 
 
 @pytest.fixture

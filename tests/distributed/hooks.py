@@ -11,6 +11,10 @@ from core.utils import distributed
 MOMENTS = {"load": (loop, "load_model"), "step": (Training, "begin_step"), "end": (Training, "_run")}
 
 
+def nothing():
+    """The hook of most jobs."""
+
+
 def after(place, name, action):
     """Have `action(self or first argument)` follow every call of a function."""
     function = getattr(place, name)

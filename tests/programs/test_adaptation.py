@@ -28,10 +28,10 @@ def held(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_cityscapes, write_config, resnet18):
-    """A ResNet-18's whole run in a process of its own, with a worker: 8 iterations, 2 later passes, 2 checkpoints."""
+def run(tmp_path_factory, make_cityscapes, write_config):
+    """A whole run in a process of its own: 8 iterations, 2 later passes, 2 checkpoints."""
     folder = make_cityscapes(tmp_path_factory.mktemp("run"))
-    config = write_config(folder, **LONG, **resnet18, **{"DATALOADER.NUM_WORKERS": 1, "VIS.PERIOD": 3})
+    config = write_config(folder, **LONG, **{"VIS.PERIOD": 3})
     process = start("train_TCR_DTU.py", "-cfg", config)
     assert process.returncode == 0, process.stderr
     return SimpleNamespace(folder=folder, config=config, out=folder / "out", process=process)
@@ -72,8 +72,8 @@ def test_a_run_writes_these_files_and_no_others(run):
 
 
 @pytest.mark.parametrize("iteration", [4, 8])
-def test_checkpoints_of_a_run_have_the_published_format(run, resnet18, iteration):
-    saved, source = read_checkpoint(run.out / f"model_iter{iteration:06d}.pth"), read_checkpoint(resnet18["resume"])
+def test_checkpoints_of_a_run_have_the_published_format(run, tiny_checkpoint, iteration):
+    saved, source = read_checkpoint(run.out / f"model_iter{iteration:06d}.pth"), read_checkpoint(tiny_checkpoint)
     assert {"iteration", "feature_extractor", "classifier"} <= saved.keys()
     assert saved["iteration"] == iteration
     for part in ("feature_extractor", "classifier"):
@@ -81,13 +81,13 @@ def test_checkpoints_of_a_run_have_the_published_format(run, resnet18, iteration
         assert all(value.isfinite().all() and value.dtype == torch.float32 for value in saved[part].values())
 
 
-def test_checkpoints_hold_the_teacher_which_moves_only_when_the_history_says_so(run, resnet18):
+def test_checkpoints_hold_the_teacher_which_moves_only_when_the_history_says_so(run, tiny_checkpoint):
     middle, last = (run.out / f"model_iter{iteration:06d}.pth" for iteration in (4, 8))
     moves = [int(row["iteration"]) for row in rows_of(run.out / "dtu_history.csv") if row["decision"] != "refused"]
-    assert same_weights(resnet18["resume"], middle) == (not any(move <= 4 for move in moves))
+    assert same_weights(tiny_checkpoint, middle) == (not any(move <= 4 for move in moves))
     assert same_weights(middle, last) == (not any(4 < move <= 8 for move in moves))
     assert moves  # at the latest a forced update at the query with 5 batches
-    before, after = (read_checkpoint(path)["classifier"] for path in (resnet18["resume"], last))
+    before, after = (read_checkpoint(path)["classifier"] for path in (tiny_checkpoint, last))
     step = [(after[key] - before[key]).abs().max().item() for key in before]
     assert 0 < max(step) < 0.01 * len(moves)  # a share of 0.01 of what the student learnt, at each move
 
@@ -192,7 +192,7 @@ def test_the_log_tells_the_run_in_order_on_the_terminal_and_in_the_file(run):
         "device: cpu (1 threads), float32",
         "target images: 6 of cityscapes_train",
         "classes: 19 (road, sidewalk, building, wall, fence, …)\n",
-        "model: deeplab_resnet18, 11.5 M parameters, from ",
+        "model: tests.networks:tiny, 0.1 M parameters, from ",
         "evaluation: 3 images of cityscapes_val",
         "8 iterations of 2 images; checkpoint and state every 4, the newest 2 states are kept",
         "TensorBoard: below tensorboard/; panels: 2 below panels/, every 3",
@@ -230,7 +230,7 @@ def test_a_second_run_does_not_touch_the_folder_of_the_first(run, capsys):
 
 def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers_and_whoever_watches(run, tmp_path):
     again = tmp_path / "again"
-    options = ["DATALOADER.NUM_WORKERS", "0", "VIS.PERIOD", "0", "VIS.TENSORBOARD", "False"]
+    options = ["DATALOADER.NUM_WORKERS", "1", "VIS.PERIOD", "0", "VIS.TENSORBOARD", "False"]
     assert adapt(["-cfg", str(run.config), "OUTPUT_DIR", str(again), *options]) == 0
     assert not [name for name in ("panels", "tensorboard") if (again / name).exists()]
     for name in ("metrics.csv", "evaluation.csv", "dtu_history.csv"):
@@ -247,11 +247,11 @@ def test_another_seed_gives_another_run(adapted, cityscapes_root):
     assert metrics[0] != metrics[1]
 
 
-def test_the_source_model_is_evaluated_too_and_the_end_compares(run, tmp_path, resnet18):
-    assert evaluate(["-cfg", str(run.config), "resume", resnet18["resume"], "OUTPUT_DIR", str(tmp_path)]) == 0
+def test_the_source_model_is_evaluated_too_and_the_end_compares(run, tmp_path, tiny_checkpoint):
+    assert evaluate(["-cfg", str(run.config), "resume", str(tiny_checkpoint), "OUTPUT_DIR", str(tmp_path)]) == 0
     (expected,) = rows_of(tmp_path / "test_cityscapes_val.csv")
     (row,) = rows_of(run.out / "evaluation_source.csv")
-    assert (row.pop("iteration"), row.pop("checkpoint")) == ("0", resnet18["resume"])
+    assert (row.pop("iteration"), row.pop("checkpoint")) == ("0", str(tiny_checkpoint))
     del expected["checkpoint"]
     assert row == expected
     before, after = float(row["mIoU"]), float(rows_of(run.out / "evaluation.csv")[-1]["mIoU"])

@@ -13,7 +13,7 @@ from core.adaptation.choices import CHOSEN
 from core.configs import load_config
 from core.selftraining.trainer import Trainer
 from test import main as evaluate
-from tests.helpers import PROJECT, Killed, read_checkpoint, rows_of, same_weights, start
+from tests.helpers import PROJECT, Killed, call, read_checkpoint, rows_of, same_weights
 from tests.networks import TINY
 from train_TCR_DTU import main as adapt
 
@@ -56,11 +56,11 @@ def write_automatic(tmp_path_factory, make_cityscapes, write_png, draw_scene, ti
 
 @pytest.fixture(scope="module")
 def run(write_automatic):
-    """A whole run in a process of its own."""
+    """A whole run."""
     folder, config = write_automatic()
-    process = start("train_TCR_DTU.py", "-cfg", config)
-    assert process.returncode == 0, process.stderr
-    return SimpleNamespace(folder=folder, config=config, out=folder / "out", process=process)
+    done = call("train_TCR_DTU.py", "-cfg", config)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=folder, config=config, out=folder / "out", done=done)
 
 
 def said(line):
@@ -69,8 +69,8 @@ def said(line):
 
 
 def test_every_choice_is_said_with_its_reason_and_stands_in_the_saved_config(run):
-    assert run.process.stderr == ""
-    lines = [line for line in map(said, run.process.stdout.splitlines()) if line.startswith("chosen: ")]
+    assert run.done.stderr == ""
+    lines = [line for line in map(said, run.done.stdout.splitlines()) if line.startswith("chosen: ")]
     saved, given = load_config(run.out / "config.yaml"), load_config(run.config)
     assert all(line.endswith(")") for line in lines)
     named = {key for key in CHOSEN if any(f"{key} " in line for line in lines)}
@@ -88,7 +88,7 @@ def test_every_choice_is_said_with_its_reason_and_stands_in_the_saved_config(run
 
 
 def test_the_last_lines_are_the_verdict(run):
-    lines = [said(line) for line in run.process.stdout.splitlines()]
+    lines = [said(line) for line in run.done.stdout.splitlines()]
     first = next(number for number, line in enumerate(lines) if line.startswith("verdict: "))
     assert f"{run.out}/model_adapted.pth" in lines[first]
     following = ["the run on one page", "source beside adapted model on its images", "what it sees"]

@@ -8,7 +8,7 @@ import torch
 from core.configs.loading import load_config
 from core.programs.adapt import main as adapt
 from core.programs.evaluate import main as evaluate
-from tests.helpers import SHORT, read_checkpoint, start
+from tests.helpers import SHORT, call, read_checkpoint
 from tools.predict.__main__ import main as predict
 
 LINE = "16 bits, of which 7400 to 7910 become 0 to 255 (INPUT.DEPTH auto, by all 4 images)"
@@ -32,9 +32,9 @@ def place(tmp_path_factory, draw_scene, write_config):
             picture = deep if kind == "deep" else ((deep - 7400) // 2).astype(np.uint8)
             assert cv2.imwrite(str(folder / kind / f"{seed}.png"), picture)
     config = write_config(folder, **SHORT, **{"DATASETS.TARGET_TRAIN": f"folder:{folder / 'deep'}"})
-    process = start("train_TCR_DTU.py", "-cfg", config)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert f": {LINE}" in process.stdout
+    done = call("train_TCR_DTU.py", "-cfg", config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f": {LINE}" in done.stdout
     return folder, config
 
 

@@ -172,15 +172,13 @@ def test_probabilities_are_averaged_over_views(evaluated, cityscapes_root, tiny_
     assert (found == predicted((128, 64)).argmax(1).numpy()).mean() < 0.99  # the average is not the plain prediction
 
 
-def test_images_are_seen_in_windows_at_their_own_size(cityscapes_root, write_config, tiny_checkpoint):
-    """In a process of its own, as a user does it; the windows and their mean by plain loops."""
+def test_images_are_seen_in_windows_at_their_own_size(evaluated, cityscapes_root, tiny_checkpoint):
+    """The windows and their mean by plain loops."""
     windows = {"TEST.WINDOW": (64, 48), "TEST.STRIDE": (40, 16), "INPUT.INPUT_SIZE_TEST": (64, 32)}
-    config = write_config(cityscapes_root, **windows, **{"TEST.BATCH_SIZE": 2, "DATALOADER.NUM_WORKERS": 1})
-    process = start("test.py", "--saveres", "-cfg", config)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.count("windows: ") == 1
-    assert "windows: 64×48 every 40×16; 6 of a 128×64 image" in process.stdout
-    model = build_model(load_config(config)).eval()
+    _, log = evaluated("--saveres", **windows, **{"TEST.BATCH_SIZE": 2, "DATALOADER.NUM_WORKERS": 1})
+    assert log.count("windows: ") == 1
+    assert "windows: 64×48 every 40×16; 6 of a 128×64 image" in log
+    model = build_model(load_config(cityscapes_root / "tiny.yaml")).eval()
     load_checkpoint(model, tiny_checkpoint)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     images = (as_batch([Image.open(cityscapes_root / "cityscapes" / name) for name in SAVED]) - mean) / std

@@ -21,6 +21,8 @@ from core.selftraining.trainer import Trainer
 from core.sourcetraining.trainer import SourceTrainer
 from core.utils import signals
 from core.utils.checkpoints import save_checkpoint
+from tests.distributed.hooks import nothing
+from tests.distributed.jobs import Forked
 from tests.helpers import PROJECT, Killed, contents, events_of, rows_of, same_weights
 from train_src import main as train
 from train_TCR_DTU import main as adapt
@@ -364,7 +366,10 @@ def wait_for(condition, process, seconds=240):
 
 
 def test_a_real_process_with_workers_is_signalled_killed_and_goes_on(begin, cityscapes_root, capsys):
-    """Ctrl-C goes to the whole group, workers included, and so do a cluster's signals; then kill -9 to the main one."""
+    """Ctrl-C goes to the whole group, workers included, and so do a cluster's signals; then kill -9 to the main one.
+
+    The former needs workers of the process's own; a process that is killed may share what they are forked from.
+    """
     workers = {"DATALOADER.NUM_WORKERS": 2, "SOLVER.STOP_ITER": 24, "SOLVER.CHECKPOINT_PERIOD": 4}
     workers |= {"TCR.UPDATE_FREQUENCY": 9}
     assert adapt([*begin("straight", **workers), "DATALOADER.NUM_WORKERS", "0"]) == 0
@@ -377,10 +382,10 @@ def test_a_real_process_with_workers_is_signalled_killed_and_goes_on(begin, city
     assert error.count("\n") == 1, error
     (line,) = error.splitlines()
     assert line.startswith("stopped by SIGINT after iteration ")
-    process = start([*argv, "resume", "auto"])
-    wait_for(lambda: (out / "state/iter000012.pth").exists(), process)
-    process.kill()
-    process.communicate()
+    job = Forked(1, "train_TCR_DTU", [*argv, "resume", "auto"], cityscapes_root / "job.log", nothing, {})
+    job.wait_until((out / "state/iter000012.pth").exists)
+    os.kill(job.pid(0), signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL  # in time
     assert adapt([*argv, "resume", "auto"]) == 0
     assert same_runs(cityscapes_root / "straight", out)
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from core.programs.evaluate import main as evaluate
-from tests.helpers import SHORT, rows_of, start
+from tests.helpers import SHORT, call, rows_of
 from tools.report.__main__ import main as report
 
 OPTIONS = SHORT | {"DATASETS.TEST": "town_val", "SOLVER.STOP_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10}
@@ -32,11 +32,9 @@ def run(tmp_path_factory, write_config, draw_scene, write_png, make_cityscapes):
         image, label_ids = draw_scene(seed)
         write_png(folder / f"town/images/{seed}.png", image)
         write_png(folder / f"town/masks/{seed}.png", values[label_ids])
-    process = start("train_TCR_DTU.py", "-cfg", config)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert (
-        "evaluation: 3 images of town_val at every checkpoint: 3 classes are scored (nature, street" in process.stdout
-    )
+    done = call("train_TCR_DTU.py", "-cfg", config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "evaluation: 3 images of town_val at every checkpoint: 3 classes are scored (nature, street" in done.stdout
     return config, folder
 
 

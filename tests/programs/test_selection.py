@@ -12,7 +12,7 @@ from core.programs.selection import find_candidates, selection_lines
 from core.runs.resume import checkpoints_in, numbered
 from core.utils.checkpoints import PARTS
 from test import main as evaluate
-from tests.helpers import read_checkpoint, rows_of, same_weights, start
+from tests.helpers import read_checkpoint, rows_of, same_weights
 
 NAMES = ["source", "0.25 adapted", "0.5 adapted", "0.75 adapted"]
 CHECKPOINTS = ["model_iter000002.pth", "model_iter000010.pth", "model_adapted.pth"]
@@ -63,11 +63,10 @@ def table_of(root):
 
 
 def test_a_run_is_judged_with_its_source_and_what_lies_between(cityscapes_root, run, program, tiny_checkpoint):
-    """In a process of its own, as a user does it; of the scores, those of test.py for the same files."""
+    """Of the scores, those of test.py for the same files."""
     saved = cityscapes_root / "chosen/model.pth"
-    words = ["--select-with", "cityscapes_val", "resume", run, "--save", saved]
-    process = start("test.py", "-cfg", cityscapes_root / "tiny.yaml", *words)
-    assert (process.returncode, process.stderr) == (0, "")
+    code, log, error = program("resume", run, "--save", saved)
+    assert (code, error) == (0, "")
     rows = table_of(cityscapes_root)
     assert [row["candidate"] for row in rows] == NAMES + CHECKPOINTS
     assert {row["images"] for row in rows} == {"3"}
@@ -79,7 +78,7 @@ def test_a_run_is_judged_with_its_source_and_what_lies_between(cityscapes_root, 
     assert [name for name in rows[0] if name.startswith("IoU_")] == [
         f"IoU_{name}" for name in ("road", "building", "pole", "sign", "vegetation", "sky", "rider", "bicycle")
     ]
-    lines = process.stdout.splitlines()
+    lines = log.splitlines()
     assert any("warning: labelled images: 3; intervals of so few say little" in line for line in lines)
     interval = f"{float(best['mIoU_low']):.2f} … {float(best['mIoU_high']):.2f}"
     beside = f"90 % {interval}; source {scores['source']:.2f}"

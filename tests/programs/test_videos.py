@@ -6,7 +6,7 @@ import pytest
 
 from core.programs.adapt import main as adapt
 from core.programs.evaluate import main as evaluate
-from tests.helpers import SHORT, rows_of, start
+from tests.helpers import SHORT, call, rows_of
 from tools.report.__main__ import main as report
 
 OPTIONS = SHORT | {"DATALOADER.NUM_WORKERS": 1, "VIDEO.EVERY": 2}
@@ -27,13 +27,13 @@ def place(tmp_path_factory, draw_scene, write_config):
 
 @pytest.fixture(scope="module")
 def adapted(place):
-    """What a process that adapts to it says; after --check, for which the frames are taken."""
+    """What a run that adapts to it says; after --check, for which the frames are taken."""
     folder, config = place
     assert adapt(["-cfg", str(config), "--check"]) == 0
     assert not (folder / "out").exists()
-    process = start("train_TCR_DTU.py", "-cfg", config)
-    assert (process.returncode, process.stderr) == (0, "")
-    return process.stdout
+    run = call("train_TCR_DTU.py", "-cfg", config)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
 
 
 def test_a_run_adapts_to_the_frames_and_goes_on(place, adapted):

@@ -1,15 +1,36 @@
 """The benchmark for real, on small images."""
 
 import json
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers import call
 from tools.benchmark import stages
 from tools.benchmark.__main__ import main
 
 SMALL = ["INPUT.INPUT_SIZE_TEST", "(96, 48)", "INPUT.TARGET_INPUT_SIZE_TRAIN", "(64, 32)", "MODEL.NAME"]
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """The first command is a process, as a user has it; the others run in this one, which has imported torch already."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        if len(commands) == 1:
+            subprocess.run(command, **options)
+        elif command[1] == "-c":
+            exec(command[2], {})
+        else:
+            call(*command[1:]).check_returncode()
+
+    monkeypatch.setattr(stages, "subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("wanted", "network", "named"),
     [

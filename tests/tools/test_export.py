@@ -15,7 +15,7 @@ from core.configs import load_config
 from core.datasets.taxonomy import CITYSCAPES_19
 from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
-from tests.helpers import contents, start
+from tests.helpers import PROJECT, contents, start
 from tools import export
 from tools.export import FORMATS, main
 
@@ -73,8 +73,9 @@ def assert_describes(metadata, config, normalised_inside):
 
 
 def test_onnx_from_8_bit_images(tmp_path, config, tiny_checkpoint, draw_scene):
-    """In a process of its own, as a user does it; into OUTPUT_DIR, named after the checkpoint."""
-    process = start("-m", "tools.export", "-cfg", config, "--format", "onnx", "--normalise")
+    """In a process of its own, by the tool's path; into OUTPUT_DIR, named after the checkpoint."""
+    words = ("-cfg", config, "--format", "onnx", "--normalise")
+    process = start(PROJECT / "tools/export.py", *words, folder=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     path = tmp_path / "out/tiny.onnx"
     assert str(path) in process.stdout

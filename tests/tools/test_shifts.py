@@ -189,10 +189,10 @@ def test_shifts_are_run_for_real_and_then_used_again(place, capsys, monkeypatch)
     commands = []
 
     def run(command, stdout, **options):
-        """Every program once as the process that it is; then in this one, which has imported torch already."""
+        """The first program as the process that it is; the others in this one, which has imported torch already."""
         _, name, *words = command
         commands.append(name)
-        if commands.count(name) == 1:
+        if len(commands) == 1:
             return subprocess.run(command, stdout=stdout, **options)
         with open(stdout.name, "a") as log, redirect_stdout(log), redirect_stderr(log):
             return SimpleNamespace(returncode=importlib.import_module(name.removesuffix(".py")).main(words))

@@ -18,7 +18,7 @@ from core.evaluation.pictures import Painter
 from core.models import build_model
 from core.utils.checkpoints import load_checkpoint
 from test import main as evaluate
-from tests.helpers import contents, start
+from tests.helpers import PROJECT, contents, start
 from tools.predict.__main__ import main as predict
 from tools.predict.movies import movie
 from tools.predict.record import RECORD
@@ -72,10 +72,10 @@ def probabilities(checkpoint, config, image):
 
 
 def test_every_kind_of_picture_shows_the_networks_prediction(tmp_path, frames, config, tiny_checkpoint):
-    """In a process of its own, with a worker, as a user does it: a pattern and a folder, an image met twice."""
+    """In a process of its own, with a worker, by its path: a pattern and a folder, an image met twice."""
     out, options = tmp_path / "out", ("TEST.BATCH_SIZE", 2, "DATALOADER.NUM_WORKERS", 1)
     words = ("-cfg", config, frames / "*.png", frames, "--save", ALL, "-o", out, *options)
-    process = start("-m", "tools.predict", *words)
+    process = start(PROJECT / "tools/predict", *words, folder=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     assert "3 images" in process.stdout
     painter = Painter.of(cfg.VIS, CITYSCAPES_19)
