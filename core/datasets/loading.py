@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -164,8 +165,9 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _many_workers(), _deaths_show_in_next():
             batches = iter(self._loader)
-        # in the order in which they were started: a name is ForkServerProcess-7, say
-        workers = sorted(set(multiprocessing.active_children()) - others, key=lambda w: int(w.name.split("-")[1]))
+        # in the order in which they were started: a name is ForkServerProcess-7, say, or in such a process …-7:1
+        workers = set(multiprocessing.active_children()) - others
+        workers = sorted(workers, key=lambda worker: int(re.split("[-:]", worker.name)[-1]))
         taken = 0
         try:
             while True:
