@@ -59,7 +59,7 @@ def changed(config, **options):
 
 
 def start(program, *argv, folder=PROJECT):
-    """Run a program as a user does, from a folder; its completed process. The imports alone take six seconds."""
+    """Run a program as a user does, from a folder; its completed process. It imports torch for six seconds first."""
     command = [sys.executable, program, *map(str, argv)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 

@@ -15,7 +15,7 @@ SMALL = ["INPUT.INPUT_SIZE_TEST", "(96, 48)", "INPUT.TARGET_INPUT_SIZE_TRAIN", "
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """The first command is a process, as a user has it; the others run in this one, which has imported torch already."""
+    """The first command is a process; the others run in this one, which has imported torch already."""
     commands = []
 
     def run(command, **options):
