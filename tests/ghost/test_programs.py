@@ -47,14 +47,14 @@ MAY_WAIT = {  # functions of core
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config, resnet18):
+def commands(tmp_path_factory, make_cityscapes, make_gta5, write_config):
     """commands(folder, devices) → lists of words, the programs' names first; what they write goes below `folder`."""
     root = tmp_path_factory.mktemp("ghost_root")
     make_gta5(root, 4)
     make_cityscapes(root, train=4, val=2)
     configs = {}
     for name, options in (("source", WATCHED_SOURCE), ("adapted", ADAPTATION)):
-        own = {"DATASETS.ROOT": str(root)} | resnet18 | options
+        own = {"DATASETS.ROOT": str(root)} | options
         configs[name] = write_config(tmp_path_factory.mktemp(name), **own)
 
     def words(folder, devices):
