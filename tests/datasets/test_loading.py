@@ -406,12 +406,11 @@ def in_small_shared_memory(command):
     return ["unshare", "--mount", "sh", "-c", mount]
 
 
-def test_batches_pass_where_shared_memory_is_small(tmp_path):
+def test_batches_pass_where_shared_memory_is_small():
     """With a container's 64 MB, and a batch of the published sizes, a loader waited for ever."""
     if subprocess.run(in_small_shared_memory(["true"]), capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a small /dev/shm")
-    (tmp_path / "load.py").write_text(LOAD_LARGE)
-    command = in_small_shared_memory([sys.executable, str(tmp_path / "load.py")])
+    command = in_small_shared_memory([sys.executable, "-c", LOAD_LARGE])
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     found = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
