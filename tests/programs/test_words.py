@@ -142,7 +142,7 @@ def test_the_command_with_quotes_works(spaced, write_config, refused):
 
 
 def test_a_config_and_inputs_of_tools_with_spaces_are_shown_in_quotes(spaced, write_config, refused):
-    os.rename(write_config(spaced, resume="", **{"SOLVER.STOP_ITER": 20}), "my config.yaml")
+    os.rename(write_config(spaced, resume=""), "my config.yaml")
     model = ["resume", "my models/a b.pth"]
     for main in (adapt, evaluate, export):
         error, shown = refused(main, "-cfg", "my", "config.yaml", *model)

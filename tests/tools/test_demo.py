@@ -10,6 +10,7 @@ import yaml
 
 from core.datasets.reader import ImageSet
 from core.datasets.taxonomy import Taxonomy
+from tests.networks import TINY
 from tools import demo
 
 PAIR = Taxonomy(("road", "sky"))
@@ -37,11 +38,12 @@ def test_the_table_holds_every_score_under_its_title_and_says_what_came_back():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """The demo of a few images and iterations, in tmp_path/demo."""
+    """The demo of a few images and iterations and a small network, in tmp_path/demo."""
     for name in ("SOURCE_CONFIG", "ADAPTATION_CONFIG", "AUTOMATIC_CONFIG"):
         path = getattr(demo, name)
         with open(path, encoding="utf-8") as file:
             options = yaml.safe_load(file)
+        options["MODEL"] = options.get("MODEL", {}) | {"NAME": TINY}
         options["SOLVER"] = options.get("SOLVER", {}) | {"STOP_ITER": 2, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 2}
         options.setdefault("INPUT", {})
         options["INPUT"] |= {"INPUT_SIZE_TEST": [64, 32], "SOURCE_INPUT_SIZE_TRAIN": [64, 32]}
@@ -49,6 +51,7 @@ def small(tmp_path, monkeypatch):
         small = tmp_path / path.rpartition("/")[2]
         small.write_text(yaml.safe_dump(options), encoding="utf-8")
         monkeypatch.setattr(demo, name, str(small))
+    monkeypatch.setattr(demo, "NETWORK", TINY)
     monkeypatch.setattr(demo, "INPUT_SIZE", "(64,32)")
     monkeypatch.setattr(demo, "SOURCE_OPTIONS", ())
     monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "4", "--size", "128x64"))
