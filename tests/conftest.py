@@ -21,9 +21,10 @@ from core.utils.logging import LOGGER
 from tests.networks import TINY
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
-if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 8 << 30:
-    # tmp_path lies in memory: on a disk, files that are synced and folders that go take a sixth of the tests' time
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30 and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+    # tmp_path lies there: on a disk, files that are synced and folders that go take a sixth of the tests' time
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 for name, examples in (("few", 300), ("many", 10_000)):  # make test-long takes many
     settings.register_profile(
         name, max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck
