@@ -32,7 +32,7 @@ from tools.runs import Run, claim_folder
 from tools.toy_domains.drawing import COUNTS
 
 SOURCE_CONFIG, ADAPTATION_CONFIG = "configs/toy_src.yaml", "configs/toy_dtst.yaml"
-AUTOMATIC_CONFIG, NETWORK, INPUT_SIZE = "configs/adapt.yaml", "deeplab_resnet18", "(256,128)"
+AUTOMATIC_CONFIG = "configs/adapt.yaml"
 TARGET = "toy_target_val"
 LENGTH = "1100"  # iterations of source training, so that the demo stays below twelve minutes; the config has 1800
 SOURCE_OPTIONS = ("SOLVER.MAX_ITER", LENGTH, "SOLVER.STOP_ITER", LENGTH, "SOLVER.CHECKPOINT_PERIOD", LENGTH)
@@ -82,11 +82,8 @@ class Demo:
         fixed = (*self.adapted, *off)
         self.fixed = DemoRun(program, ADAPTATION_CONFIG, runs / "fixed_ema", fixed, "fixed EMA")
         self.full = DemoRun(program, ADAPTATION_CONFIG, runs / "full_method", self.adapted, "full method")
-        # what a user gives of images of their own, and no setting
-        given = ("MODEL.NAME", NETWORK, "MODEL.NUM_CLASSES", "14", "INPUT.INPUT_SIZE_TEST", INPUT_SIZE)
-        sets = {"SOURCE_TRAIN": "toy_source_train", "TARGET_TRAIN": "toy_target_train", "TEST": TARGET}
-        given += tuple(word for name, value in sets.items() for word in (f"DATASETS.{name}", value))
-        automatic = (*self.adapted, *given)
+        # no setting: the source model's file says the rest
+        automatic = (*self.adapted, "DATASETS.TARGET_TRAIN", "toy_target_train", "DATASETS.TEST", TARGET)
         self.automatic = DemoRun(program, AUTOMATIC_CONFIG, runs / "automatic", automatic, "automatic")
 
     def run(self) -> None:

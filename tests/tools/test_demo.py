@@ -51,8 +51,6 @@ def small(tmp_path, monkeypatch):
         small = tmp_path / path.rpartition("/")[2]
         small.write_text(yaml.safe_dump(options), encoding="utf-8")
         monkeypatch.setattr(demo, name, str(small))
-    monkeypatch.setattr(demo, "NETWORK", TINY)
-    monkeypatch.setattr(demo, "INPUT_SIZE", "(64,32)")
     monkeypatch.setattr(demo, "SOURCE_OPTIONS", ())
     monkeypatch.setattr(demo, "DRAWING_OPTIONS", ("--images-per-split", "4", "--size", "128x64"))
     return tmp_path / "demo"
