@@ -138,7 +138,7 @@ def select_checkpoint(
     model = new_model(config).requires_grad_(False)
     candidates = find_candidates(checkpoints, found, model)
     candidates[-1].load(model)  # before anything is written
-    model.about |= known_form(checkpoints[-1]) | handed_on(checkpoints[-1], config)
+    model.about |= known_form(checkpoints[-1]) | handed_on(checkpoints[-1])
     put_on_device(model, config, device)
     note = images.note and f": {images.note}"
     LOGGER.info("images: %d of %s, with labels%s", len(images), images.name, note)

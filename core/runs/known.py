@@ -33,6 +33,7 @@ from core.utils.checkpoints import (
     SIZE,
     SOURCE,
     STD,
+    added_epsilon,
     read_about,
 )
 from core.utils.errors import UserError, shown
@@ -70,13 +71,13 @@ def describe_model(config: Config) -> dict[str, Any]:
     return about
 
 
-def handed_on(checkpoint: Path, config: Config) -> dict[str, Any]:
-    """What a checkpoint says that those of a run that starts from it say, too: where its weights come from.
-
-    Batch norms that are not frozen have an epsilon of their own: then none is in their variances any more.
+def handed_on(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says that those of a run that starts from it say, too: where its weights come from, and what
+    is in their variances.
     """
-    words = (FAMILY, ORIGIN, LICENCE, *((BN_EPS,) if config.MODEL.FREEZE_BN else ()))
-    return {word: value for word, value in read_about(checkpoint).items() if word in words}
+    about = read_about(checkpoint)
+    words = {word: about[word] for word in (FAMILY, ORIGIN, LICENCE) if isinstance(about.get(word), str)}
+    return words | ({BN_EPS: eps} if (eps := added_epsilon(about)) else {})
 
 
 def known_size(checkpoint: Path) -> tuple[int, int] | None:

@@ -245,7 +245,7 @@ def load_model(config, device: torch.device, uncertain: bool = False, weights: b
         pass
     elif source := source_checkpoint(config):
         load_checkpoint(model, source)
-        model.about |= handed_on(source, config)
+        model.about |= handed_on(source)
     elif config.MODEL.WEIGHTS:
         load_imagenet_weights(model.feature_extractor, config.MODEL.WEIGHTS)
     return model.to(device)

@@ -24,7 +24,7 @@ DOMAIN, SOURCE = "domain", "source"  # whose values these are: source or target
 NETWORK, ARGS, CLASSES_OUT, ALIGN_CORNERS = "network", "args", "classes_out", "align_corners"
 MEAN, STD, BGR255 = "mean", "std", "bgr255"  # INPUT.PIXEL_MEAN, PIXEL_STD and TO_BGR255 of its images,
 COLOURS = "colours"  # of its classes, [red, green, blue] each,
-BN_EPS = "bn_eps"  # what was added to the variances of its frozen batch norms, which have no epsilon of their own,
+BN_EPS = "bn_eps"  # what was added to the variances of its batch norms, of which frozen ones have no epsilon,
 FAMILY, ORIGIN, LICENCE = "family", "origin", "licence"  # in words, of weights that come from elsewhere
 # what wrappers put before every name of a state, and the key under which others keep it
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
@@ -157,8 +157,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> int:
         states = [(getattr(model, part), f"{part}.", _fitted(getattr(model, part), content[part])) for part in PARTS]
     about = content.get(ABOUT) if isinstance(content.get(ABOUT), Mapping) else {}
     _compare_classes(model, about, path)
-    if isinstance(eps := about.get(BN_EPS), float):
-        states = [(module, prefix, _without_epsilon(module, state, eps)) for module, prefix, state in states]
+    eps = added_epsilon(about)
+    states = [(module, prefix, _with_epsilon(module, state, -eps)) for module, prefix, state in states]
     problems = [problem for module, _, state in states for problem in misfits(module, state)]
     if problems:
         raise UserError(
@@ -182,11 +182,22 @@ def read_about(path: str | Path) -> Mapping:
     return about if isinstance(about, Mapping) else {}
 
 
-def _without_epsilon(module: nn.Module, state: Mapping, eps: float) -> dict:
-    """A state for `module`, of which torch's batch norms add their epsilon to variances that hold it already."""
+def added_epsilon(about: Mapping) -> float:
+    """The :data:`BN_EPS` of what a checkpoint says; 0 where it says none, or what is none."""
+    eps = about.get(BN_EPS)
+    return eps if isinstance(eps, float) and 0 < eps < 1 else 0.0
+
+
+def _with_epsilon(module: nn.Module, state: Mapping, eps: float) -> dict:
+    """A state of `module` with `eps` added to the variances of torch's batch norms, which have an epsilon of their own.
+
+    Frozen ones have none: their variances, and those of a file that names :data:`BN_EPS`, hold it already.
+    """
+    if not eps:
+        return dict(state)
     norms = [name for name, norm in module.named_modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     held = {key: state[key] for name in norms if _is_plain(state.get(key := f"{name}.running_var"))}
-    return {**state, **{key: (variance - eps).clamp(min=0) for key, variance in held.items()}}
+    return {**state, **{key: (variance + eps).clamp(min=0) for key, variance in held.items()}}
 
 
 def _compare_classes(model: nn.Module, about: Mapping, path: str | Path) -> None:
@@ -267,12 +278,16 @@ def _is_safetensors(path: str | Path) -> bool:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:
-    """Write the model in the published format, atomically; beside it, under `about`, what the model says of itself."""
+    """Write the model in the published format, atomically; beside it, under `about`, what the model says of itself.
+
+    Where that is a :data:`BN_EPS`, it is in the variances of the file, whatever the model's batch norms are.
+    """
     content = {"iteration": iteration}
-    if getattr(model, "about", None):
-        content[ABOUT] = model.about
+    if about := getattr(model, "about", {}):
+        content[ABOUT] = about
     for part in PARTS:
-        state = getattr(model, part).state_dict()
+        module = getattr(model, part)
+        state = _with_epsilon(module, module.state_dict(), added_epsilon(about))
         content[part] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:  # a full disk is an OSError of the file's only
         torch.save(content, file)

@@ -12,7 +12,6 @@ from core.runs.known import describe_model, handed_on, with_known, with_network
 from core.runs.resume import continued_config, find_start
 from core.runs.states import flat_config
 from core.utils.errors import UserError
-from tests.helpers import changed
 
 MEAN, STD = [104.0, 116.5, 122.5], [1.0, 1.0, 1.0]
 SAYS = {
@@ -221,7 +220,5 @@ def test_a_run_starts_with_its_source_models_network_and_goes_on_with_it(load, f
 
 def test_where_weights_come_from_is_handed_on(file):
     more = {"family": "a", "origin": "b", "licence": "c", "bn_eps": 1e-5}
-    path = file(**more)
-    assert handed_on(path, changed(cfg, MODEL__FREEZE_BN=True)) == more
-    del more["bn_eps"]  # batch norm that learns has its own
-    assert handed_on(path, changed(cfg, MODEL__FREEZE_BN=False)) == more
+    assert handed_on(file(**more)) == more
+    assert handed_on(file(family=b"a", origin=["b"], licence={}, bn_eps="much")) == {}

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from core.models.backbone import FrozenBatchNorm
+from core.models.deeplab import Segmentor
 from core.models.own_network import OwnNetwork
 from core.runs.resume import load_model
 from core.utils.checkpoints import load_checkpoint, load_imagenet_weights, save_checkpoint
@@ -90,6 +92,24 @@ def test_unfrozen_batch_norm_survives_and_loads_into_a_frozen_one(tmp_path):
     assert torch.allclose(logits(frozen), logits(trained), rtol=1e-2, atol=1e-3)
     save_checkpoint(frozen, tmp_path / "b.pth", 5)
     load_checkpoint(again, tmp_path / "b.pth")  # back again, without the counters
+
+
+@pytest.mark.parametrize("second", [FrozenBatchNorm, nn.BatchNorm2d])
+@pytest.mark.parametrize("first", [FrozenBatchNorm, nn.BatchNorm2d])
+def test_an_epsilon_in_the_variances_is_there_once_whatever_norms_read_and_write_them(tmp_path, first, second):
+    path, about = tmp_path / "imported.pth", {"bn_eps": 1e-5}
+    variance = torch.tensor([1e-6, 0.3])
+    state = {"0.running_var": variance + 1e-5, **{f"0.{name}": torch.ones(2) for name in ("weight", "bias")}}
+    state["0.running_mean"] = torch.ones(2)
+    torch.save({"about": about, "feature_extractor": state, "classifier": {}}, path)
+    image = torch.randn(1, 2, 3, 3)
+    expected = (image - 1) / (variance + 1e-5).sqrt().view(-1, 1, 1) + 1
+    for norm in (first, second):
+        model = Segmentor(nn.Sequential(norm(2)), nn.Sequential()).eval()
+        model.about = about
+        load_checkpoint(model, path)
+        torch.testing.assert_close(model(image), expected)
+        save_checkpoint(model, path, 1)
 
 
 @pytest.mark.parametrize("iteration", [None, "later", torch.tensor(3)])
