@@ -73,6 +73,7 @@ def recognise(
         raise UserError(f"--family {named}: known are {', '.join([*(f.name for f in FAMILIES), *ALIASES])}")
     for inner, left_out in views(state):
         fitting = [family for family in families if family.fits(inner)]
+        fitting = [family for family in fitting if branches and resnets.branches_of(family) == branches] or fitting
         likely = [family for family in fitting if family.likely is None or family.likely(inner)]
         if len(fitting) > 1 and len(likely) != 1 and branches is None:
             names = " or ".join(family.name for family in fitting)
@@ -98,6 +99,9 @@ def convert(family: Family, state: Mapping[str, torch.Tensor], path: Path) -> Im
         raise UserError(f"{path} seems to be of {family.name}, but lacks {error.args[0]}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # by whatever a tensor's shape leads to
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} seems to be of {family.name}, but has other shapes than that ({reason})") from None
     if forgotten := taker.forgotten(imported.left_out):
         what = f"{path} seems to be of {family.name}, but holds what that has not: {shorten(forgotten, _NAMES_SHOWN)}"
         raise UserError(f"{what}; nothing was written")
@@ -173,7 +177,12 @@ def import_model(args: argparse.Namespace) -> None:
     family, state, left_out = recognise(found.state, path, args.family, args.branches)
     LOGGER.info("%s: recognised as %s (%s)", path, family.name, family.words)
     imported = convert(family, state, path)
-    imported = replace(imported, left_out={**left_out, **imported.left_out}, about={**imported.about, **said})
+    try:
+        beside = transformers.described(found.beside)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    about = {**imported.about, **beside, **said}
+    imported = replace(imported, left_out={**left_out, **imported.left_out}, about=about)
     for note in imported.notes:
         LOGGER.info("note: %s", note)
     for why in dict.fromkeys(imported.left_out.values()):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.configs.loading import as_option
 from core.datasets.taxonomy import CITYSCAPES_16, CITYSCAPES_19, Taxonomy
 from core.utils.errors import UserError, shorten
 
@@ -57,6 +58,11 @@ def choose(given: str, outputs: int, named: Sequence[str] = (), colours: Sequenc
     if not names and not own:
         known = ", ".join(f"{name} ({len(one)})" for name, one in SETS.items())
         raise UserError(f"it gives {outputs} classes: name them by --classes a,b,c, …; sets are {known}")
+    as_option("MODEL.NUM_CLASSES", len(names or own), "the number of its classes")
+    try:
+        as_option("MODEL.CLASSES", [*(names or own)], "the names of its classes")
+    except UserError as error:
+        raise UserError(f"{error}: --classes a,b,c, … names others") from None
     chosen = ()
     if names and len(names) != outputs:
         if unknown := [name for name in names if name not in own]:

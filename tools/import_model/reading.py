@@ -27,6 +27,7 @@ _IN_FOLDER = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_SETTINGS = ("config.json", "preprocessor_config.json")  # there, of the network and of its images
 # of what one file holds several networks, the one that is evaluated (DAFormer's and MIC's tests load `model.`)
 _FIRST = ("model", "student", "net", "network", "module")
 _LEVELS = 4  # of dicts, of which the last is the state; and of prefixes
@@ -56,6 +57,8 @@ class Found:
         state: its tensors by name.
         names, colours: of its classes, where it says so.
         licence: in the words of its README, where there is one.
+        content: all of it.
+        beside: of a folder of transformers', what its :data:`_SETTINGS` hold, by their names.
     """
 
     state: dict[str, torch.Tensor]
@@ -63,6 +66,7 @@ class Found:
     colours: tuple[tuple[int, int, int], ...] = ()
     licence: str = ""
     content: Mapping = field(default_factory=dict)
+    beside: Mapping[str, Mapping] = field(default_factory=dict)
 
 
 class Nothing(dict):
@@ -138,11 +142,13 @@ def read(path: str | Path) -> Found:
     else:
         content = _content(path)
     names, colours = _classes(content)
-    labelled = _json(folder / "config.json").get("id2label") if path.name in _IN_FOLDER else None
+    beside = {name: _json(folder / name) for name in _SETTINGS} if path.name in _IN_FOLDER else {}
+    labelled = beside.get("config.json", {}).get("id2label")
     if isinstance(labelled, dict) and not names:
         names = tuple(str(labelled.get(str(index), "")) for index in range(len(labelled)))
         names = names if all(names) else ()
-    return Found(_state(content, path), names, colours, _licence(folder) if path.name in _IN_FOLDER else "", content)
+    licence = _licence(folder) if beside else ""
+    return Found(_state(content, path), names, colours, licence, content, beside)
 
 
 def views(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]]]:

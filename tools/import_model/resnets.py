@@ -267,6 +267,11 @@ def _torchvision(kind: str, state: State) -> Imported:
     return Imported(f"{kind}_{_depth(state)}", outputs, features, classifier, left_out, about)
 
 
+def branches_of(family: Family) -> int | None:
+    """How many branches of its head a family uses; None where it has no such head, or its file tells."""
+    return getattr(family.convert, "keywords", {}).get("branches")
+
+
 def with_branches(family: Family, branches: int) -> Family:
     """A family with so many branches of its head in use, whatever it has by itself.
 

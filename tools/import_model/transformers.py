@@ -11,13 +11,16 @@ from functools import partial
 
 import torch
 
-from core.models.segformer import DAFORMER_WIDTH, SIZES, encoder_state
-from core.utils.errors import UserError
+from core.configs.loading import as_option
+from core.models.segformer import DAFORMER_WIDTH, HEADS, SIZES, encoder_state
+from core.utils.errors import UserError, shown
 from tools.import_model.family import SYNTHIA_NOTE, Family, Imported
 
 State = Mapping[str, torch.Tensor]
 INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "bgr255": False}  # ImageNet's
 LICENCE = "NVIDIA Source Code License for SegFormer (non-commercial), that of the published Mix Transformers"
+# of transformers' config.json, what no tensor tells, as the networks here have it
+_FIXED = {"num_attention_heads": [*HEADS], "strides": [4, 2, 2, 2], "hidden_act": "gelu"}
 _LEFT_OUT = {  # what may stand beside a network, by how its names begin
     "decode_head.conv_seg.": "a layer that this head does not use",
     "auxiliary_head.": "an auxiliary head, for the training of its own program",
@@ -101,6 +104,28 @@ def _daformer(form: _Format, state: State) -> Imported:
     if width != DAFORMER_WIDTH:
         args = {**args, "width": width}
     return form.imported(state, "daformer_b5", args, features, classifier)
+
+
+def described(beside: Mapping[str, Mapping]) -> dict:
+    """What the files beside transformers' weights say of the images, for `about`.
+
+    Args:
+        beside: the content of `config.json` and `preprocessor_config.json`, as far as they are there.
+    Raises:
+        UserError: the network is another in what no tensor tells, or the images are normalised by what cannot be.
+    """
+    network, images = (beside.get(name, {}) for name in ("config.json", "preprocessor_config.json"))
+    for key, value in _FIXED.items():
+        if (found := network.get(key, value)) != value:
+            raise UserError(f"config.json: {key} is {shown(found)}, not {value}: no network here has that")
+    if images.get("do_normalize") is False:
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
+    options = {"mean": ("image_mean", "INPUT.PIXEL_MEAN"), "std": ("image_std", "INPUT.PIXEL_STD")}
+    return {
+        word: [*as_option(option, images[key], f"preprocessor_config.json: {key}")]
+        for word, (key, option) in options.items()
+        if key in images
+    }
 
 
 def _hrda(_: State) -> Imported:

@@ -36,10 +36,12 @@ def test_the_families_are_listed(capsys):
         ({}, ["--branches", "3"], "invalid choice: 3"),
         ({}, ["--classes", "a,b"], "has 2 classes, but the network 19 (road, sidewalk, building, … (19 in all))"),
         ({}, ["--classes", "road,road"], "names a class twice"),
+        ({}, ["--classes", "road"], "the number of its classes must be at least 2 and at most 254, not 1"),
         ({"layer7.weight": torch.ones(2)}, [], "holds what that has not: layer7.weight; nothing was written"),
         ({"layer3.0.bn2.bias": None}, [], "does not fit deeplab_caffe_resnet101: missing: backbone.layer3.0.bn2.bias"),
         ({"layer5.conv2d_list.3.bias": None}, [], "has no branch 3 (layer5.conv2d_list.3.bias)"),
         ({"layer4.0.conv3.weight": None}, [], "is not of any of adaptsegnet, advent, "),
+        ({"layer5.conv2d_list.0.bias": torch.tensor(1.0)}, [], "other shapes than"),
         ({"layer2.0.bn1.weight": torch.full((128,), torch.nan)}, [], "is ruined: feature_extractor.backbone.layer2.0"),
         ({"layer6.bottleneck.weight": torch.ones(2)}, ["--family", "ldbe_student"], "its teacher will do"),
     ],
@@ -108,7 +110,7 @@ def test_a_taker_remembers_what_it_gave():
         (("", 19, ("a", "b")), CITYSCAPES_19.names, ()),  # of which the file says too few
         (("x, y", 2, ("a", "b")), ("x", "y"), ()),
         (("", 2, ("Traffic light", "light")), ("Traffic light", "light"), ()),
-        (("b", 2, ("a", "b")), ("b",), (1,)),
+        (("c,a", 3, ("a", "b", "c")), ("c", "a"), (2, 0)),
         (("car,road", 19), ("car", "road"), (13, 0)),
         (
             ("", 19, [f"traffic {name}" if name in ("light", "sign") else name for name in CITYSCAPES_19.names]),
@@ -120,6 +122,14 @@ def test_a_taker_remembers_what_it_gave():
 def test_names_of_classes(arguments, names, outputs):
     found = choose(*arguments)
     assert (found.names, found.outputs, len(found.colours)) == (tuple(names), outputs, len(names))
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", ""), ("a", "b\x1b[31m")])
+def test_names_that_no_program_takes_are_asked_for(names):
+    with pytest.raises(UserError, match=r"names of its classes must be a list of different names, not .*: --classes "):
+        choose("", 2, names)
+    with pytest.raises(UserError, match=r"the number of its classes must be .* 254, not 300"):
+        choose(",".join(map(str, range(300))), 300, names)
 
 
 def test_colours_of_classes():

@@ -12,7 +12,7 @@ from core.configs.node import OpenConfig
 from core.models.networks import NAMED
 from core.utils.errors import UserError
 from tools.import_model.family import Taker
-from tools.import_model.transformers import FAMILIES, INPUT
+from tools.import_model.transformers import FAMILIES, INPUT, described
 
 WIDTHS, DEPTHS, WIDTH, CLASSES = (8, 8, 10, 16), (1, 2, 1, 1), 6, 5
 HEADS, REDUCTIONS, KERNELS, STRIDES = (1, 2, 5, 8), (8, 4, 2, 1), (7, 3, 3, 3), (4, 2, 2, 2)
@@ -391,6 +391,20 @@ def test_sizes_are_known_by_blocks_and_channels(name, heads):
     imported = family.convert(state)
     assert (imported.network, imported.args) == (name, {})
     assert imported.feature_extractor.keys() == features.state_dict().keys()
+
+
+def test_what_a_folder_of_transformers_says_and_no_tensor_does_is_heeded():
+    config = {"num_attention_heads": [1, 2, 5, 8], "hidden_act": "gelu"}
+    assert described({"config.json": config}) == {}
+    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    found = described({"config.json": config, "preprocessor_config.json": processor})
+    assert found == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+    plain = described({"preprocessor_config.json": {**processor, "do_normalize": False}})
+    assert plain == {"mean": [0.0] * 3, "std": [1.0] * 3}
+    with pytest.raises(UserError, match=r"^config\.json: num_attention_heads is \[2, 4, 10, 16\], not \[1, 2, 5, 8\]"):
+        described({"config.json": {**config, "num_attention_heads": [2, 4, 10, 16]}})
+    with pytest.raises(UserError, match=r"^preprocessor_config\.json: image_std must be "):
+        described({"preprocessor_config.json": {**processor, "image_std": [0, 1, "x"]}})
 
 
 def test_hrda_is_known_and_refused():
