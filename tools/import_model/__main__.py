@@ -16,6 +16,7 @@ if not __package__:  # started by its path, from any folder
 
 import torch
 
+from core.configs import rules
 from core.configs.defaults import cfg as defaults
 from core.models import build_model, log_network
 from core.models.deeplab import Segmentor
@@ -25,9 +26,12 @@ from core.utils.checkpoints import (
     ABOUT,
     ALIGN_CORNERS,
     ARGS,
+    BANDS,
     BGR255,
     CLASSES,
     COLOURS,
+    DEPTH,
+    DOMAIN,
     FAMILY,
     LICENCE,
     MEAN,
@@ -53,6 +57,7 @@ from tools.import_model.reading import Found, read, views
 EXAMPLE = "python -m tools.import_model GTA2Cityscapes_multi.pth --family adaptsegnet -o pretrain/adaptsegnet.pth"
 FAMILIES = (*resnets.FAMILIES, *transformers.FAMILIES, *refused.FAMILIES)
 ALIASES = {**resnets.ALIASES}
+_OF_EARLIER = {SIZE: rules.SIZE, DEPTH: rules.SPAN, BANDS: rules.BANDS}
 _NAMES_SHOWN = 4  # of what a file holds
 
 
@@ -181,7 +186,7 @@ def import_model(args: argparse.Namespace) -> None:
         beside = transformers.described(found.beside)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    about = {**imported.about, **beside, **said}
+    about = {**imported.about, **beside, **_kept(said)}
     imported = replace(imported, left_out={**left_out, **imported.left_out}, about=about)
     for note in imported.notes:
         LOGGER.info("note: %s", note)
@@ -205,6 +210,13 @@ def import_model(args: argparse.Namespace) -> None:
     adapt = (*start_of("train_TCR_DTU.py"), "-cfg", AUTOMATIC, "resume", out, *target)
     LOGGER.info("next, what it sees: %s", as_shell(look))
     LOGGER.info("next, adapting it: %s", as_shell(adapt))
+
+
+def _kept(said: Mapping) -> dict:
+    """What an earlier version's checkpoint says of its images."""
+    lists = {word: said[word] for word in _OF_EARLIER if isinstance(said.get(word), list)}
+    kept = {word: value for word, value in lists.items() if _OF_EARLIER[word].holds(tuple(value))}
+    return kept | ({DOMAIN: said[DOMAIN]} if isinstance(said.get(DOMAIN), str) else {})
 
 
 def _texts(names: object) -> Sequence[str]:

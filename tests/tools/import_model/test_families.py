@@ -228,6 +228,20 @@ def test_our_own_format_is_cleaned(imported, network):
     assert re.search(r"left out: .*num_batches_tracked.*a counter", log)
 
 
+def test_of_what_a_checkpoint_of_an_earlier_version_says_that_is_kept_which_can_be(imported):
+    torch.manual_seed(0)
+    parts = {"feature_extractor": below("backbone.", randomise(ResNet()).state_dict())}
+    parts["classifier"] = randomise(Branches(2048, 16)).state_dict()
+    said = {"size": [96, 64], "depth": [0, 9], "bands": "x", "mean": "x", "bn_eps": 0.5, "origin": {}, "other": 1}
+    about = read_about(imported({**parts, "about": said})[0])
+    assert about["size"] == [96, 64]
+    assert about["depth"] == [0, 9]
+    assert about["mean"] == [0.485, 0.456, 0.406]
+    assert about["origin"] == "given.pth"
+    assert about.keys().isdisjoint({"bands", "bn_eps", "other"})
+    assert "size" not in read_about(imported({**parts, "about": {"size": 5}}, "--overwrite")[0])
+
+
 def test_what_is_ours_and_says_so_is_not_imported(checkpoint, refused):
     line = refused(read_tensors(checkpoint))
     assert "is a checkpoint of these programs (deeplab_caffe_resnet101): use it as it is" in line
