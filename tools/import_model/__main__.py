@@ -187,6 +187,7 @@ def import_model(args: argparse.Namespace) -> None:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     about = {**imported.about, **beside, **_kept(said)}
+    left_out |= dict.fromkeys(found.others, "beside the network's state, in the file")
     imported = replace(imported, left_out={**left_out, **imported.left_out}, about=about)
     for note in imported.notes:
         LOGGER.info("note: %s", note)

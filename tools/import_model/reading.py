@@ -59,6 +59,7 @@ class Found:
         licence: in the words of its README, where there is one.
         content: all of it.
         beside: of a folder of transformers', what its :data:`_SETTINGS` hold, by their names.
+        others: the keys of other states and tensors in the file.
     """
 
     state: dict[str, torch.Tensor]
@@ -67,6 +68,7 @@ class Found:
     licence: str = ""
     content: Mapping = field(default_factory=dict)
     beside: Mapping[str, Mapping] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
 
 class Nothing(dict):
@@ -148,7 +150,8 @@ def read(path: str | Path) -> Found:
         names = tuple(str(labelled.get(str(index), "")) for index in range(len(labelled)))
         names = names if all(names) else ()
     licence = _licence(folder) if beside else ""
-    return Found(_state(content, path), names, colours, licence, content, beside)
+    state, others = _state(content, path)
+    return Found(state, names, colours, licence, content, beside, others)
 
 
 def views(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]]]:
@@ -202,22 +205,28 @@ def _load(path: str | Path) -> Any:
     return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False, encoding="latin1")
 
 
-def _state(content: Mapping, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the network in what a file holds, by name; those of our own two parts below the parts' names."""
+def _state(content: Mapping, path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The tensors of the network in what a file holds, by name; those of our own two parts below the parts' names.
+
+    And the keys of the tensors and states beside it.
+    """
+    others = []
     for _ in range(_LEVELS):
         if all(isinstance(content.get(part), Mapping) for part in PARTS):
             return {
                 f"{part}.{str(name).removeprefix('module.')}": tensor
                 for part in PARTS
                 for name, tensor in _tensors(content[part]).items()
-            }
-        inner = [content[key] for key in WITHIN if isinstance(content.get(key), Mapping)]
+            }, tuple(others)
+        inner = [key for key in WITHIN if isinstance(content.get(key), Mapping)]
         if not inner and (found := _tensors(content)):
-            return found
-        inner = inner or [value for value in content.values() if isinstance(value, Mapping) and _tensors(value)]
-        if not inner:
+            return found, tuple(others)
+        held = {key: len(_tensors(value)) for key, value in content.items() if isinstance(value, Mapping)}
+        key = inner[0] if inner else max(held, key=held.get, default=None)
+        if key is None or not (inner or held[key]):
             break
-        content = inner[0]
+        others += [str(other) for other in (*_tensors(content), *filter(held.get, held)) if other != key]
+        content = content[key]
     whole = next((c for c in (content, *content.values()) if isinstance(c, Nothing) and c.of), None)
     if whole is not None:
         what = f"a whole object ({whole.of}); in the program that wrote it, torch.save(model.state_dict(), FILE)"

@@ -78,6 +78,16 @@ def test_a_mapping_of_another_program_is_looked_into(tmp_path):
     assert is_read(tmp_path / "a.pth")
 
 
+def test_states_beside_the_one_that_is_taken_are_named(tmp_path):
+    beside = {"ema_state_dict": WEIGHTS, "running_conf": torch.ones(2), "optimizer": {"state": {0: torch.ones(2)}}}
+    torch.save({"epoch": 1, "scales": {"a": torch.ones(1)}, "weights": WEIGHTS}, tmp_path / "a.pth")
+    assert is_read(tmp_path / "a.pth")  # the larger of those without a name that is known
+    assert read(tmp_path / "a.pth").others == ("scales",)
+    torch.save({"model": {"state_dict": WEIGHTS, **beside}, "best": WEIGHTS}, tmp_path / "a.pth")
+    assert is_read(tmp_path / "a.pth")
+    assert read(tmp_path / "a.pth").others == ("best", "running_conf", "ema_state_dict")
+
+
 def test_parameters_and_halves_are_tensors_without_gradient(tmp_path):
     torch.save({"a": nn.Parameter(torch.ones(2).half())}, tmp_path / "a.pth")
     found = read(tmp_path / "a.pth").state["a"]
