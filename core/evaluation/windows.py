@@ -1,5 +1,6 @@
 """Large images at their own size: a network sees overlapping windows, of which one map of logits is made."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -8,6 +9,8 @@ import torch
 
 from core.models.own_network import STRIDES
 from core.utils.errors import UserError
+
+_WHOLE = 8  # of which a window's sides are multiples, whatever the network (core.configs.rules: WINDOW)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def windowed_logits(
     images: torch.Tensor,
     window: tuple[int, int],
     step: tuple[int, int],
+    stride: int = 0,
 ) -> tuple[torch.Tensor, Layout]:
     """Logits of whole images, of which a network sees one window at a time: the mean where windows overlap.
 
@@ -61,6 +65,8 @@ def windowed_logits(
         images: B×3×H×W.
         window: (height, width) that the network sees, or less, where an image is smaller.
         step: (height, width) from one window to the next, at most the window; rounded down to the network's stride.
+        stride: of the network; 0: not known, and told by how many points it has in a window, which those of a network
+            that pads its images need not tell.
     Returns:
         B×C×H'×W', as large as the network's output for the whole image; and where the windows were.
     Raises:
@@ -72,7 +78,7 @@ def windowed_logits(
 
     first = of_window((0, 0))
     points = tuple(first.shape[-2:])
-    layout = _layout(tuple(images.shape[-2:]), window, step, points)
+    layout = _layout(tuple(images.shape[-2:]), window, step, points, stride)
     starts = layout.starts()
     if len(starts) == 1:
         return first, layout
@@ -98,14 +104,21 @@ def _sums(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
     return tuple(map(sum, zip(first, second, strict=True)))
 
 
-def _layout(size: tuple[int, int], window: tuple[int, int], step: tuple[int, int], points: tuple[int, int]) -> Layout:
-    """The windows of an image, by how many points the network has in the first one."""
+def _layout(
+    size: tuple[int, int], window: tuple[int, int], step: tuple[int, int], points: tuple[int, int], known: int
+) -> Layout:
+    """The windows of an image, by how many points the network has in the first one, and its stride, if it is known."""
     axes = [*zip(size, window, points, strict=True)]
     if all(length <= extent for length, extent, _ in axes):
         return Layout(size, window, step, 1)  # one window, wherever its points are
-    for stride in STRIDES:
+    for stride in (known,) if known else STRIDES:
         if all(_fits(stride, *axis) for axis in axes):
             return Layout(size, window, tuple(max(length // stride, 1) * stride for length in step), stride)
+    if known:
+        raise UserError(
+            f"TEST.WINDOW {window[1]}×{window[0]}: the network's stride is {known}: give width and height in multiples "
+            f"of {math.lcm(known, _WHOLE)}"
+        )
     seen = "×".join(str(min(length, extent)) for length, extent, _ in axes[::-1])
     raise UserError(
         f"TEST.WINDOW {window[1]}×{window[0]}: the network has {points[1]}×{points[0]} points in {seen} pixels, which "

@@ -207,6 +207,38 @@ def test_a_window_that_is_no_multiple_of_the_stride_is_one_line(stride, window, 
     assert torch.allclose(fitting, network(as_tensor(picture(size))), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "window", "fitting", "words"),
+    [
+        (
+            "dinov2_vits",
+            (64, 64),
+            (112, 56),
+            "stride is 14: give width and height in multiples of 56",
+        ),  # 5 points: not of 16
+        ("dinov2_vits", (32, 32), (56, 56), "stride is 14: give width and height in multiples of 56"),
+        (
+            "dinov3_vits",
+            (56, 56),
+            (64, 48),
+            "stride is 16: give width and height in multiples of 16",
+        ),  # 4 points: not of 14
+    ],
+)
+def test_a_network_that_pads_its_images_is_asked_for_its_stride(name, window, fitting, words):
+    """Its points would tell another one, and windows would lie elsewhere."""
+    args = {"depth": 1, "dim": 16, "heads": 2}
+    model = build_model(tiny_options(NAME=name, FREEZE_BN=False).changed({"MODEL.ARGS": args})).eval()
+    view = torch.from_numpy(picture((61, 130))).permute(2, 0, 1)[None]
+    with torch.inference_mode(), pytest.raises(UserError, match=rf"^TEST\.WINDOW {window[0]}×{window[1]}: .*{words}$"):
+        predictor(TEST__WINDOW=window).maps(model, [view], flip=False)
+    with torch.inference_mode():
+        ((maps, _),) = predictor(TEST__WINDOW=fitting, TEST__STRIDE=fitting).maps(model, [view], flip=False)
+        whole = model(predictor(TEST__WINDOW=()).prepare(view))[0]
+    assert maps[0].shape == whole.shape
+    assert (maps[0] - whole).abs().mean() < 0.1 * whole.std()  # its attention sees a little less
+
+
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
