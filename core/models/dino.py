@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from core.models.backbone import Remembered
 from core.models.networks import CHANNELS, arguments, flag, number, one_of, share, timm_for
 from core.models.segformer import conv_norm_relu, last_layer
 from core.utils.errors import UserError
@@ -13,6 +14,7 @@ from core.utils.errors import UserError
 SIZES = {"s": "small", "b": "base", "l": "large"}
 PATCH = {"dinov2": 14, "dinov3": 16}  # pixels a side
 LINEAR, DPT = "linear", "dpt"
+KEPT_SIZES = 8  # of images, whose rotations are kept: a few MB each
 STRIDES = (4, 8, 16, 32)  # of the maps that DPT makes of the blocks' tokens
 
 
@@ -54,6 +56,30 @@ class Tokens(nn.Module):
             state = {name: tensor for name, tensor in state.items() if name not in biases}  # zeros
         found = kind.checkpoint_filter_fn(state, self.backbone)
         return {f"backbone.{name}": tensor for name, tensor in found.items()}
+
+
+class Rotations(nn.Module):
+    """timm's rotations by place (DINOv3), kept for the sizes that occur.
+
+    It makes them anew in every forward, on the host, and the copy to a GPU would have each of them wait.
+
+    Args:
+        rope: timm's module, without parameters.
+    """
+
+    def __init__(self, rope: nn.Module):
+        super().__init__()
+        self.rope, self._kept = rope, {}
+
+    def get_embed(self, shape: Sequence[int]) -> torch.Tensor:
+        """(rows, columns) of patches → what timm gives of them."""
+        drawn = any(getattr(self.rope, f"{kind}_coords", None) for kind in ("shift", "jitter", "rescale"))
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or (self.training and drawn):
+            return self.rope.get_embed(shape=shape)
+        if len(self._kept) > KEPT_SIZES:
+            self._kept.clear()
+        kept = self._kept.setdefault(tuple(shape), Remembered())
+        return kept.of(lambda: self.rope.get_embed(shape=shape), *self.rope.buffers())
 
 
 class LinearHead(nn.Module):
@@ -152,6 +178,8 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
         drop_path_rate=args["drop_path"],
         **{key: value for key, value in others.items() if value is not None},
     )
+    if getattr(backbone, "rope", None) is not None:
+        backbone.rope = Rotations(backbone.rope)
     backbone.requires_grad_(not args["freeze"])
     depth, dim = len(backbone.blocks), backbone.embed_dim
     if args["head"] == LINEAR:

@@ -144,6 +144,21 @@ def test_a_frozen_transformer_does_not_learn():
     ]
 
 
+def test_rotations_are_made_once_for_a_size(monkeypatch):
+    """On the host, by timm: a GPU would wait for each."""
+    model = build_model(options("dinov3_vits", DINO)).train()
+    images = [torch.randn(1, 3, *size) for size in ((32, 48), (48, 64))]
+    rope, made = model.feature_extractor.backbone.rope.rope, []
+    make = type(rope).get_embed
+    monkeypatch.setattr(rope, "get_embed", lambda shape: made.append(shape) or make(rope, shape=shape))
+    with torch.inference_mode():  # a training step may be the next to use them
+        expected = [model.eval()(image) for image in images]
+    found = [model(image) for image in images]
+    found[0].sum().backward()
+    assert made == [(2, 3), (3, 4)]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_dsu_acts_in_resnets_alone(shallow):
     uncertain = {"UNCERTAINTY": 0.5, "POS": (0, 2)}
     assert "dsu_layer1" in dict(
