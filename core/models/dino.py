@@ -11,7 +11,7 @@ from core.models.networks import CHANNELS, arguments, flag, number, one_of, shar
 from core.models.segformer import conv_norm_relu, last_layer
 from core.utils.errors import UserError
 
-SIZES = {"s": "small", "b": "base", "l": "large"}
+SIZES = {"s": ("small", 384, 6), "b": ("base", 768, 12), "l": ("large", 1024, 16)}  # channels, attention heads
 PATCH = {"dinov2": 14, "dinov3": 16}  # pixels a side
 LINEAR, DPT = "linear", "dpt"
 KEPT_SIZES = 8  # of images, whose rotations are kept: a few MB each
@@ -168,9 +168,14 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
         "heads": number(None, "a number of attention heads"),
     }
     args = arguments(cfg, **known | ({"qkv_bias": flag()} if kind == "dinov3" else {}))
+    words, dim, heads = SIZES[size]
+    dim, heads = args["dim"] or dim, args["heads"] or heads
+    if dim % (4 * heads):  # what rotations want
+        told = f"dim must be {known['dim'].words}, not {dim} with {heads} heads"
+        raise UserError(f"MODEL.ARGS of {cfg.MODEL.NAME}: {told}")
     others = {"depth": args["depth"], "embed_dim": args["dim"], "num_heads": args["heads"]}
     others |= {"qkv_bias": args["qkv_bias"]} if kind == "dinov3" else {}
-    name, patch = f"vit_{SIZES[size]}_patch{PATCH[kind]}_{kind}", PATCH[kind]
+    name, patch = f"vit_{words}_patch{PATCH[kind]}_{kind}", PATCH[kind]
     backbone = timm_for(cfg, name).create_model(
         name,
         num_classes=0,
@@ -181,7 +186,7 @@ def build(cfg) -> tuple[Tokens, nn.Module]:
     if getattr(backbone, "rope", None) is not None:
         backbone.rope = Rotations(backbone.rope)
     backbone.requires_grad_(not args["freeze"])
-    depth, dim = len(backbone.blocks), backbone.embed_dim
+    depth = len(backbone.blocks)
     if args["head"] == LINEAR:
         return Tokens(backbone, [depth - 1], (patch, patch)), LinearHead(dim, args[CHANNELS])
     if depth < len(STRIDES):

@@ -206,7 +206,8 @@ def _arguments(cfg, sizes: tuple[str, ...], width: int | None = None, **more: Ar
         "depths": number(None, "four numbers of blocks", count=4),
         "widths": Argument(None, f"four numbers of channels, multiples of {', '.join(map(str, HEADS))}", _are_widths),
         "width": number(width, "the channels of its head"),
-        "eps": one_of(*EPS),
+        # as yaml reads 1.0e-5, too, where 1e-5 is a word
+        "eps": Argument(EPS[0], " or ".join(EPS), lambda value: value in EPS or value in map(float, EPS[1:])),
         "drop_path": share(DROP_PATH, "the probability of skipping the last block in training"),
     }
     args = arguments(cfg, **known, **more)

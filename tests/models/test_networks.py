@@ -183,7 +183,17 @@ def test_dsu_acts_in_resnets_alone(shallow):
         ("dinov3_vits", {"drop_path": 1.0}, ["drop_path must be", "from 0 to below 1, not 1.0"]),
         ("dinov3_vits", {"width": True}, ["width must be", "not True"]),
         ("dinov2_vits", {"head": "dpt", "depth": 2}, ["depth must be", "at least 4, not 2"]),
-        ("dinov2_vits", {"dim": 25, "heads": 2}, ["MODEL.NAME dinov2_vits: ", "heads"]),
+        (
+            "dinov2_vits",
+            {"dim": 25, "heads": 2},
+            ["dim must be channels, a multiple of 4 × heads, not 25 with 2 heads"],
+        ),
+        (
+            "dinov3_vits",
+            {"dim": 12, "heads": 2},
+            ["dim must be channels, a multiple of 4 × heads, not 12 with 2 heads"],
+        ),
+        ("dinov3_vits", {"heads": 7}, ["dim must be channels, a multiple of 4 × heads, not 384 with 7 heads"]),
         ("segformer_b0", {"hed": 3}, ["unknown key 'hed'; known are channels, depths, ", "eps", "width"]),
         ("segformer_b0", {"depths": (2, 2, 2)}, ["depths must be four numbers of blocks, not (2, 2, 2)"]),
         ("fcn_resnet50", {"depth": 3}, ["unknown key 'depth'; known are channels"]),

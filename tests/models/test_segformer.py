@@ -71,7 +71,7 @@ def test_published_sizes(size):
     assert round(sum(p.numel() for part in parts for p in part.parameters()) / 1e6, 1) == PUBLISHED[size]
 
 
-@pytest.mark.parametrize(("eps", "coarser", "others"), [("nvlabs", 1e-5, 1e-6), ("1e-5",) * 3, ("1e-6",) * 3])
+@pytest.mark.parametrize(("eps", "coarser", "others"), [("nvlabs", 1e-5, 1e-6), ("1e-5",) * 3, (1e-6,) * 3])
 def test_layer_norms_have_their_eps(eps, coarser, others):
     features, _ = segformer.build(config(**TINY, eps=eps))
     found = {name: module.eps for name, module in features.backbone.named_modules() if isinstance(module, nn.LayerNorm)}
