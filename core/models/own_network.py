@@ -290,6 +290,6 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    libraries = (*_LIBRARIES, _OURS, "<")
-    own = [frame for frame in frames if not str(Path(frame[0])).startswith(libraries)]
+    files = [frame for frame in frames if not frame[0].startswith("<")]
+    own = [frame for frame in files if not str(Path(frame[0]).resolve()).startswith((*_LIBRARIES, _OURS))]
     return "{}:{}".format(*own[-1]) if own else ""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from core.configs import cfg
-from core.models import build_model
+from core.models import build_model, own_network
 from core.models.own_network import MULTIPLES, STRIDES
 from core.runs.solver import Solver
 from core.utils.errors import UserError
@@ -252,6 +252,22 @@ def test_an_error_in_forward_has_its_place(built):
         built(lambda _: Broken())
     assert "a forward of a 3×512×1024 image fails: " in str(caught.value)
     assert str(caught.value).endswith(f"at {__file__}:{line}")
+
+
+def test_an_error_in_a_library_behind_a_link_has_the_users_place(tmp_path, monkeypatch):
+    """As where .venv is a link."""
+    for folder, name, text in (
+        ("packages", "their_library", "def fail():\n    raise ValueError('deep inside')\n"),
+        ("own", "own_user", "import their_library\n\n\ndef build(cfg):\n    their_library.fail()\n"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text(text)
+    (tmp_path / "linked").symlink_to(tmp_path / "packages")
+    for folder in ("linked", "own"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    monkeypatch.setattr(own_network, "_LIBRARIES", (str((tmp_path / "packages").resolve()),))
+    with pytest.raises(UserError, match=r"ValueError: deep inside, at .*own/own_user\.py:5$"):
+        build_model(cfg.changed({"MODEL.NAME": "own_user:build"}))
 
 
 def test_an_error_at_import_has_its_place(tmp_path, monkeypatch):
