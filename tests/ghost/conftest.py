@@ -32,14 +32,14 @@ def ghost(ghost_folder, tmp_path_factory):
 def as_on_a_gpu(monkeypatch):
     """Have the CPU find labels and confidences of a pass by the operators that a GPU takes: all bits are then alike."""
 
-    def labels(logits, size):
-        return resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8).numpy
+    def labels(logits, size, align_corners):
+        return resize_logits(logits[None], size, align_corners)[0].argmax(dim=0).to(torch.uint8).numpy
 
-    def confidence(logits, size, grid):
+    def confidence(logits, size, grid, align_corners):
         rows, columns = (
             torch.from_numpy(candidates.nearest_index(n, count)) for n, count in zip(size, grid, strict=True)
         )
-        values = resize_logits(logits[None], size)[0].index_select(1, rows).index_select(2, columns)
+        values = resize_logits(logits[None], size, align_corners)[0].index_select(1, rows).index_select(2, columns)
         return values.softmax(dim=0).amax(dim=0).float().numpy
 
     monkeypatch.setattr(candidates, "label_map", labels)

@@ -226,8 +226,7 @@ def test_another_config_is_refused_and_names_the_option(begun, cityscapes_root, 
 def test_other_images_are_told_and_the_old_ones_can_be_gone_on_with(begun, cityscapes_root, capsys):
     out = cityscapes_root / "out"
     names = (out / "images.txt").read_text().splitlines()
-    folder = (cityscapes_root / "cityscapes").glob(f"**/{names[0].rpartition('/')[2]}")
-    first = next(folder)
+    (first,) = (cityscapes_root / "cityscapes/leftImg8bit/train").glob(f"**/{names[0].rpartition('/')[2]}")
     more, aside = first.with_name(f"new{first.name}"), cityscapes_root / "aside.png"
     longer = [*begun, "resume", "auto", "SOLVER.STOP_ITER", "4"]
     shutil.copy(first, more)
