@@ -51,7 +51,7 @@ BATCH_SIZE = 4  # as published
 VIEW = 1024 * 512  # pixels of the full view, at most
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
 # for first steps as large as the weights; SGD's momentum of 0.9 adds some ten steps up, AdamW's takes their mean
-RATES = {"SGD": 5.2e-5, "AdamW": 5.2e-4}
+RATES = {"SGD": 5.2e-5, "AdamW": 1.5e-3}
 LEAST_RATE, MOST_RATE = 1e-6, 2.5e-4
 PASSES = 3
 FOLLOWED = 0.9  # of the way that the teacher goes towards the student in the whole run
