@@ -50,7 +50,7 @@ CROP = 2 / 3  # of the full view's width and height, as published
 BATCH_SIZE = 4  # as published
 VIEW = 1024 * 512  # pixels of the full view, at most
 LENGTH, LEAST_LENGTH = 3.0, 60  # iterations = LENGTH · images^¾
-# for first steps as large as the weights; SGD's momentum of 0.9 adds some ten steps up, AdamW's takes their mean
+# for first steps as large as the weights; AdamW's by single runs (docs/adapting.md)
 RATES = {"SGD": 5.2e-5, "AdamW": 1.5e-3}
 LEAST_RATE, MOST_RATE = 1e-6, 2.5e-4
 PASSES = 3
