@@ -189,8 +189,8 @@ class Workplace:
         if made is not None:
             return made, True
         self._remove(run.folder)
-        seconds = run_command(training(run), log_of(run.folder))
-        record = {"source": digest(checkpoint), "rules": rules(), "seconds": round(seconds, 2)}
+        seconds = round(run_command(training(run), log_of(run.folder)), 2)  # as a run that is used again has it
+        record = {"source": digest(checkpoint), "rules": rules(), "seconds": seconds}
         write_json(run.folder / RECORD, record)
         return seconds, False
 
