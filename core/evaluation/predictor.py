@@ -16,7 +16,6 @@ from core.datasets.transforms import Normalise, stack_images
 from core.evaluation.windows import windowed_logits
 from core.models.deeplab import resize_logits
 from core.models.label_maps import label_map
-from core.models.own_network import OwnNetwork
 from core.utils import distributed
 from core.utils.devices import autocast, copy_to_host, to_device
 from core.utils.logging import LOGGER, progress
@@ -88,7 +87,7 @@ class Predictor:
                 group.flip(-1) if mirrored else group,
                 window,
                 step,
-                model.stride if isinstance(model, OwnNetwork) else 0,
+                model.stride,
             )
             found |= zip(positions, logits, strict=True)
             if not self._windows_told:

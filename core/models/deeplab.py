@@ -45,10 +45,12 @@ class Segmentor(nn.Module):
     Attributes:
         about: what checkpoints say of it beside its weights (core.utils.checkpoints: NETWORK, CLASSES, …).
         align_corners: of the bilinear resize of its logits (MODEL.ALIGN_CORNERS).
+        stride: pixels from one point of its output to the next; 0: as its points tell.
     """
 
     about: Mapping[str, Any] = MappingProxyType({})
     align_corners = True
+    stride = 0
 
     def __init__(
         self,

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from core.utils.checkpoints import BGR255, MEAN, STD
+
+IMAGENET_INPUT = {MEAN: [0.485, 0.456, 0.406], STD: [0.229, 0.224, 0.225], BGR255: False}
 # of 19 outputs whose source may be SYNTHIA, as DAFormer's and SAC's
 SYNTHIA_NOTE = (
     "if it was trained on SYNTHIA, its outputs of terrain, truck and train never were: --classes synthia16 drops them"

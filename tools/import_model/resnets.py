@@ -14,7 +14,7 @@ from core.models.backbone import ARCHITECTURES
 from core.models.deeplab import RATES
 from core.utils.checkpoints import ALIGN_CORNERS, BGR255, BN_EPS, MEAN, SIZE, STD
 from core.utils.errors import UserError
-from tools.import_model.family import SYNTHIA_NOTE, Family, Imported
+from tools.import_model.family import IMAGENET_INPUT, SYNTHIA_NOTE, Family, Imported
 
 State = Mapping[str, torch.Tensor]
 EPS = 1e-5  # of torch's batch norms, which ours has not: it is added to the variances
@@ -24,7 +24,6 @@ CAFFE_INPUT = {  # Caffe's: blue first, 0 … 255, without a division
     STD: [1.0, 1.0, 1.0],
     BGR255: True,
 }
-IMAGENET_INPUT = {MEAN: [0.485, 0.456, 0.406], STD: [0.229, 0.224, 0.225], BGR255: False}
 HALF, FULL = [1024, 512], [2048, 1024]  # of a Cityscapes image: the sizes that the families' own tests use
 ALIASES = {  # other programs that write the same, under the names of --family
     "minent": "advent", "fda": "advent", "bdl": "advent", "iapc": "advent", "ldbe": "advent",

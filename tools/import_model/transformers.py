@@ -14,10 +14,9 @@ import torch
 from core.configs.loading import as_option
 from core.models.segformer import DAFORMER_WIDTH, HEADS, SIZES, encoder_state
 from core.utils.errors import UserError, shown
-from tools.import_model.family import SYNTHIA_NOTE, Family, Imported
+from tools.import_model.family import IMAGENET_INPUT, SYNTHIA_NOTE, Family, Imported
 
 State = Mapping[str, torch.Tensor]
-INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "bgr255": False}  # ImageNet's
 LICENCE = "NVIDIA Source Code License for SegFormer (non-commercial), that of the published Mix Transformers"
 # of transformers' config.json, what no tensor tells, as the networks here have it
 _FIXED = {"num_attention_heads": [*HEADS], "strides": [4, 2, 2, 2], "hidden_act": "gelu"}
@@ -38,7 +37,7 @@ class _Format:
         last: of the last layer.
         backwards: the maps are fused from the coarsest on.
         args: of MODEL.ARGS, what it needs whatever its size.
-        about: what the checkpoint says beside :data:`INPUT`.
+        about: what the checkpoint says beside :data:`IMAGENET_INPUT`.
         notes: for the log, where there are 19 outputs.
     """
 
@@ -64,7 +63,7 @@ class _Format:
     def imported(self, state: State, network: str, args: dict, features: dict, classifier: dict) -> Imported:
         reasons = {start: why for start, why in _LEFT_OUT.items() if start != f"{self.last}."}
         left_out = {name: why for start, why in reasons.items() for name in state if name.startswith(start)}
-        about, outputs = {**INPUT, "align_corners": False, **self.about}, len(classifier["classifier.weight"])
+        about, outputs = {**IMAGENET_INPUT, "align_corners": False, **self.about}, len(classifier["classifier.weight"])
         notes = self.notes if outputs == 19 else ()
         return Imported(network, outputs, features, classifier, left_out, about, {**self.args, **args}, notes)
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from core.configs.node import OpenConfig
 from core.models.networks import NAMED
 from core.utils.errors import UserError
-from tools.import_model.family import Taker
-from tools.import_model.transformers import FAMILIES, INPUT, described
+from tools.import_model.family import IMAGENET_INPUT, Taker
+from tools.import_model.transformers import FAMILIES, described
 
 WIDTHS, DEPTHS, WIDTH, CLASSES = (8, 8, 10, 16), (1, 2, 1, 1), 6, 5
 HEADS, REDUCTIONS, KERNELS, STRIDES = (1, 2, 5, 8), (8, 4, 2, 1), (7, 3, 3, 3), (4, 2, 2, 2)
@@ -37,6 +37,19 @@ def image_of(x, size):
 
 def holding(**modules):
     return nn.ModuleDict(modules)
+
+
+def maps_of(x, stages, conv, norm):
+    """What every stage gives: of its embedding (by names of its two parts), its blocks and its last norm."""
+    maps = []
+    for embed, blocks, last in stages:
+        x = embed[conv](x)
+        size, x = x.shape[2:], embed[norm](tokens(x))
+        for block in blocks:
+            x = block(x, size)
+        x = image_of(last(x), size)
+        maps.append(x)
+    return maps
 
 
 class NvidiaBlock(nn.Module):
@@ -68,16 +81,8 @@ class NvidiaEncoder(nn.Module):
             setattr(self, f"norm{n}", nn.LayerNorm(width, eps=1e-6))
 
     def forward(self, x):
-        maps = []
-        for n in range(1, 5):
-            embed = getattr(self, f"patch_embed{n}")
-            x = embed["proj"](x)
-            size, x = x.shape[2:], embed["norm"](tokens(x))
-            for block in getattr(self, f"block{n}"):
-                x = block(x, size)
-            x = image_of(getattr(self, f"norm{n}")(x), size)
-            maps.append(x)
-        return maps
+        parts = ([getattr(self, f"{name}{n}") for name in ("patch_embed", "block", "norm")] for n in range(1, 5))
+        return maps_of(x, parts, "proj", "norm")
 
 
 class MmsegBlock(nn.Module):
@@ -109,15 +114,7 @@ class MmsegEncoder(nn.Module):
             self.layers.append(nn.ModuleList([embed, blocks, nn.LayerNorm(width, 1e-6)]))
 
     def forward(self, x):
-        maps = []
-        for embed, blocks, norm in self.layers:
-            x = embed["projection"](x)
-            size, x = x.shape[2:], embed["norm"](tokens(x))
-            for block in blocks:
-                x = block(x, size)
-            x = image_of(norm(x), size)
-            maps.append(x)
-        return maps
+        return maps_of(x, self.layers, "projection", "norm")
 
 
 class FaceBlock(nn.Module):
@@ -151,15 +148,8 @@ class FaceEncoder(nn.Module):
             self.layer_norm.append(nn.LayerNorm(width))
 
     def forward(self, x):
-        maps = []
-        for embed, blocks, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
-            x = embed["proj"](x)
-            size, x = x.shape[2:], embed["layer_norm"](tokens(x))
-            for block in blocks:
-                x = block(x, size)
-            x = image_of(norm(x), size)
-            maps.append(x)
-        return maps
+        stages = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
+        return maps_of(x, stages, "proj", "layer_norm")
 
 
 def conv_bn(inner, outer, kernel=1, rate=1, groups=1):
@@ -358,7 +348,7 @@ def test_a_family_is_known_and_computed_as_its_program_does(name):
     assert ("decode_head.conv_seg.weight" in imported.left_out) == (name == "segformer")
     tiny = {"depths": list(DEPTHS), "widths": list(WIDTHS), "width": WIDTH}
     assert imported.args == {**args, **tiny}
-    assert imported.about.items() >= {**INPUT, "align_corners": name == "segformer_smp"}.items()
+    assert imported.about.items() >= {**IMAGENET_INPUT, "align_corners": name == "segformer_smp"}.items()
     network = "daformer_b5" if name == "daformer_mit" else "segformer_b0"
     assert (imported.network, imported.outputs) == (network, CLASSES)
     image = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
