@@ -59,6 +59,7 @@ FAMILIES = (*resnets.FAMILIES, *transformers.FAMILIES, *refused.FAMILIES)
 ALIASES = {**resnets.ALIASES}
 _OF_EARLIER = {SIZE: rules.SIZE, DEPTH: rules.SPAN, BANDS: rules.BANDS}
 _NAMES_SHOWN = 4  # of what a file holds
+_LEFT_OUT_SHOWN = 16  # of tensors that are left out for one reason
 
 
 def recognise(
@@ -193,7 +194,7 @@ def import_model(args: argparse.Namespace) -> None:
         LOGGER.info("note: %s", note)
     for why in dict.fromkeys(imported.left_out.values()):
         names = [name for name, reason in imported.left_out.items() if reason == why]
-        LOGGER.info("left out: %s: %s", shorten(names), why)
+        LOGGER.info("left out: %s: %s", shorten(names, _LEFT_OUT_SHOWN), why)
     try:
         classes = choose(args.classes, imported.outputs, found.names or _texts(said.get(CLASSES)), found.colours)
     except UserError as error:
