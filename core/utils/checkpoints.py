@@ -119,7 +119,7 @@ def _other_file(beginning: bytes) -> str:
         return f"it is a Git LFS pointer in the place of the file{whole}: fetch that by `git lfs pull`"
     if beginning.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")) or beginning[257:262] == b"ustar":
         return "it is a compressed file or an archive: unpack it"
-    if beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0"):
+    if is_safetensors(beginning):
         known = "`python -m tools.import_model` makes a checkpoint of the networks that it knows"
         return f"it is a safetensors file: {known}; of others, load its tensors and torch.save them"
     if beginning.isascii() and beginning.decode().translate(_LINES).isprintable():
@@ -226,7 +226,7 @@ def load_imagenet_weights(feature_extractor: nn.Module, path: str | Path) -> Non
         UserError: not such a file, or weights that do not fit (which keys, which shapes).
     """
     try:
-        weights = read_safetensors(path) if _is_safetensors(path) else read_tensors(path)
+        weights = read_safetensors(path) if is_safetensors(_beginning(path)) else read_tensors(path)
     except UserError as error:
         raise UserError(
             f"MODEL.WEIGHTS: {error}; give another file, or start from a checkpoint with `resume`"
@@ -268,13 +268,18 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is no safetensors file that can be read ({error})") from None
 
 
-def _is_safetensors(path: str | Path) -> bool:
+def is_safetensors(beginning: bytes) -> bool:
+    """Whether a file that begins so is a safetensors file: the length of its JSON in 8 bytes, then that."""
+    return beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0")
+
+
+def _beginning(path: str | Path) -> bytes:
+    """Of a file, as much as tells its kind; empty where it cannot be read."""
     try:
         with open_regular(path) as file:
-            beginning = file.read(9)
+            return file.read(_LOOKED_AT)
     except OSError:
-        return False
-    return beginning[8:9] == b"{" and beginning[:8].endswith(b"\0\0\0")
+        return b""
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, iteration: int) -> None:

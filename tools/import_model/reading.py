@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import _utils as rebuilding
 
-from core.utils.checkpoints import ARCHIVE, PARTS, WITHIN, read_safetensors, read_tensors
+from core.utils.checkpoints import ARCHIVE, PARTS, WITHIN, is_safetensors, read_safetensors, read_tensors
 from core.utils.errors import UserError, shorten
 from core.utils.files import near, open_regular
 
@@ -182,7 +182,7 @@ def _content(path: Path) -> dict:
         raise UserError(f"{path} does not exist{near(path, '*.pth')}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    if path.suffix == ".safetensors" or beginning[8:9] == b"{":
+    if path.suffix == ".safetensors" or is_safetensors(beginning):
         return read_safetensors(path)
     for start, what in _OTHER_FILES.items():
         if beginning.startswith(start):
