@@ -87,7 +87,7 @@ class Predictor:
                 group.flip(-1) if mirrored else group,
                 window,
                 step,
-                model.stride,
+                getattr(model, "stride", 0),  # any module will do
             )
             found |= zip(positions, logits, strict=True)
             if not self._windows_told:
